@@ -1,0 +1,582 @@
+"""Every odd file is decided on purpose, and no file brings the job down."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import os
+import pickle
+import re
+import resource
+import signal
+import struct
+import tempfile
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, ImageOps
+
+from tlray import decoder
+from tlray.decoder import BadImage, decode, decode_files, open_image, read_image
+from tlray.storage import Folder
+
+HOLDER = tempfile.TemporaryDirectory(prefix="tlray-bad-files-")
+atexit.register(HOLDER.cleanup)
+FOLDER = Path(HOLDER.name)
+OUTCOMES = write_bad_files(FOLDER)
+ROOT = Folder.open(HOLDER.name)
+BOMBS = sorted(name for name in OUTCOMES if name.startswith("bomb"))
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PPM": {}}
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(open_image(data))
+
+
+def refused(data: bytes) -> BadImage:
+    with pytest.raises(BadImage) as caught:
+        open_image(data)
+    assert caught.value.stage == "decode"
+    return caught.value
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    colour, alpha = colour.astype(float), alpha.astype(float)[..., None]
+    return np.floor((colour * alpha + 255 * (255 - alpha)) / 255 + 0.5).astype(np.uint8)
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Waiting for ever becomes an exception that the test can see."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("waited")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(5)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def little_memory(megabytes: int = 64) -> Iterator[None]:
+    """Nothing may take much more memory than the process has already."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + megabytes * 2**20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+# Every file.
+
+
+@pytest.mark.parametrize(("name", "outcome"), OUTCOMES.items())
+def test_each_file_has_its_outcome(
+    name: str, outcome: str, alarm: None, recwarn: pytest.WarningsRecorder
+) -> None:
+    rows, (bad,) = decode_files(ROOT, [name], 8)
+    assert rows.shape == (1, 8, 8, 3)
+    assert rows.dtype == np.uint8
+    assert (bad.stage if bad else "ok") == outcome, bad
+    assert not recwarn.list
+    if bad:
+        assert not rows.any()
+        assert bad.error.isidentifier()
+        assert bad.message
+        assert bad.message.isprintable()
+        assert len(bad.message) <= 500
+        assert "0x" not in bad.message
+        assert HOLDER.name not in bad.message
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("empty.jpg", "EmptyFile"),
+        ("page.png", "NotAnImage"),
+        ("eps.jpg", "NotAnImage"),
+        ("pdf.jpg", "NotAnImage"),
+        ("drawing.png", "NotAnImage"),
+        ("wrong_header.png", "BrokenHeader"),
+        ("half.jpg", "OSError"),
+        ("wrong_checksum.png", "SyntaxError"),
+        ("float.tif", "UnsupportedMode"),
+        ("grey_32_bit.tif", "UnsupportedMode"),
+        ("signed.tif", "UnsupportedMode"),
+        ("pipe.jpg", "NotAFile"),
+        ("socket.jpg", "NotAFile"),
+        ("device.jpg", "NotAFile"),
+        ("input_output_error.jpg", "OSError"),
+        *((bomb, "DecompressionBomb") for bomb in BOMBS),
+    ],
+)
+def test_the_error_has_a_name_to_filter_by(name: str, error: str, alarm: None) -> None:
+    bad = decode_files(ROOT, [name], 8)[1][0]
+    assert bad is not None
+    assert bad.error == error, bad
+
+
+def test_bad_files_are_of_many_kinds_and_made_quickly(tmp_path: Path) -> None:
+    started = time.process_time()
+    assert write_bad_files(tmp_path / "again") == OUTCOMES
+    assert time.process_time() - started < 2
+    assert len([outcome for outcome in OUTCOMES.values() if outcome != "ok"]) >= 30
+
+
+# Reading.
+
+
+def test_why_a_file_is_missing(tmp_path: Path) -> None:
+    root = Folder.open(str(tmp_path))
+    (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "file").touch()
+    for path, words in [
+        ("link.jpg", "a link to nowhere"),
+        ("gone.jpg", "removed since it was listed"),
+        ("folder/gone.jpg", "removed since it was listed"),
+        ("caf\\xe9.jpg", "its name is not UTF-8: rename it"),
+        ("caf\ufffd.jpg", "its name is not UTF-8: rename it"),
+        ("caf\ud800.jpg", "its name is not UTF-8: rename it"),
+        ("file/gone.jpg", "Not a directory"),
+        ("nul\0.jpg", "embedded null byte"),
+    ]:
+        with pytest.raises(BadImage, match=re.escape(words)) as caught:
+            read_image(root, path)
+        assert caught.value.stage == "read"
+        assert str(tmp_path) not in caught.value.message
+
+
+def test_a_name_that_only_looks_as_if_it_were_not_utf_8_is_read(tmp_path: Path) -> None:
+    (tmp_path / "caf\\xe9.jpg").write_bytes(b"bytes")
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"other")
+    root = Folder.open(str(tmp_path))
+    assert read_image(root, "caf\\xe9.jpg") == b"bytes"
+    assert read_image(root, os.fsdecode(b"caf\xe9.jpg")) == b"other"
+
+
+def test_an_absolute_path_stands_for_itself(tmp_path: Path) -> None:
+    assert (
+        read_image(Folder.open(str(tmp_path)), str(FOLDER / "plain.jpg"))
+        == (FOLDER / "plain.jpg").read_bytes()
+    )
+
+
+def test_a_file_that_became_a_pipe_is_not_waited_for(
+    tmp_path: Path, alarm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "image.jpg")
+    root = Folder.open(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.os, "stat", lambda _: os.lstat(FOLDER / "plain.jpg"))
+        data = read_image(root, "image.jpg")
+    assert data == b""
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(decoder.MAX_BYTES + 1)
+    with little_memory(), pytest.raises(BadImage) as caught:
+        read_image(Folder.open(str(tmp_path)), "huge.jpg")
+    assert (caught.value.stage, caught.value.error) == ("read", "FileTooLarge")
+
+
+def test_other_storage_is_read_too() -> None:
+    root = Folder.open("memory://images")
+    root.write("a.jpg", (FOLDER / "plain.jpg").read_bytes())
+    rows, bad = decode_files(root, ["a.jpg", "gone.jpg"], 8)
+    assert bad[0] is None
+    assert rows[0].any()
+    assert bad[1] is not None
+    assert (bad[1].stage, bad[1].message) == ("read", "removed since it was listed")
+
+
+def test_no_file_stays_open() -> None:
+    gc.collect()
+    before = os.listdir("/proc/self/fd")
+    decode_files(ROOT, list(OUTCOMES), 8)
+    assert os.listdir("/proc/self/fd") == before
+
+
+# What the pixels are.
+
+
+@pytest.mark.parametrize("name", [name for name, outcome in OUTCOMES.items() if outcome == "ok"])
+@pytest.mark.parametrize("size", [1, 8, 150])
+def test_decode_is_a_bilinear_resize_of_the_whole_image(name: str, size: int) -> None:
+    data = read_image(ROOT, name)
+    whole = open_image(data)
+    assert whole.mode == "RGB"
+    expected = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR))
+    small = decode(data, size)
+    np.testing.assert_array_equal(small, expected)
+    assert small.flags.writeable
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_rgb_is_kept_as_it_is(kind: str) -> None:
+    np.testing.assert_array_equal(pixels(encode(photo(), kind, **LOSSLESS[kind])), np.asarray(photo()))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB"])
+def test_other_modes_become_rgb_as_in_pillow(mode: str) -> None:
+    kind = {"CMYK": "JPEG", "YCbCr": "JPEG", "LAB": "TIFF"}.get(mode, "PNG")
+    data = encode(photo(mode), kind)
+    np.testing.assert_array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_cmyk_has_the_colours_of_rgb() -> None:
+    red = encode(Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK"), "JPEG", quality=100)
+    assert np.abs(pixels(red).astype(int) - (250, 10, 10)).max() < 6
+
+
+def test_alpha_is_composited_over_white() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    rgba = Image.fromarray(np.dstack([colour, alpha]))
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(pixels(encode(rgba, kind)), over_white(colour, alpha))
+    grey_alpha = Image.fromarray(np.dstack([colour[..., 0], alpha]), "LA")
+    for kind in ("PNG", "TIFF"):
+        got = pixels(encode(grey_alpha, kind))
+        np.testing.assert_array_equal(got, over_white(colour[..., [0, 0, 0]], alpha))
+
+
+def test_palette_transparency_is_composited_over_white() -> None:
+    image = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8), "P")
+    image.putpalette([0, 0, 0, 200, 0, 0, 0, 100, 0, 0, 0, 50])
+    colour = np.array([[[0, 0, 0], [200, 0, 0], [0, 100, 0], [0, 0, 50]]])
+    several = encode(image, "PNG", transparency=bytes([0, 100, 200, 255]))
+    np.testing.assert_array_equal(pixels(several), over_white(colour, np.array([[0, 100, 200, 255]])))
+    for kind in ("PNG", "GIF"):
+        one = encode(image, kind, transparency=1)
+        np.testing.assert_array_equal(pixels(one), over_white(colour, np.array([[255, 0, 255, 255]])))
+
+
+def test_a_transparent_colour_becomes_white() -> None:
+    rgb = png(2, 1, 8, 2, b"\0\1\2\3\4\5\6", png_chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    assert pixels(rgb).tolist() == [[[255] * 3, [4, 5, 6]]]
+    grey = png(2, 1, 8, 0, b"\0\x40\x50", png_chunk(b"tRNS", struct.pack(">H", 0x40)))
+    assert pixels(grey).tolist() == [[[255] * 3, [0x50] * 3]]
+    bit = png(2, 1, 1, 0, b"\0\x40", png_chunk(b"tRNS", struct.pack(">H", 0)))
+    assert pixels(bit).tolist() == [[[255] * 3, [255] * 3]]
+    grey_16 = png(
+        2, 1, 16, 0, b"\0" + struct.pack(">2H", 1000, 2000), png_chunk(b"tRNS", struct.pack(">H", 1000))
+    )
+    assert pixels(grey_16).tolist() == [[[255] * 3, [8] * 3]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("TIFF", "<i4"), ("PPM", "<u2")]
+)
+def test_16_bit_grey_is_scaled_not_clipped(kind: str, dtype: str) -> None:
+    wide = np.arange(65536).reshape(256, 256)
+    got = pixels(encode(Image.fromarray(wide.astype(dtype)), kind))
+    np.testing.assert_array_equal(got, np.round(wide / 257).astype(np.uint8)[..., None].repeat(3, -1))
+
+
+def test_compressed_16_bit_grey() -> None:
+    data = encode(Image.fromarray(grey16()), "TIFF", compression="tiff_lzw")
+    np.testing.assert_array_equal(pixels(data)[..., 0], np.round(grey16() / 257))
+
+
+def test_16_bit_grey_with_zero_as_white_is_inverted() -> None:
+    wide = np.arange(65536).reshape(256, 256)
+    data = tiff(wide.astype("<u2").tobytes(), 256, 256, 16, photometric=0)
+    np.testing.assert_array_equal(pixels(data)[..., 0], np.round((65535 - wide) / 257))
+
+
+def test_12_bit_grey_uses_the_whole_range() -> None:
+    data = tiff(bytes([0xFF, 0xF0, 0x00, 0x80, 0x00, 0x10]), 4, 1, 12, photometric=1)
+    assert pixels(data)[0, :, 0].tolist() == [255, 0, 128, 1]
+
+
+def test_16_bit_colour_is_its_high_byte() -> None:
+    data = png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0x1234, 0xFFFF, 0x80FF))
+    assert pixels(data).tolist() == [[[0x12, 0xFF, 0x80]]]
+
+
+@pytest.mark.parametrize("values", [(0, 65536), (-1, 5)])
+def test_32_bit_grey_out_of_range_is_refused(values: tuple[int, int]) -> None:
+    bad = refused(encode(Image.fromarray(np.array([values], np.int32)), "TIFF"))
+    assert bad.error == "UnsupportedMode"
+    assert "convert it" in bad.message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF", "MPO", "AVIF"])
+def test_the_first_frame_is_the_image(kind: str) -> None:
+    red, blue = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+    data = encode(red, kind, blue)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert np.abs(pixels(data).astype(int) - (255, 0, 0)).max() < 6
+
+
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+    9: lambda a: a,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = open_image(encode(photo(), kind, exif=exif, **LOSSLESS[kind]))
+    expected = TURNED[orientation](np.asarray(photo()))
+    np.testing.assert_array_equal(np.asarray(upright), expected)
+    np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(upright)), expected)
+    np.testing.assert_array_equal(pixels(encode(upright, "PNG")), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_exif_orientation_is_applied_in_every_mode(mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    plain = pixels(encode(photo(mode), kind))
+    np.testing.assert_array_equal(pixels(encode(photo(mode), kind, exif=exif)), np.rot90(plain, -1))
+
+
+def test_a_broken_exif_block_does_not_make_a_good_picture_bad() -> None:
+    jpeg, random = encode(photo(), "JPEG"), np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "camera", 72.0
+    block = exif.tobytes()[6:]
+    for _ in range(200):
+        broken = bytearray(block[: random.integers(len(block) + 1)])
+        for position in random.integers(0, len(broken), 4) if broken else ():
+            broken[position] = random.integers(256)
+        got = pixels(with_exif(jpeg, bytes(broken)))
+        assert sorted(got.shape) == [3, 40, 60]
+        chunk = png_chunk(b"eXIf", bytes(broken))
+        assert sorted(pixels(png(2, 1, 8, 0, b"\0\1\2", chunk)).shape) == [1, 2, 3]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_quickly_with_little_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("pixels are read")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    data = (FOLDER / name).read_bytes()
+    started = time.process_time()
+    with little_memory():
+        assert refused(data).error == "DecompressionBomb"
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF"])
+@pytest.mark.parametrize("theirs", [None, 1])
+def test_the_limit_is_ours_alone(kind: str, theirs: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", theirs)
+    data = encode(photo(size=(61, 41)), kind)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(decoder, "MAX_PIXELS", 61 * 41)
+        assert open_image(data).size == (61, 41)
+        monkeypatch.setattr(decoder, "MAX_PIXELS", 61 * 41 - 1)
+        assert refused(data).error == "DecompressionBomb"
+    assert not heard
+    assert theirs == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_gif_frame_larger_than_its_screen_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = struct.pack("<6sHHBBB", b"GIF89a", 1, 1, 0, 0, 0)
+    frame = b"," + struct.pack("<4HB", 0, 0, 50000, 50000, 0) + b"\x02\x02D\x01\0;"
+    with little_memory():
+        assert refused(screen + frame).error == "DecompressionBomb"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in OUTCOMES if name.startswith(("half", "last_byte", "no_end"))]
+)
+def test_truncated_is_refused_even_where_others_allow_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    refused((FOLDER / name).read_bytes())
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, o in OUTCOMES.items() if o == "ok" and name.startswith(("plain", "an"))]
+)
+def test_a_cut_file_is_refused_unless_no_pixel_is_missing(name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    whole = pixels(data)
+    cuts = {*range(0, len(data), max(1, len(data) // 100)), *range(len(data) - 30, len(data))}
+    for cut in sorted(cuts):
+        try:
+            got = pixels(data[:cut])
+        except BadImage:
+            continue
+        assert cut > len(data) / 3
+        np.testing.assert_array_equal(got, whole, err_msg=f"cut at {cut}")
+
+
+@pytest.mark.parametrize("name", ["plain.png", "palette.png", "rgba.png", "animated.png"])
+def test_no_damage_to_a_png_goes_unseen(name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    whole = pixels(data)
+    for position in range(len(data)):
+        try:
+            got = pixels(flip(data, position))
+        except BadImage:
+            continue
+        np.testing.assert_array_equal(got, whole, err_msg=f"byte {position}")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError("a"),
+        SyntaxError(),
+        struct.error("c"),
+        MemoryError(),
+        EOFError(),
+        KeyError(1),
+        RecursionError(),
+    ],
+)
+def test_whatever_pillow_raises_is_a_bad_image(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    bad = refused((FOLDER / "plain.jpg").read_bytes())
+    assert bad.error == type(raised).__name__
+    assert bad.message
+
+
+def test_an_interrupt_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(KeyboardInterrupt):
+        open_image((FOLDER / "plain.jpg").read_bytes())
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+# Many files.
+
+
+def test_decode_files_keeps_the_order() -> None:
+    names = ["plain.jpg", "empty.jpg", "rgba.png", "pipe.jpg", "plain.jpg"]
+    rows, bad = decode_files(ROOT, names, 12)
+    assert [b.stage if b else None for b in bad] == [None, "decode", None, "read", None]
+    for row, name in zip(rows, names, strict=True):
+        expected = decode(read_image(ROOT, name), 12) if OUTCOMES[name] == "ok" else np.zeros((12, 12, 3))
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_decode_files_of_nothing() -> None:
+    rows, bad = decode_files(ROOT, [], 12)
+    assert (rows.shape, rows.dtype, bad) == ((0, 12, 12, 3), np.uint8, [])
+
+
+def test_a_bad_image_holds_no_pixels_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    load = ImageFile.ImageFile.load
+
+    def spy(image: ImageFile.ImageFile) -> object:
+        opened.append(weakref.ref(image))
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", spy)
+    _, bad = decode_files(ROOT, ["half.jpg", "half.gif"], 8)
+    gc.collect()
+    assert all(bad)
+    assert opened
+    assert not [ref for ref in opened if ref() is not None]
+
+
+# The error itself.
+
+
+def test_a_message_is_one_printable_line() -> None:
+    bad = BadImage(
+        "decode", "OSError", "a\nb\0\x1b[31m\udce9 <_io.BytesIO object at 0x7f0012ab> ü 日 " + "x" * 600
+    )
+    assert bad.message.startswith("a\\nb\\x00\\x1b[31m\\udce9 <_io.BytesIO object> ü 日 x")
+    assert bad.message.isprintable()
+    assert len(bad.message) == 500
+    assert str(bad) == f"OSError: {bad.message}"
+
+
+def test_a_bad_image_travels_between_processes() -> None:
+    bad = pickle.loads(pickle.dumps(BadImage(stage="read", error="OSError", message="b\n")))
+    assert (bad.stage, bad.error, bad.message) == ("read", "OSError", "b\\n")
+
+
+# Whatever the bytes are.
+
+SEEDS = [
+    encode(photo(size=(20, 12)), kind, **options)
+    for kind, options in [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+    ]
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for position in draw(st.lists(st.integers(0, len(data) - 1), max_size=6)):
+        data[position] = draw(st.integers(0, 255))
+    start = draw(st.integers(0, len(data)))
+    garbage = draw(st.binary(max_size=40))
+    how = draw(st.sampled_from(["keep", "cut", "append", "insert", "overwrite"]))
+    if how == "cut":
+        del data[start:]
+    elif how == "append":
+        data += garbage
+    elif how != "keep":
+        data[start : start + len(garbage) * (how == "overwrite")] = garbage
+    return bytes(data)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(damaged() | st.binary(max_size=200), st.integers(1, 30))
+def test_damage_is_refused_or_gives_pixels(data: bytes, size: int) -> None:
+    got, bad = None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            got = decode(data, size)
+        except BadImage as error:
+            bad = error
+    if got is not None:
+        assert got.shape == (size, size, 3)
+        assert got.dtype == np.uint8
+    else:
+        assert bad is not None
+        assert bad.stage == "decode"
+        assert bad.message.isprintable()

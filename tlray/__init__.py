@@ -1,0 +1,5 @@
+"""tlray: image transfer learning on Ray."""
+
+from importlib.metadata import version
+
+__version__ = version("tlray")

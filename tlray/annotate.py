@@ -1,0 +1,77 @@
+"""Copies of pictures with the predicted class and its percentage written on them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tlray import decoder, featureset
+from tlray.pipeline import Pass
+from tlray.storage import Folder
+
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+
+
+def annotate(job: Pass, target: Folder) -> None:
+    """Annotate every image of a finished pass of a model, a shard in each Ray task.
+
+    Raises:
+        ray.exceptions.RayTaskError: a picture could not be read again or a copy not be written.
+    """
+    import ray.data
+
+    shards = [{"shard": shard} for shard in range(len(job.index.shard_sizes))]
+    tasks = ray.data.from_items(shards, override_num_blocks=len(shards)).map(_shard, fn_args=(job, target))
+    for _ in tasks.iter_batches():
+        pass
+
+
+def annotate_one(root: Folder, path: str, label: str, probability: float, target: Folder) -> str:
+    """Annotate one image.
+
+    Args:
+        root: of the images.
+        path: of the image, below `root`.
+        label: its predicted class.
+        probability: of that class, 0 to 1.
+        target: where the copy is written, under the same path; what is neither JPEG nor PNG
+            becomes a PNG, with that suffix added.
+
+    Returns:
+        The path of the copy below `target`.
+    """
+    image = decoder.open_image(decoder.read_image(root, path))
+    text = f"{label}: {100 * probability:.1f} %"
+    size = max(12, min(image.size) // 14)
+    font = ImageFont.load_default(size)
+    draw = ImageDraw.Draw(image)
+    left, top, right, bottom = draw.textbbox((size // 2, size // 3), text, font=font)
+    draw.rectangle((0, 0, right + size // 2, bottom + size // 3), fill=(0, 0, 0))
+    draw.text((size // 2, size // 3), text, fill=(255, 255, 255), font=font)
+    name = copy_name(path)
+    stream = io.BytesIO()
+    image.save(stream, _FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
+    target.write(name, stream.getvalue())
+    return name
+
+
+def copy_name(path: str) -> str:
+    """The path of the copy: never outside the folder, whatever the path of the image is."""
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..", ".")]
+    name = "/".join(parts).replace("://", "/")
+    return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
+
+
+def _shard(row: dict[str, Any], job: Pass, target: Folder) -> dict[str, Any]:
+    shard = int(row["shard"])
+    classes = job.metadata["classes"]
+    for table in featureset.read_shard(job.out, shard, job.metadata["job"]):
+        rows = featureset.Rows.of(table)
+        for path, probabilities in zip(rows.paths, rows.features, strict=True):
+            best = int(np.argmax(probabilities))
+            annotate_one(job.root, path, classes[best], float(probabilities[best]), target)
+    return row

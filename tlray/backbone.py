@@ -1,0 +1,56 @@
+"""What a backbone plugin is: a network with named layers that can be cut, and its preprocessing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """Weights that a backbone knows by name."""
+
+    sha256: str
+    """Of their arrays: see `tlray.weights.digest`."""
+    url: str = ""
+    """A Keras 2 `.h5` file; looked for in the Keras cache under its last part, and downloaded at last."""
+
+
+class Backbone(ABC):
+    """A pretrained network without its classifier. Subclass it and register the class as an entry point.
+
+    The class is instantiated without arguments. Its module must import without Keras (import it
+    in the methods): the driver of a job never loads TensorFlow.
+    """
+
+    name: ClassVar[str]
+    """The name on the command line; the same as the entry point's."""
+    image_size: ClassVar[int]
+    """Default side of the square input, in pixels."""
+    cuts: ClassVar[tuple[str, ...]]
+    """Layers that make good cuts, from the input to the end; the last is the default cut."""
+    weights: ClassVar[Mapping[str, KnownWeights]] = {}
+
+    @abstractmethod
+    def build(self, image_size: int) -> keras.Model:
+        """The network from preprocessed pixels (batch, image_size, image_size, 3) float32 to its last features.
+
+        Built without weights and without network access. Layer names must be the same every time.
+        """
+
+    @abstractmethod
+    def preprocess(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
+        """What the weights were trained with, as a part of the graph.
+
+        Args:
+            pixels: symbolic float32 tensor (batch, image_size, image_size, 3), RGB, 0 to 255.
+
+        Returns:
+            The symbolic tensor that `build`'s network takes. Only layers and `keras.ops` may be
+            used, so that the model saves and loads without any code of the plugin.
+        """

@@ -1,0 +1,42 @@
+"""The command line: one file for each command; nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from tlray.cli import demo, evaluate, extract, fit, inspect, plan, plugins, predict, verify
+
+app = typer.Typer(
+    name="tlray",
+    help="Image transfer learning on Ray: features once, a head in seconds, on one machine or a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (
+    extract.extract,
+    fit.fit,
+    evaluate.evaluate,
+    predict.predict,
+    plan.plan,
+    verify.verify,
+    inspect.inspect,
+    demo.demo,
+):
+    app.command()(command)
+app.add_typer(plugins.app)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: bool = typer.Option(False, "--version", help="print the version")) -> None:
+    if version:
+        from tlray import __version__
+
+        typer.echo(f"tlray {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script."""
+    app()

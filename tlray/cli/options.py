@@ -1,0 +1,129 @@
+"""How config classes become options, results become output, and errors become an exit status."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from annotated_doc import Doc
+
+from tlray.errors import TlrayError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of a shell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every command takes."""
+
+    json: Annotated[bool, Doc("print one JSON object on stdout, and nothing else there")] = False
+    debug: Annotated[bool, Doc("show tracebacks and what libraries have to say")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRay(Output):
+    """What every command that runs on Ray takes."""
+
+    address: Annotated[
+        str | None, Doc("of a running Ray cluster; without it a local Ray is started, and stopped at the end")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found."""
+
+    values: Mapping[str, Any]
+    """For --json."""
+    text: str
+    """For people."""
+
+
+def command(function: Callable[..., Result]) -> Callable[..., None]:
+    """Make a typer command of a function that takes config classes and returns a result.
+
+    Each parameter whose type is a dataclass becomes one option for each of its fields. Errors are
+    turned into a message and an exit status here and nowhere else.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) and name != "return"}
+    signature = inspect.signature(function)
+    plain = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in signature.parameters.items()
+        if name not in groups
+    ]
+    # Required ones first, as Python wants it.
+    expanded = [option for group in groups.values() for option in _options(group)]
+    parameters = sorted([*plain, *expanded], key=lambda parameter: parameter.default is not parameter.empty)
+
+    @functools.wraps(function)
+    def run(**given: Any) -> None:
+        def build(group: Any) -> Any:
+            return group(**{field.name: given[field.name] for field in fields(group)})
+
+        with _reported(as_json=given["json"], debug=given["debug"]):
+            arguments = {name: given[name] for name in signature.parameters if name not in groups}
+            result = function(**arguments, **{name: build(group) for name, group in groups.items()})
+            print(json.dumps(result.values) if given["json"] else result.text)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+class _reported:  # noqa: N801 - used like a function
+    """Ends the command with a message and a status when an error leaves the block."""
+
+    def __init__(self, *, as_json: bool, debug: bool) -> None:
+        self.as_json, self.debug = as_json, debug
+        logging.getLogger("tlray").setLevel(logging.DEBUG if debug else logging.WARNING)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, typer.Exit):
+            return
+        if isinstance(error, TlrayError):
+            status, message = error.exit_status, str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            status, message = INTERRUPTED, "stopped; run the same command again to go on"
+        elif isinstance(error, OSError):
+            status, message = 1, f"{error.strerror or error}: {error.filename or 'input or output failed'}"
+        else:
+            status, message = 1, f"unexpected {type(error).__name__}: {error} (--debug shows more)"
+        if self.debug:
+            traceback.print_exception(error)
+        print(f"tlray: {message}", file=sys.stderr)
+        if self.as_json:
+            print(json.dumps({"error": message, "exit_status": status}))
+        raise typer.Exit(status)
+
+
+def _options(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    found = []
+    for field in fields(group):
+        kind, doc = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
+        # A flag is named alone: there is no use for --no-json.
+        names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
+        option = typer.Option(*names, help=doc.documentation, show_default=field.default is not None)
+        found.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=Annotated[kind, option],
+            )
+        )
+    return found

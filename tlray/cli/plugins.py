@@ -1,0 +1,103 @@
+"""`tlray plugins`: which networks, heads and weights there are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tlray.cli.options import Output, Result, command
+
+app = typer.Typer(name="plugins", help="Networks, heads and weights that are installed.", no_args_is_help=True)
+
+
+def _list(output: Output) -> Result:
+    """List all plugins; a broken one with its reason."""
+    from tlray import plugins
+
+    found = [_describe(plugin) for kind in plugins.KINDS for plugin in plugins.installed(kind)]
+    widths = [max(len(row[column]) for row in found) for column in ("kind", "name", "package")]
+    lines = [
+        "  ".join(
+            [*(row[column].ljust(width) for column, width in zip(("kind", "name", "package"), widths, strict=True)), row["what"]]
+        )
+        for row in found
+    ]
+    return Result({"plugins": found}, "\n".join(lines))
+
+
+def _show(
+    name: Annotated[str, typer.Argument(help="of a plugin, as `tlray plugins list` prints it")],
+    output: Output,
+) -> Result:
+    """Show all there is to know of a plugin."""
+    from tlray import plugins
+    from tlray.errors import unknown
+
+    everything = [plugin for kind in plugins.KINDS for plugin in plugins.installed(kind)]
+    found = [_describe(plugin) for plugin in everything if plugin.name == name]
+    if not found:
+        raise unknown("plugin", name, {plugin.name for plugin in everything})
+    blocks = [
+        "\n".join(f"{key:<12} {', '.join(value) if isinstance(value, list) else value}" for key, value in row.items() if key != "what")
+        for row in found
+    ]
+    return Result({"plugins": found}, "\n\n".join(blocks))
+
+
+def _describe(plugin: Any) -> dict[str, Any]:
+    from tlray import plugins, weights
+    from tlray.errors import UserError
+
+    kind = plugin.kind.removesuffix("s") if plugin.kind != "weights" else "weights"
+    about = {"kind": kind, "name": plugin.name, "package": f"{plugin.package} {plugin.version}"}
+    try:
+        if clash := plugins.clashes(plugins.installed(plugin.kind)).get(plugin.name):
+            raise UserError(clash)
+        loaded = plugin.load()
+    except UserError as error:
+        return {**about, "broken": str(error), "what": f"BROKEN: {error}"}
+    about["about"] = (type(loaded).__doc__ or "").strip().splitlines()[0]
+    if plugin.kind == "backbones":
+        offered = {pair for provider in weights_providers() for pair in provider.offers}
+        here = [
+            name
+            for name, known in loaded.weights.items()
+            if (known.url and weights.keras_cache(known.url).is_file()) or (loaded.name, name) in offered
+        ]
+        return {
+            **about,
+            "image_size": str(loaded.image_size),
+            "cuts": list(loaded.cuts),
+            "weights": list(loaded.weights),
+            "weights_here": here,
+            "what": f"{loaded.image_size} px, cut at {loaded.cuts[-1]}, weights {', '.join(loaded.weights) or 'none'}"
+            f"{' (here)' if here else ''}",
+        }
+    if plugin.kind == "heads":
+        return {
+            **about,
+            "loss": loaded.loss or "by the number of classes",
+            "optimizer": f"{loaded.optimizer}, learning rate {loaded.learning_rate:g}",
+            "what": about["about"],
+        }
+    offers = [f"{backbone}/{name}" for backbone, name in loaded.offers]
+    return {**about, "offers": offers, "what": f"for {', '.join(offers)}"}
+
+
+def weights_providers() -> list[Any]:
+    """Those that load; a broken one has its own line."""
+    from tlray import plugins
+    from tlray.errors import UserError
+
+    found = []
+    for plugin in plugins.installed("weights"):
+        try:
+            found.append(plugin.load())
+        except UserError:
+            continue
+    return found
+
+
+app.command("list")(command(_list))
+app.command("show")(command(_show))

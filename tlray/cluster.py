@@ -1,0 +1,62 @@
+"""The Ray a command runs on: one that exists, or a local one that lives as long as the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tlray.errors import UserError
+from tlray.runtime import muted
+
+_ENVIRONMENT = {
+    # Ray Data's actor pools make Ray print an error about their constructor arguments (ray#53727).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "KERAS_BACKEND": "tensorflow",
+    # Without it Ray Train loses the last checkpoint of a worker that dies.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Connect to the Ray at `address`, or start a local one and stop it at the end.
+
+    A Ray that this process is connected to already is used, and left as it is.
+
+    Raises:
+        UserError: there is no Ray at that address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+    if address is None:
+        # A token of its own, in memory: Ray would write one to the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray.data
+
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    local: dict[str, Any] = {
+        "address": "local",
+        # The network takes one CPU and decoding another.
+        "num_cpus": max(2, os.cpu_count() or 2),
+        "include_dashboard": False,
+    }
+    running: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": _ENVIRONMENT}}
+    try:
+        with muted():  # Ray tells that it heeds RAY_BACKEND_LOG_LEVEL.
+            ray.init(**(running if address else local), log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        raise UserError(f"no Ray answers at {address!r}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,38 @@
+"""The two ways a command fails, and the words that help the user on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TlrayError(Exception):
+    """An error whose message is all the user needs."""
+
+    exit_status = 1
+
+
+class UserError(TlrayError):
+    """The user asked for something impossible: nothing was started, nothing written."""
+
+    exit_status = 2
+
+
+class JobError(TlrayError):
+    """The job was right to start and failed."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest names that do.
+
+    Args:
+        kind: what the name is of, e.g. "backbone".
+        given: the name as the user typed it.
+        known: every name that would have been accepted.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5) or names
+    hint = f"known: {', '.join(near[:12])}" if near else f"no {kind} is installed"
+    if len(near) < len(names):
+        hint = f"did you mean {' or '.join(near)}?"
+    return UserError(f"unknown {kind} {given!r}: {hint}")

@@ -1,0 +1,136 @@
+"""The extract job: a folder of images in, a feature set out; run again, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import cluster, pipeline
+from tlray.config import ExtractConfig
+from tlray.errors import UserError
+from tlray.featureset import FORMAT, MANIFEST, part_name
+from tlray.index import Index
+from tlray.listing import Images, Listed, assign_split
+from tlray.network import FrozenPart
+from tlray.provenance import versions
+from tlray.storage import Folder
+
+
+def extract(
+    images: str,
+    out: str,
+    config: ExtractConfig,
+    *,
+    address: str | None = None,
+    progress: pipeline.Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Extract the features of every image into a feature set.
+
+    Args:
+        images: a folder, URI, table or image; see `tlray.listing.Images`.
+        out: the feature set's folder or URI; new, empty, or of the same job.
+        config: what to extract.
+        address: of a running Ray; without it a local one is started and stopped.
+        progress: called after each shard.
+
+    Returns:
+        JSON values: out, images, rows, errors, seconds, images_per_second (of this run), limited_by.
+
+    Raises:
+        UserError: the job cannot be; nothing was written.
+        JobError: the job failed; run it again to go on.
+    """
+    started = time.monotonic()
+    source = Images.open(images)
+    folder = Folder.open(out)
+    frozen = FrozenPart.decide(config)
+    job = {
+        "format": FORMAT,
+        "images": Folder.open(images).uri,
+        "split": config.split,
+        "seed": config.seed if config.split is not None else None,
+        "provenance": frozen.provenance.to_json(),
+    }
+    index = Index.start(folder, _with_split(source, config), config.batch_size, job)
+    labels = index.count("split", "label")
+    work = pipeline.Pass(
+        root=source.root,
+        index=index,
+        out=folder,
+        image_size=frozen.provenance.image_size,
+        batch_size=config.batch_size,
+        store=config.store,
+        metadata={"job": job, "classes": _classes(labels), "versions": versions()},
+        max_bad_fraction=config.max_bad_fraction,
+    )
+    done: list[pipeline.Shard] = []
+    if pipeline.pending(work):
+        with cluster.connect(address):
+            done = pipeline.run(work, frozen.loader(), progress)
+    errors = pipeline.reconcile(work)
+    seconds = time.monotonic() - started
+    images_done = sum(shard.rows + shard.errors for shard in done)
+    result = {
+        "images": index.images,
+        "rows": index.images - errors.num_rows,
+        "errors": errors.num_rows,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images_done / seconds, 3),
+        "limited_by": pipeline.limited_by(done),
+    }
+    if not folder.is_file(MANIFEST):
+        _finish(work, labels, errors, result)
+    return {"out": folder.uri, **result}
+
+
+def _with_split(source: Images, config: ExtractConfig) -> Iterator[Listed]:
+    for image in source:
+        if config.split is not None:
+            if image.split is not None:
+                raise UserError(
+                    f"--split {config.split:g} given, but the images have splits already ({image.split}): "
+                    "leave --split away, or give one of the folders"
+                )
+            image = image._replace(split=assign_split(image.path, config.split, config.seed))
+        yield image
+
+
+def _classes(labels: Counter[tuple[str | None, ...]]) -> list[str]:
+    return sorted({label for _, label in labels if label is not None})
+
+
+def _finish(
+    work: pipeline.Pass, labels: Counter[tuple[str | None, ...]], errors: pa.Table, result: dict[str, Any]
+) -> None:
+    """Write the manifest, which makes the set complete."""
+    kept = labels - Counter(zip(errors["split"].to_pylist(), errors["label"].to_pylist(), strict=True))
+    splits: Counter[str] = Counter()
+    per_class: Counter[str] = Counter()
+    for (split, label), count in kept.items():
+        splits.update({split: count} if split is not None else {})
+        per_class.update({label: count} if label is not None else {})
+    with work.out.filesystem.open_input_file(work.out.join(part_name(0))) as stream:
+        shape = pq.read_schema(stream).field("features").type.shape
+    manifest = {
+        "format": FORMAT,
+        "job": work.metadata["job"],
+        "provenance": work.metadata["job"]["provenance"],
+        "feature_shape": list(shape),
+        "classes": work.metadata["classes"],
+        "rows_per_class": dict(sorted(per_class.items())),
+        "splits": dict(sorted(splits.items())),
+        "shards": len(work.index.shard_sizes),
+        **result,
+        "versions": work.metadata["versions"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    work.out.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+
+

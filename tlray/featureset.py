@@ -1,0 +1,251 @@
+"""A feature set on storage: its files, what stands in them, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tlray.errors import JobError, UserError
+from tlray.provenance import Provenance, read_stamp, stamp
+from tlray.storage import Folder
+
+MANIFEST = "manifest.json"
+FORMAT = "tlray-features/1"
+ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
+_ROW_GROUP_BYTES = 16 << 20
+
+
+def part_name(shard: int) -> str:
+    return f"part-{shard:05d}.parquet"
+
+
+def error_name(shard: int) -> str:
+    return f"errors/part-{shard:05d}.parquet"
+
+
+def write_part(
+    folder: Folder,
+    shard: int,
+    rows: pa.Table,
+    features: Iterator[npt.NDArray[Any]],
+    shape: Sequence[int],
+    store: str,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write the features of one shard; the file is there whole or not at all.
+
+    Args:
+        folder: of the feature set.
+        shard: its number.
+        rows: columns path, split, label; one row for each feature, in the same order.
+        features: batches of rows, (n, *shape).
+        shape: of one row of features.
+        store: "float32" or "float16".
+        metadata: for the file, as in `pipeline.Pass`.
+    """
+    dtype = np.dtype(store)
+    tensor = pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), tuple(shape))
+    schema = pa.schema([*rows.schema, ("features", tensor)], metadata=stamp(metadata))
+    done = 0
+    with (
+        folder.writing(part_name(shard)) as stream,
+        # VGG features are mostly zeros: zstd at its fastest does as well as anything slower.
+        pq.ParquetWriter(
+            stream, schema, compression="zstd", compression_level=1, use_dictionary=["split", "label"]
+        ) as writer,
+    ):
+        for block in _blocks(features):
+            block = np.ascontiguousarray(block, dtype)
+            array = pa.FixedShapeTensorArray.from_numpy_ndarray(block)
+            columns = [*rows.slice(done, len(block)).columns, pa.chunked_array([array])]
+            writer.write_table(pa.table(columns, schema=schema))
+            done += len(block)
+        if done != rows.num_rows:
+            raise JobError(f"shard {shard}: {done} rows of features for {rows.num_rows} images")
+
+
+def write_errors(folder: Folder, shard: int, errors: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Write the images of one shard that gave no features; columns as in `ERRORS`."""
+    with folder.writing(error_name(shard)) as stream:
+        pq.write_table(errors.cast(ERRORS.with_metadata(stamp(metadata))), stream, compression="zstd")
+
+
+def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """The rows of one part file of a job, a bounded number at a time.
+
+    Raises:
+        JobError: the file is missing, damaged or of another job.
+    """
+    path = folder.join(part_name(shard))
+    try:
+        with folder.filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            if read_stamp(file.schema_arrow.metadata).get("job") != job:
+                raise ValueError("it is of another provenance than the manifest")
+            if file.schema_arrow.names != ["path", "split", "label", "features"]:
+                raise ValueError(f"its columns are {file.schema_arrow.names}")
+            for batch in file.iter_batches(batch_size=1024):
+                yield pa.Table.from_batches([batch])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise JobError(f"{path} cannot be read: {error}; extract again") from error
+
+
+def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """The rows of all part files of a job, in the order of the listing; errors as in `read_shard`."""
+    for shard in range(shards):
+        yield from read_shard(folder, shard, job)
+
+
+def read_errors(folder: Folder) -> pa.Table:
+    """All error rows of a feature set, each with its shard."""
+    tables = [ERRORS.append(pa.field("shard", pa.int64())).empty_table()]
+    for name in folder.names("errors"):
+        if name.startswith("part-"):
+            table = pq.read_table(pa.BufferReader(folder.read(f"errors/{name}"))).replace_schema_metadata()
+            shard = int(name.removeprefix("part-").removesuffix(".parquet"))
+            tables.append(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64())))
+    return pa.concat_tables(tables)
+
+
+def _blocks(batches: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Batches put together until they make a row group."""
+    held: list[npt.NDArray[Any]] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(part.nbytes for part in held) >= _ROW_GROUP_BYTES:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def count_rows(folder: Folder, names: Sequence[str], job: Mapping[str, Any]) -> list[int]:
+    """The rows of many part files, from their footers.
+
+    Raises:
+        JobError: a file is damaged, or was written by another job.
+    """
+
+    def count(name: str) -> int:
+        try:
+            with folder.filesystem.open_input_file(folder.join(name)) as stream:
+                file = pq.ParquetFile(stream)
+                if read_stamp(file.schema_arrow.metadata).get("job") != job:
+                    raise ValueError("it was written by another job")
+                rows: int = file.metadata.num_rows
+                return rows
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise JobError(f"{folder.join(name)} is damaged: {error}; remove it and run again") from error
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(count, names))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features in memory, with what they are of."""
+
+    paths: list[str]
+    labels: list[str]
+    """None for a row without one, where such rows are read at all."""
+    features: npt.NDArray[Any]
+    """(rows, *shape), float32 or float16."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Rows:
+        """The rows of a table of a part file."""
+        features = table["features"].combine_chunks().to_numpy_ndarray()
+        return cls(table["path"].to_pylist(), table["label"].to_pylist(), features)
+
+    @classmethod
+    def join(cls, parts: Sequence[Rows], empty: tuple[int, ...]) -> Rows:
+        """All rows of the parts; `empty` is the shape of the features if there are none."""
+        return cls(
+            [path for part in parts for path in part.paths],
+            [label for part in parts for label in part.labels],
+            np.concatenate([part.features for part in parts]) if parts else np.empty(empty, np.float32),
+        )
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Rows:
+        """The rows at which `chosen`, (rows,), is true."""
+        return Rows(
+            [path for path, keep in zip(self.paths, chosen, strict=True) if keep],
+            [label for label, keep in zip(self.labels, chosen, strict=True) if keep],
+            self.features[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """A finished feature set."""
+
+    folder: Folder
+    manifest: Mapping[str, Any]
+    provenance: Provenance
+
+    @classmethod
+    def open(cls, uri: str) -> FeatureSet:
+        """Open a finished feature set.
+
+        Raises:
+            UserError: there is none, it is not finished, or its manifest is not one.
+        """
+        folder = Folder.open(uri)
+        if not folder.is_file(MANIFEST):
+            if folder.exists("index"):
+                raise UserError(
+                    f"{folder.uri} is not finished: run the same `tlray extract` again, it goes on where it was"
+                )
+            raise UserError(f"{folder.uri} is no feature set: it has no {MANIFEST}; expected the --out of `tlray extract`")
+        try:
+            manifest = json.loads(folder.read(MANIFEST))
+            if manifest["format"] != FORMAT:
+                raise UserError(f"{folder.uri} is a {manifest['format']}; expected a {FORMAT}")
+            return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; extract again") from error
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.manifest["feature_shape"])
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.manifest["classes"])
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows of each split; a set without splits has none."""
+        return dict(self.manifest["splits"])
+
+    def batches(self, split: str | None) -> Iterator[Rows]:
+        """The labelled rows of one split, or of all, a bounded number at a time, in the order of the listing.
+
+        Raises:
+            JobError: a file is damaged or of another provenance.
+        """
+        chosen = pc.field("label").is_valid()
+        if split is not None:
+            chosen &= pc.field("split") == split
+        for table in read_parts(self.folder, self.manifest["shards"], self.manifest["job"]):
+            rows = Rows.of(table.filter(chosen))
+            if rows.features.shape[1:] != self.shape:
+                raise JobError(
+                    f"{self.folder.uri} is damaged: features of shape {rows.features.shape[1:]}, "
+                    f"the manifest says {self.shape}"
+                )
+            if rows.paths:
+                yield rows
+
+    def load(self, split: str | None) -> Rows:
+        """All labelled rows of a split in memory."""
+        return Rows.join(list(self.batches(split)), (0, *self.shape))

@@ -1,0 +1,242 @@
+"""The fit job: a feature set in, a model out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from tlray import cluster, plugins
+from tlray.config import FitConfig
+from tlray.errors import UserError, unknown
+from tlray.featureset import FeatureSet, Rows
+from tlray.listing import assign_split
+from tlray.head import Head
+from tlray.model import FORMAT, MANIFEST, Model
+from tlray.network import FrozenPart
+from tlray.provenance import versions
+from tlray.storage import Folder
+
+OPTIMIZERS = "adadelta adafactor adagrad adam adamax adamw ftrl lion muon nadam rmsprop sgd".split()
+"""Keras' own, by the names that `keras.optimizers.get` takes."""
+
+
+def fit(
+    features: str,
+    out: str,
+    config: FitConfig,
+    *,
+    address: str | None = None,
+    report: Callable[[dict[str, float]], None] = lambda metrics: None,
+) -> dict[str, Any]:
+    """Train a head on a feature set and write a model folder.
+
+    Args:
+        features: a finished feature set with labels.
+        out: the model's folder or URI; new, empty, or a model of the same job.
+        config: how to train.
+        address: of a running Ray; without it a local one is started and stopped.
+        report: called with the metrics of each epoch: epoch (from 1), loss, accuracy and, with
+            validation rows, val_loss and val_accuracy.
+
+    Returns:
+        JSON values: out, rows, epochs, history, seconds, and the metrics of the weights that were kept.
+
+    Raises:
+        UserError: the job cannot be; nothing was written.
+        JobError: training failed.
+    """
+    started = time.monotonic()
+    data = FeatureSet.open(features)
+    head = plugins.head(config.head)
+    if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'")
+    folder = Folder.open(out)
+    job = {"features": data.folder.uri, "extraction": data.manifest["job"], "fit": asdict(config)}
+    if folder.is_file(MANIFEST):
+        return _finished(folder, job)
+    if folder.names():
+        raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
+    classes = data.classes
+    if len(classes) < 2:
+        raise UserError(
+            f"{data.folder.uri} has {f'one class ({classes[0]})' if classes else 'no labels'}: a head needs at "
+            "least two classes; extract from a folder with one folder for each class"
+        )
+    training, validation = _load(data, config)
+    settings = _Settings(
+        config=config,
+        head=head,
+        classes=classes,
+        training=training,
+        validation=validation,
+        frozen=FrozenPart.of(data.provenance),
+    )
+    history: list[dict[str, float]] = []
+
+    def record(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 1:  # Again, if a worker was lost and training started anew.
+            history.clear()
+        history.append(metrics)
+        report(metrics)
+
+    with cluster.connect(address):
+        from tlray import trainer
+
+        try:
+            files: dict[str, bytes] = trainer.run(
+                _loop,
+                settings.shared(),
+                workers=config.workers,
+                storage=folder.child(".training"),
+                report=record,
+            )
+        finally:
+            folder.remove(".training")
+            if folder.is_local and not folder.names():
+                folder.remove()
+    kept = _kept(history, config)
+    manifest = {
+        "format": FORMAT,
+        "job": job,
+        "provenance": data.provenance.to_json(),
+        "head": head.name,
+        "classes": classes,
+        "images": data.manifest["job"]["images"],
+        "rows": len(training.labels),
+        "validation_rows": len(validation.labels) if validation else 0,
+        "epochs": len(history),
+        "kept_epoch": kept["epoch"],
+        "metrics": {name: value for name, value in kept.items() if name != "epoch"},
+        "history": history,
+        "seconds": round(time.monotonic() - started, 3),
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for name, content in files.items():
+        folder.write(name, content)
+    folder.write("history.csv", _csv(history))
+    folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+    return _result(folder, manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What the workers need; `shared` puts the arrays into Ray's object store, once for each node."""
+
+    config: FitConfig
+    head: Head
+    classes: list[str]
+    training: Rows
+    validation: Rows | None
+    frozen: FrozenPart
+
+    def shared(self) -> dict[str, Any]:
+        import ray
+
+        def examples(rows: Rows) -> Any:
+            number = {label: index for index, label in enumerate(self.classes)}
+            targets = np.array([number[label] for label in rows.labels], np.int64)
+            return ray.put((rows.features, targets))
+
+        return {
+            "config": self.config,
+            "head": self.head,
+            "classes": len(self.classes),
+            "training": examples(self.training),
+            "validation": examples(self.validation) if self.validation else None,
+            "backbone": self.frozen.backbone,
+            "arrays": ray.put(list(self.frozen.arrays)),
+            "provenance": self.frozen.provenance,
+        }
+
+
+def _loop(
+    settings: dict[str, Any], rank: int, count: int, report: Callable[[dict[str, float]], None]
+) -> dict[str, bytes]:
+    """Runs in each worker."""
+    import ray
+
+    from tlray.runtime import prepare_tensorflow
+
+    prepare_tensorflow(max(1, len(os.sched_getaffinity(0)) // count))
+    from tlray import worker
+
+    validation = settings["validation"]
+    return worker.train(
+        config=settings["config"],
+        head=settings["head"],
+        classes=settings["classes"],
+        training=worker.Examples(*ray.get(settings["training"])),
+        validation=worker.Examples(*ray.get(validation)) if validation else None,
+        frozen=FrozenPart(settings["backbone"], ray.get(settings["arrays"]), settings["provenance"]),
+        rank=rank,
+        workers=worker.Workers(count),
+        report=report,
+    )
+
+
+def _load(data: FeatureSet, config: FitConfig) -> tuple[Rows, Rows | None]:
+    """The training rows and, where there are any, the validation rows."""
+    splits = data.splits
+    if splits and not splits.get("train"):
+        raise UserError(f"{data.folder.uri} has no training rows: its splits are {', '.join(splits)}")
+    training = data.load("train" if splits else None)
+    validation = data.load("validation") if splits.get("validation") else None
+    if config.validation is not None:
+        if validation is not None:
+            raise UserError(
+                f"--validation {config.validation:g}: {data.folder.uri} has {splits['validation']} validation "
+                "rows already; leave the option away"
+            )
+        held_out = np.array(
+            [assign_split(path, 1 - config.validation, config.seed) == "test" for path in training.paths]
+        )
+        training, validation = training.where(~held_out), training.where(held_out)
+        if not training.labels or not validation.labels:
+            raise UserError(f"--validation {config.validation:g} leaves no rows on one side")
+    if config.early_stopping is not None and validation is None:
+        raise UserError(
+            "--early-stopping needs validation rows and there are none: add --validation 0.2, "
+            "or extract from a folder with train/ and validation/"
+        )
+    return training, validation
+
+
+def _kept(history: list[dict[str, float]], config: FitConfig) -> dict[str, float]:
+    """The metrics of the weights in the model: the best epoch's with early stopping, else the last's."""
+    if config.early_stopping is None:
+        return history[-1]
+    return min(history, key=lambda metrics: metrics["val_loss"])
+
+
+def _finished(folder: Folder, job: dict[str, Any]) -> dict[str, Any]:
+    """The result of the same job, run before."""
+    there = Model.open(folder.uri).manifest
+    if there["job"] != json.loads(json.dumps(job)):
+        raise UserError(f"{folder.uri} holds a model of another job: choose another folder, or remove this one")
+    return _result(folder, there)
+
+
+def _result(folder: Folder, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("rows", "validation_rows", "epochs", "kept_epoch", "metrics", "history", "seconds")
+    return {"out": folder.uri, **{name: manifest[name] for name in names}}
+
+
+def _csv(history: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()

@@ -1,0 +1,260 @@
+"""The pass over the images: shards are read and decoded by CPU tasks, put through a network by actors,
+and each is written as one file. A shard whose file exists is done."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tlray import decoder, featureset
+from tlray.errors import JobError
+from tlray.index import Index
+from tlray.network import Network
+from tlray.runtime import prepare_tensorflow
+from tlray.storage import Folder
+
+Progress = Callable[[int, int], None]
+"""Called with the images done and to do after each shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What every task and actor of one pass needs to know."""
+
+    root: Folder
+    """Of the images."""
+    index: Index
+    out: Folder
+    image_size: int
+    batch_size: int
+    store: str
+    """What the output of the network is kept in: "float32" or "float16"."""
+    metadata: Mapping[str, Any]
+    """For every file; under "job" it holds what the index was started with."""
+    max_bad_fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What became of one shard."""
+
+    rows: int
+    errors: int
+    read_seconds: float
+    decode_seconds: float
+    network_seconds: float
+    write_seconds: float
+    started: float
+    """When the network got it, seconds since the epoch."""
+    ended: float
+
+
+def pending(job: Pass) -> list[int]:
+    """The shards that have no file yet."""
+    there = set(job.out.names())
+    return [shard for shard in range(len(job.index.shard_sizes)) if featureset.part_name(shard) not in there]
+
+
+def run(job: Pass, load_network: Callable[[], Network], progress: Progress) -> list[Shard]:
+    """Bring all pending shards to files, on the Ray that is connected.
+
+    Args:
+        job: the pass.
+        load_network: called once in each actor.
+        progress: called after each shard.
+
+    Returns:
+        What became of the shards, those of an earlier run left out.
+
+    Raises:
+        JobError: more images are bad than `max_bad_fraction` allows, or a task failed for good.
+    """
+    import ray.data
+
+    shards = pending(job)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # A shard is one block, however large.
+    actors, gpus = _actors()
+    results = (
+        ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        .map_batches(_decode, fn_args=(job,), batch_size=None, num_cpus=1)
+        .map_batches(
+            _NetworkActor,
+            fn_constructor_args=(job, load_network),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=gpus,
+        )
+    )
+    done: list[Shard] = []
+    total = sum(job.index.shard_sizes[shard] for shard in shards)
+    try:
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            done.extend(Shard(**row) for row in batch.to_pylist())
+            progress(sum(shard.rows + shard.errors for shard in done), total)
+            check_bad(sum(shard.errors for shard in done), job.index.images, job.max_bad_fraction)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise JobError(f"the job failed: {_last_line(cause)}; run it again to go on where it was") from error
+    return done
+
+
+def reconcile(job: Pass) -> pa.Table:
+    """Check that every image has become a row or an error, by what is in the files.
+
+    Returns:
+        All error rows, with the columns of `featureset.ERRORS`.
+
+    Raises:
+        JobError: an image is missing or is there twice, a file is damaged or of another job, or
+            too many images are bad.
+    """
+    sizes = job.index.shard_sizes
+    names = [featureset.part_name(shard) for shard in range(len(sizes))]
+    rows = featureset.count_rows(job.out, names, job.metadata["job"])
+    errors = featureset.read_errors(job.out)
+    bad = Counter(errors["shard"].to_pylist())
+    for shard, size in enumerate(sizes):
+        if rows[shard] + bad[shard] != size:
+            raise JobError(
+                f"{job.out.join(names[shard])}: {rows[shard]} rows and {bad[shard]} errors for {size} images; "
+                "remove this file and run again"
+            )
+    check_bad(errors.num_rows, job.index.images, job.max_bad_fraction)
+    return errors.drop_columns(["shard"])
+
+
+def check_bad(errors: int, images: int, allowed: float) -> None:
+    """Raise JobError if more than the allowed fraction of all images is bad."""
+    if errors > allowed * images:
+        raise JobError(
+            f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; "
+            "see errors/, repair them, or run again with a larger fraction (finished work is kept)"
+        )
+
+
+def limited_by(shards: list[Shard]) -> str:
+    """What the network waited for, or "network" if it hardly waited; "nothing" if nothing ran."""
+    if not shards:
+        return "nothing"
+    spent = {
+        "reading": sum(shard.read_seconds for shard in shards),
+        "decoding": sum(shard.decode_seconds for shard in shards),
+        "network": sum(shard.network_seconds for shard in shards),
+        "writing": sum(shard.write_seconds for shard in shards),
+    }
+    span = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
+    if spent["network"] + spent["writing"] >= 0.8 * span:
+        return "network" if spent["network"] >= spent["writing"] else "writing"
+    return "reading" if spent["reading"] > spent["decoding"] else "decoding"
+
+
+def _actors() -> tuple[int, int]:
+    """How many actors there are, and the GPUs of each: one actor for each GPU, or for each node."""
+    import ray
+
+    if gpus := int(ray.cluster_resources().get("GPU", 0)):
+        return gpus, 1
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()), 0
+
+
+def _decode(batch: dict[str, npt.NDArray[Any]], job: Pass) -> pa.Table:
+    """A shard's rows with their pixels; a bad image has its error and no pixels worth reading."""
+    (shard,) = batch["shard"]
+    rows = job.index.rows(int(shard)).select(["path", "split", "label", "shard"])
+    size = job.image_size
+    pixels = np.zeros((rows.num_rows, size, size, 3), np.uint8)
+    errors: dict[str, list[str | None]] = {name: [None] * rows.num_rows for name in ("stage", "error", "message")}
+    read_seconds = decode_seconds = 0.0
+    for row, path in enumerate(rows["path"].to_pylist()):
+        started = read = time.perf_counter()
+        try:
+            data = decoder.read_image(job.root, path)
+            read = time.perf_counter()
+            pixels[row] = decoder.decode(data, size)
+        except decoder.BadImage as bad:
+            for name, column in errors.items():
+                column[row] = getattr(bad, name)
+        read_seconds += read - started
+        decode_seconds += time.perf_counter() - read
+    for name, column in errors.items():
+        rows = rows.append_column(name, pa.array(column, pa.string()))
+    for name, seconds in (("read_seconds", read_seconds), ("decode_seconds", decode_seconds)):
+        rows = rows.append_column(name, pa.array([seconds] * rows.num_rows))
+    return rows.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels))
+
+
+class _NetworkActor:
+    """Holds the network; one call is one shard."""
+
+    def __init__(self, job: Pass, load_network: Callable[[], Network]) -> None:
+        prepare_tensorflow(len(os.sched_getaffinity(0)))
+        self.job = job
+        self.network = load_network()
+        warm_up = np.zeros((job.batch_size, job.image_size, job.image_size, 3), np.uint8)
+        self.shape = self.network(warm_up).shape[1:]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        started, clock = time.time(), time.perf_counter()
+        job = self.job
+        shard = table["shard"][0].as_py()
+        rows = table.select(["path", "split", "label"])
+        good = np.asarray(table["error"].is_null())
+        errors = table.select(featureset.ERRORS.names).filter(pa.array(~good))
+        if errors.num_rows or shard == 0:  # The first always, so that errors/ opens as a table.
+            featureset.write_errors(job.out, shard, errors, job.metadata)
+        pixels = table["pixels"].combine_chunks().to_numpy_ndarray()
+        if errors.num_rows:
+            pixels = pixels[good]
+        self.seconds = 0.0
+        featureset.write_part(
+            job.out,
+            shard,
+            rows.filter(pa.array(good)),
+            self._features(pixels),
+            self.shape,
+            job.store,
+            job.metadata,
+        )
+        done = Shard(
+            rows=len(pixels),
+            errors=errors.num_rows,
+            read_seconds=table["read_seconds"][0].as_py(),
+            decode_seconds=table["decode_seconds"][0].as_py(),
+            network_seconds=self.seconds,
+            write_seconds=time.perf_counter() - clock - self.seconds,
+            started=started,
+            ended=time.time(),
+        )
+        return pa.Table.from_pylist([vars(done)])
+
+    def _features(self, pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[Any]]:
+        for start in range(0, len(pixels), self.job.batch_size):
+            clock = time.perf_counter()
+            features = self.network(pixels[start : start + self.job.batch_size])
+            with np.errstate(over="ignore"):
+                kept = features.astype(self.job.store, copy=False)
+            if not np.isfinite(kept).all():
+                raise JobError(
+                    f"the features are not finite as {self.job.store}: store them as float32, "
+                    "compute in another precision, or look at the weights"
+                )
+            self.seconds += time.perf_counter() - clock
+            yield kept
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

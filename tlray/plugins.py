@@ -1,0 +1,111 @@
+"""The plugins that are installed: found through entry points, loaded when they are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from tlray.backbone import Backbone
+from tlray.errors import UserError, unknown
+from tlray.head import Head
+from tlray.weights import WeightsProvider
+
+KINDS: dict[str, type[Any]] = {"backbones": Backbone, "heads": Head, "weights": WeightsProvider}
+"""Each entry-point group `tlray.<kind>` and what its plugins must be."""
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point. Nothing is imported until `load`."""
+
+    kind: str
+    name: str
+    package: str
+    version: str
+    entry_point: EntryPoint
+
+    def load(self) -> Any:
+        """Import the plugin and make the one instance that is used.
+
+        Raises:
+            UserError: it does not import, or it is not what its group must hold.
+        """
+        expected = KINDS[self.kind]
+        where = f"plugin {self.name!r} of package {self.package} {self.version}"
+        try:
+            plugin = self.entry_point.load()()
+        except Exception as error:
+            raise UserError(
+                f"{where} is broken: {type(error).__name__}: {error}; repair or uninstall {self.package}"
+            ) from error
+        if not isinstance(plugin, expected):
+            raise UserError(
+                f"{where} is broken: {self.entry_point.value} makes a {type(plugin).__name__}, "
+                f"expected a subclass of {expected.__module__}.{expected.__name__}"
+            )
+        if getattr(plugin, "name", None) != self.name:
+            raise UserError(
+                f"{where} is broken: the class calls itself {getattr(plugin, 'name', None)!r}; "
+                "give the entry point and the class one name"
+            )
+        return plugin
+
+
+def installed(kind: str) -> list[Plugin]:
+    """Every plugin of one kind, by name; names may stand there twice."""
+    found = entry_points(group=f"tlray.{kind}")
+    plugins = [
+        Plugin(kind, point.name, point.dist.name, point.dist.version, point) for point in found if point.dist
+    ]
+    return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
+
+
+def clashes(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """The names that more than one package claims, each with the sentence that says so."""
+    packages: dict[str, list[str]] = {}
+    for plugin in plugins:
+        packages.setdefault(plugin.name, []).append(f"{plugin.package} {plugin.version}")
+    return {
+        name: f"two packages provide a plugin {name!r}: {' and '.join(claims)}; uninstall one"
+        for name, claims in packages.items()
+        if len(claims) > 1
+    }
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The one plugin of that kind and name.
+
+    Raises:
+        UserError: there is none (the message names the nearest), or two packages claim the name.
+    """
+    plugins = installed(kind)
+    matches = [plugin for plugin in plugins if plugin.name == name]
+    if not matches:
+        raise unknown(kind.removesuffix("s"), name, (plugin.name for plugin in plugins))
+    if len(matches) > 1:
+        raise UserError(clashes(matches)[name])
+    return matches[0]
+
+
+def backbone(name: str) -> Backbone:
+    """Load a backbone by name; errors as in `find` and `Plugin.load`."""
+    plugin: Backbone = find("backbones", name).load()
+    return plugin
+
+
+def head(name: str) -> Head:
+    """Load a head by name; errors as in `find` and `Plugin.load`."""
+    plugin: Head = find("heads", name).load()
+    return plugin
+
+
+def weights_providers() -> list[WeightsProvider]:
+    """Every weights provider, in the order of their names."""
+    plugins = installed("weights")
+    for message in clashes(plugins).values():
+        raise UserError(message)
+    return [plugin.load() for plugin in plugins]

@@ -1,0 +1,205 @@
+"""The predict job: a model and any number of images in, one table of classes and probabilities out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from tlray import annotate, cluster, decoder, featureset, pipeline
+from tlray.config import PredictConfig, RunConfig
+from tlray.errors import JobError, UserError
+from tlray.index import Index
+from tlray.listing import Images, Listed
+from tlray.model import NETWORK, Model, load, loader, without_resize
+from tlray.network import compile_network, fastest_precision
+from tlray.provenance import stamp, versions
+from tlray.runtime import prepare_tensorflow
+from tlray.storage import Folder
+
+SUFFIXES = (".parquet", ".csv")
+
+
+def start(
+    model: Model, root: Folder, images: Iterable[Listed], source: str, work: Folder, config: RunConfig
+) -> pipeline.Pass:
+    """Begin, or go on with, a pass of a model over images; its "features" are probabilities.
+
+    Args:
+        model: the model.
+        root: of the images.
+        images: listed for a new job.
+        source: what the images are of, to know the job again.
+        work: the folder for the part files.
+        config: how to run.
+
+    Raises:
+        UserError: the folder holds something else, or there are no images.
+    """
+    precision = fastest_precision() if config.precision == "auto" else config.precision
+    job = {
+        "model": model.folder.uri,
+        "model_created": model.manifest["created"],
+        "images": source,
+        "precision": precision,
+    }
+    index = Index.start(work, images, config.batch_size, job)
+    return pipeline.Pass(
+        root=root,
+        index=index,
+        out=work,
+        image_size=model.provenance.image_size,
+        batch_size=config.batch_size,
+        store="float32",
+        metadata={"job": job, "classes": model.classes, "versions": versions()},
+        max_bad_fraction=config.max_bad_fraction,
+    )
+
+
+def run(work: pipeline.Pass, model: Model, progress: pipeline.Progress) -> list[pipeline.Shard]:
+    """Do what is left of a pass of a model, on the Ray that is connected."""
+    if not pipeline.pending(work):
+        return []
+    data = model.folder.read(NETWORK)
+    return pipeline.run(work, loader(data, work.image_size, work.metadata["job"]["precision"]), progress)
+
+
+def predict(
+    model: str,
+    images: str,
+    out: str,
+    config: PredictConfig,
+    *,
+    address: str | None = None,
+    progress: pipeline.Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Predict the class of every image, into one Parquet or CSV file.
+
+    Its columns are path, label (the most probable class), probability, and then probability_CLASS for
+    each class, or with `top` label_1, probability_1, label_2, ... Images that cannot be decoded go
+    to a second file, OUT with ".errors" before the suffix. Work in progress lies in OUT.parts.
+
+    Args:
+        model: a model's folder or URI.
+        images: a folder, URI, table or image; see `tlray.listing.Images`.
+        out: the file, ending in .parquet or .csv.
+        config: how to predict.
+        address: of a running Ray; without it a local one is started and stopped.
+        progress: called after each shard.
+
+    Returns:
+        JSON values: out, images, rows, errors, seconds, images_per_second, limited_by.
+
+    Raises:
+        UserError: the job cannot be; nothing was written.
+        JobError: the job failed; run it again to go on.
+    """
+    started = time.monotonic()
+    trained = Model.open(model)
+    source = Images.open(images)
+    if not out.endswith(SUFFIXES):
+        raise UserError(f"--out {out}: expected a file name ending in {' or '.join(SUFFIXES)}")
+    folder, _, name = Folder.open(out).path.rpartition("/")
+    target = Folder(Folder.open(out).filesystem, folder or "/", out.rpartition("/")[0])
+    parts = target.child(f"{name}.parts")
+    if target.exists(name) and not parts.exists():
+        raise UserError(f"--out {out} is there already: choose another name, or remove it")
+    work = start(trained, source.root, source, Folder.open(images).uri, parts, config)
+    with cluster.connect(address):
+        done = run(work, trained, progress)
+        errors = pipeline.reconcile(work)
+        if config.annotate is not None:
+            annotate.annotate(work, Folder.open(config.annotate))
+    columns = _columns(trained.classes, config.top)
+    _write(target, name, map(columns, tables(work)), trained)
+    if errors.num_rows:
+        stem, _, suffix = name.rpartition(".")
+        _write(target, f"{stem}.errors.{suffix}", [errors], trained)
+    parts.remove()
+    seconds = time.monotonic() - started
+    return {
+        "out": target.join(name),
+        "images": work.index.images,
+        "rows": work.index.images - errors.num_rows,
+        "errors": errors.num_rows,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(sum(shard.rows + shard.errors for shard in done) / seconds, 3),
+        "limited_by": pipeline.limited_by(done),
+    }
+
+
+def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]:
+    """Predict one image, in this process, without Ray.
+
+    Returns:
+        JSON values: path, label, probability, probabilities (by class, the most probable first).
+
+    Raises:
+        UserError: there is no such model or image.
+        JobError: the image cannot be decoded.
+    """
+    trained = Model.open(model)
+    (found,) = (source := Images.open(image))
+    try:
+        data = decoder.read_image(source.root, found.path)
+        pixels = decoder.decode(data, trained.provenance.image_size)
+    except decoder.BadImage as bad:
+        raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
+    prepare_tensorflow()
+    size = trained.provenance.image_size
+    network = without_resize(load(trained.folder.read(NETWORK)), size)
+    (probabilities,) = compile_network(network, size, "float32")(pixels[None])
+    order = np.argsort(-probabilities, kind="stable")[: config.top]
+    ranked = {trained.classes[index]: float(probabilities[index]) for index in order}
+    label, probability = next(iter(ranked.items()))
+    if config.annotate is not None:
+        annotate.annotate_one(source.root, found.path, label, probability, Folder.open(config.annotate))
+    return {"path": image, "label": label, "probability": probability, "probabilities": ranked}
+
+
+def tables(work: pipeline.Pass) -> Iterator[pa.Table]:
+    """All rows of a finished pass, a bounded number at a time."""
+    return featureset.read_parts(work.out, len(work.index.shard_sizes), work.metadata["job"])
+
+
+def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Table]:
+    """From rows of a part file to rows of the predictions."""
+    names = np.array(classes, object)
+
+    def columns(table: pa.Table) -> pa.Table:
+        probabilities: npt.NDArray[np.float32] = featureset.Rows.of(table).features
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        best = np.take_along_axis(probabilities, order, axis=1)
+        found = {"path": table["path"], "label": pa.array(names[order[:, 0]], pa.string()), "probability": best[:, 0]}
+        if top is None:
+            found |= {f"probability_{name}": probabilities[:, index] for index, name in enumerate(classes)}
+        else:
+            for rank in range(min(top, len(classes))):
+                found[f"label_{rank + 1}"] = pa.array(names[order[:, rank]], pa.string())
+                found[f"probability_{rank + 1}"] = best[:, rank]
+        return pa.table(found)
+
+    return columns
+
+
+def _write(target: Folder, name: str, tables: Iterable[pa.Table], model: Model) -> None:
+    """Write tables, one after the other, as one Parquet or CSV file."""
+    rows = iter(tables)
+    first = next(rows)
+    values = {"model": model.folder.uri, "classes": model.classes, "provenance": model.provenance.to_json()}
+    with target.writing(name) as stream, _writer(stream, name, first.schema.with_metadata(stamp(values))) as writer:
+        writer.write_table(first.replace_schema_metadata(stamp(values)))
+        for table in rows:
+            writer.write_table(table.replace_schema_metadata(stamp(values)))
+
+
+def _writer(stream: IO[bytes], name: str, schema: pa.Schema) -> Any:
+    if name.endswith(".csv"):
+        return pa.csv.CSVWriter(stream, schema)
+    return pq.ParquetWriter(stream, schema, compression="zstd")

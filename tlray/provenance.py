@@ -1,0 +1,74 @@
+"""What features were made with: features of different provenance never meet."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from typing import Any
+
+_KEY = b"tlray"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """All that decides the value of a feature, but for the picture."""
+
+    backbone: str
+    package: str
+    """The package the backbone came from."""
+    weights: str
+    """"imagenet", "none" or the path they were read from; `weights_sha256` is what identifies them."""
+    weights_sha256: str
+    cut: str
+    preprocess: str
+    image_size: int
+    precision: str
+    store: str
+
+    def differences(self, other: Provenance) -> list[str]:
+        """One phrase for each thing that differs, e.g. "cut block4_pool, not block5_pool"."""
+        return [
+            f"{field.name} {getattr(self, field.name)}, not {getattr(other, field.name)}"
+            for field in fields(self)
+            if field.name not in ("package", "weights")
+            and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """As options of `NetworkConfig`, to do the same again."""
+        return {name: value for name, value in asdict(self).items() if name not in ("package", "weights_sha256")}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Provenance:
+        """Raises KeyError or TypeError when a value is missing or of the wrong type."""
+        known = {field.name: values[field.name] for field in fields(cls)}
+        if not isinstance(known["image_size"], int):
+            raise TypeError("image_size is not a whole number")
+        if not all(isinstance(value, str) for name, value in known.items() if name != "image_size"):
+            raise TypeError("a value is not text")
+        return cls(**known)
+
+
+def stamp(values: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """Schema metadata for a Parquet file of ours."""
+    return {_KEY: json.dumps(values, sort_keys=True).encode()}
+
+
+def read_stamp(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """What `stamp` wrote. Raises ValueError when it is not there or not JSON of that kind."""
+    values = json.loads((metadata or {}).get(_KEY, b"null"))
+    if not isinstance(values, dict):
+        raise ValueError("the file carries no tlray metadata")
+    return values
+
+
+def versions() -> dict[str, str]:
+    """The versions of all that has a hand in the numbers."""
+    packages = ("tlray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,366 @@
+"""What an evaluation found, as JSON, plots and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tlray.storage import Folder
+
+COUNTED = 20
+"""Up to this many classes a confusion matrix is shown with its counts; above, its largest confusions."""
+NAMED = 40
+"""Up to this many classes are named along the picture of the matrix; above, they are numbered."""
+TILES = 48
+"""The page shows this many mistakes at most, so that it stays small enough to be sent by mail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image whose most probable class is not its label."""
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+    """What the model gave its wrong answer, from 0 to 1."""
+    thumbnail: bytes | None = None
+    """A JPEG of at most 160 pixels a side; None where the image could not be had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """How well one class is told from the others."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    """The number of images that truly are of this class."""
+
+    @property
+    def meaningful(self) -> tuple[float, float, float]:
+        """Precision, recall and F1; a class without images has neither recall nor F1."""
+        return (
+            (self.precision, self.recall, self.f1) if self.support else (self.precision, math.nan, math.nan)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything that was measured of one model on one set of images."""
+
+    model: str
+    data: str
+    split: str | None
+    images: int
+    rows: int
+    errors: int
+    unlabelled: int
+    loss: float
+    accuracy: float
+    classes: tuple[str, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    """Rows are the true classes, columns the predicted ones, both in the order of `classes`."""
+    scores: tuple[ClassScore, ...]
+    mistakes: tuple[Mistake, ...]
+    """The most confidently wrong first."""
+    history: tuple[Mapping[str, float], ...]
+    """For each epoch: epoch (from 1), loss, accuracy and, if there was validation, val_loss, val_accuracy."""
+    provenance: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def evaluated(self) -> int:
+        """The number of images behind the accuracy: those with a label and a prediction."""
+        return sum(map(sum, self.confusion_matrix))
+
+    @property
+    def correct(self) -> int:
+        """The number of images whose most probable class is their label."""
+        return sum(row[index] for index, row in enumerate(self.confusion_matrix))
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """The 95 % Wilson score interval of the accuracy; None if nothing was evaluated."""
+        if not (count := self.evaluated):
+            return None
+        share, z2 = self.correct / count, 1.959964**2
+        centre = share + z2 / (2 * count)
+        spread = math.sqrt(z2 * share * (1 - share) / count + (z2 / (2 * count)) ** 2)
+        low, high = ((centre + side) / (1 + z2 / count) for side in (-spread, spread))
+        return max(low, 0.0), min(high, 1.0)
+
+    def confusions(self, most: int = 10) -> list[tuple[int, int, str, str]]:
+        """The most frequent confusions: how many, of how many, true class, predicted class."""
+        cells = (
+            (count, sum(row), self.classes[true], self.classes[predicted])
+            for true, row in enumerate(self.confusion_matrix)
+            for predicted, count in enumerate(row)
+            if count and true != predicted
+        )
+        return sorted(cells, key=lambda cell: (-cell[0], cell[1]))[:most]
+
+    def weakest(self, most: int = 10) -> list[ClassScore]:
+        """The classes with the lowest F1 among those that have images."""
+        present = (score for score in self.scores if score.support)
+        return sorted(present, key=lambda score: (math.isfinite(score.f1), score.f1))[:most]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in JSON's own types, without the thumbnails; null for what is not a finite number."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content["scores"] = [vars(score) for score in self.scores]
+        told = ("path", "label", "predicted", "probability")
+        content["mistakes"] = [{name: getattr(mistake, name) for name in told} for mistake in self.mistakes]
+        content |= {"evaluated": self.evaluated, "accuracy_interval": self.accuracy_interval}
+        return {name: _plain(value) for name, value in content.items()}
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The evaluation as plain text for a terminal, at most 100 columns wide."""
+    found, interval = evaluation, evaluation.accuracy_interval
+    counts = {"found": found.images, "evaluated": found.evaluated}
+    others = {"unreadable": found.errors, "without a label": found.unlabelled}
+    counts |= {what: count for what, count in others.items() if count}
+    between = f"  (95 % interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+    facts = [
+        ("model", found.model),
+        ("data", f"{found.data} ({found.split})" if found.split else found.data),
+        ("images", ", ".join(f"{count:,} {what}" for what, count in counts.items())),
+        ("accuracy", _number(found.accuracy, 4) + between),
+        ("loss", _number(found.loss, 4)),
+    ]
+    every = len(found.scores) <= NAMED
+    scores = found.scores if every else found.weakest(COUNTED)
+    head = "class" if every else f"the {len(scores)} weakest of {len(found.scores):,} classes"
+    table = [(head, "precision", "recall", "f1", "support")]
+    for score in scores:
+        precision, recall, f1 = (_number(value, 3) for value in score.meaningful)
+        table.append((score.label, precision, recall, f1, f"{score.support:,}"))
+    blocks = [_columns(facts, "ll"), _columns(table, "lrrrr")]
+    if matrix := _matrix(found):
+        blocks.append(f"confusion matrix (rows: true, columns: predicted)\n{matrix}")
+    elif pairs := [(f" {count:,} of {of:,}", f"{a} -> {b}") for count, of, a, b in found.confusions()]:
+        blocks.append(f"most frequent confusions (true -> predicted)\n{_columns(pairs, 'rl')}")
+    worst = [
+        (f" {_percent(m.probability)}", f"{m.label} -> {m.predicted}", m.path) for m in found.mistakes[:5]
+    ]
+    if worst:
+        blocks.append(f"most confidently wrong (true -> predicted)\n{_columns(worst, 'rll')}")
+    return "\n\n".join(blocks)
+
+
+def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
+    """Write report.json, the plots and index.html into a folder.
+
+    Returns:
+        The names of the files. curves.png is among them only if there is a history.
+    """
+    # A line for each entry: a matrix of 200 classes would be 40,000 lines of indented JSON.
+    entries = (f'"{name}": {_dump(value)}' for name, value in evaluation.to_json().items())
+    confusion = _confusion_plot(evaluation)
+    curves = _curves_plot(evaluation.history) if evaluation.history else None
+    texts = {
+        "report.json": "{\n" + ",\n".join(entries) + "\n}\n",
+        "index.html": _page(evaluation, confusion, curves),
+    }
+    # A file name that is no UTF-8 comes as half surrogate pairs, which only escaped can be written.
+    files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
+    files["confusion_matrix.png"] = confusion
+    if curves:
+        files["curves.png"] = curves
+    else:
+        folder.remove("curves.png")  # of an earlier report
+    for name, data in files.items():
+        folder.write(name, data)
+    return sorted(files)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int | str) else str(value)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _shown(text: str) -> str:
+    """The text with everything escaped that would move the cursor or reorder what stands beside it."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d"
+        else char
+        for char in str(text)
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    """A percentage that says 100 only of the whole."""
+    if not math.isfinite(share):
+        return "-"
+    return f"{min(100 * share, 100 - 10**-digits) if share < 1 else 100:.{digits}f} %"
+
+
+def _columns(rows: Iterable[Sequence[str]], sides: str, gap: int = 2) -> str:
+    """A table in 100 columns; where it is wider, the text in its left-aligned columns is folded."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, gap, 0, 0))
+    for side in sides:
+        table.add_column(justify="left" if side == "l" else "right", no_wrap=side == "r", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_shown(cell)) for cell in row))
+    out = io.StringIO()
+    Console(file=out, width=100, color_system=None, force_terminal=False, force_jupyter=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _matrix(found: Evaluation) -> str:
+    """The confusion matrix; nothing where it is too wide for a terminal."""
+    from rich.cells import cell_len
+
+    heads = names = [_shown(name) for name in found.classes]
+    body = [[f"{count:,}" for count in row] for row in found.confusion_matrix]
+    digits, count = max(len(cell) for row in body for cell in row), len(names)
+    if count > COUNTED or (digits + 1) * count > 84:
+        return ""
+    if sum(max(digits, cell_len(name)) + 2 for name in names) > 70:
+        heads = [str(number) for number in range(1, count + 1)]
+        names = [f"{number:>2} {name}" for number, name in enumerate(names, 1)]
+    rows = [["", *heads], *([name, *cells] for name, cells in zip(names, body, strict=True))]
+    return _columns(rows, "l" + "r" * count, gap=2 if (digits + 2) * count <= 70 else 1)
+
+
+def _png(figure: Any) -> bytes:
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    return buffer.getvalue()
+
+
+def _curves_plot(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Loss and accuracy by epoch, in the published form: training as points, validation as a line."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11.5, 4.2), dpi=160, layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    line = "-" if len(epochs) > 1 else "D"  # a line needs two ends
+    margin = min(0.9, 0.2 + 0.03 * len(epochs))
+    both = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
+    for axes, name in zip(both, ("loss", "accuracy"), strict=True):
+        kinds = ((name, "training", "o", "#8492a4"), (f"val_{name}", "validation", line, "#1d5fbf"))
+        for key, label, style, color in kinds:
+            if any(key in row for row in history):
+                values = [row.get(key, math.nan) for row in history]
+                axes.plot(epochs, values, style, color=color, label=label, markersize=4.5, linewidth=2.2)
+        axes.set(xlabel="epoch", xlim=(min(epochs) - margin, max(epochs) + margin))
+        axes.set_title(name, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("#8492a4")
+        axes.tick_params(length=0)
+        axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _confusion_plot(found: Evaluation) -> bytes:
+    """The confusion matrix, shaded by the share of each true class, legible from 2 to 1,000 classes."""
+    import numpy as np
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.ticker import MaxNLocator
+
+    matrix = np.asarray(found.confusion_matrix, dtype=int)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    count, counted = len(matrix), len(matrix) <= COUNTED
+    names = [f"{name[:11]}…{name[-10:]}" if len(name) > 22 else name for name in map(_shown, found.classes)]
+    longest = max(map(len, names))
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()  # the font that comes with matplotlib
+    named = count <= NAMED and all(ord(char) in glyphs for name in names for char in name)
+    side, margin = 1.9 + 0.36 * count if counted else 8.2, 0.085 * longest + 0.5 if named else 0.7
+    size = (side + margin + (0 if counted else 1.2), side + margin)
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    axes = figure.subplots()
+    # Without counts to read, the shading itself has to show a confusion of one in a hundred.
+    norm = PowerNorm(1 if counted else 0.5, vmin=0, vmax=1)
+    extent = (0.5, count + 0.5, count + 0.5, 0.5)
+    image = axes.imshow(shares, cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=10 if counted else 8)
+    if named:
+        # A class may be called "$x$"; that is no formula.
+        text: dict[str, Any] = {"fontfamily": "DejaVu Sans", "parse_math": False}
+        axes.set_yticks(range(1, count + 1), names, **text)
+        if longest * 0.09 > side / count:
+            text |= {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(1, count + 1), names, **text)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            axis.set_label_text(f"{axis.get_label_text()}, by number")
+    if not counted:
+        bar = figure.colorbar(image, shrink=0.6, aspect=30, label="share of the true class")
+        bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
+        bar.outline.set_visible(False)
+        return _png(figure)
+    fontsize = min(13, 72 * side / count / (0.75 * len(f"{matrix.max():,}") + 0.6))
+    for (row, column), number in np.ndenumerate(matrix):
+        color = "white" if shares[row, column] > 0.55 else "#1c2733" if number else "#8492a4"
+        text = {"color": color, "fontsize": fontsize, "ha": "center", "va": "center_baseline"}
+        axes.text(column + 1, row + 1, f"{number:,}", **text)
+    return _png(figure)
+
+
+def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from tlray import __version__
+
+    environment = Environment(
+        loader=PackageLoader("tlray"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "shown": _shown,
+        "number": _number,
+        "percent": lambda *share: _percent(*share).replace(" ", "\N{NO-BREAK SPACE}"),
+        "text": lambda value: _shown(value if isinstance(value, str) else _dump(value)),
+        "base64": lambda data: base64.b64encode(data).decode(),
+        # Plots are drawn at twice the size they are shown at, for the sharpness of modern screens.
+        "shown_width": lambda png: int.from_bytes(png[16:20], "big") // 2,
+    }
+    totals = map(sum, found.confusion_matrix)
+    return environment.get_template("report.html").render(
+        found=found,
+        confusion=confusion,
+        curves=curves,
+        numbers={name: number for number, name in enumerate(found.classes, 1)},
+        usual=max(zip(totals, found.classes, strict=True), key=lambda pair: pair[0]),
+        digits=1 if found.evaluated <= 1000 else 2,
+        provenance=_plain(found.provenance),
+        many=len(found.classes) > COUNTED,
+        tiles=TILES,
+        version=__version__,
+    )

@@ -1,0 +1,131 @@
+"""Folders and files wherever they are: local paths, s3://, gs://, and all that pyarrow or fsspec open."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from tlray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on some file system; small enough to be sent to every task.
+
+    The folder need not exist: it comes into being with its first file.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    """Absolute, with forward slashes, without the scheme."""
+    uri: str
+    """As the user gave it; local paths made absolute."""
+
+    @classmethod
+    def open(cls, uri: str) -> Folder:
+        """Find the file system of a path or URI.
+
+        Raises:
+            UserError: no installed package opens such a URI.
+        """
+        if "://" not in uri:
+            path = os.path.abspath(uri)
+            return cls(fs.LocalFileSystem(), path, path)
+        try:
+            filesystem, path = fs.FileSystem.from_uri(uri)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            import fsspec
+
+            try:
+                remote, path = fsspec.core.url_to_fs(uri)
+            except (ValueError, ImportError) as error:
+                raise UserError(f"cannot open {uri!r}: {error}") from error
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote))
+        return cls(filesystem, path.rstrip("/"), uri.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def join(self, name: str) -> str:
+        """The path of a file in this folder; an absolute name stands for itself."""
+        return posixpath.join(self.path, name)
+
+    def child(self, name: str) -> Folder:
+        return Folder(self.filesystem, self.join(name), posixpath.join(self.uri, name))
+
+    def exists(self, name: str = "") -> bool:
+        return self._info(name).type != fs.FileType.NotFound
+
+    def is_file(self, name: str = "") -> bool:
+        return self._info(name).type == fs.FileType.File
+
+    def names(self, name: str = "") -> list[str]:
+        """The sorted names of the files and folders directly below; none if there is no such folder."""
+        selector = fs.FileSelector(self.join(name) if name else self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            OSError: the file is missing or cannot be read.
+        """
+        with self.filesystem.open_input_stream(self.join(name), compression=None) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that it is there whole or not at all."""
+        with self.writing(name) as stream:
+            stream.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream whose file appears under its name only when the block ends well.
+
+        Locally the bytes go to a temporary name, are synced and renamed. An object store shows
+        an object only once its upload is complete, so there the name is written directly.
+        """
+        target = self.join(name)
+        if not self.is_local:
+            self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
+            stream: Any = self.filesystem.open_output_stream(target, compression=None)
+            try:
+                yield stream
+            except BaseException:
+                # Closing would complete the upload of half a file.
+                stream.abort() if hasattr(stream, "abort") else None
+                raise
+            stream.close()
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file or a folder with all it holds, if it is there."""
+        info = self._info(name)
+        if info.type == fs.FileType.Directory:
+            self.filesystem.delete_dir(info.path)
+        elif info.type == fs.FileType.File:
+            self.filesystem.delete_file(info.path)
+
+    def _info(self, name: str) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.join(name) if name else self.path)

@@ -1,0 +1,106 @@
+"""Whether a feature set is whole, and whether its features still come out of the images."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+
+from tlray import decoder, featureset
+from tlray.errors import JobError
+from tlray.featureset import FeatureSet, Rows
+from tlray.index import Index
+from tlray.listing import Images
+from tlray.network import FrozenPart, compile_network
+from tlray.runtime import prepare_tensorflow
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+"""Relative error of a row, by the precision it was computed in: other machines and other batches
+add up in another order, which shows where numbers are short."""
+_STORED = 1e-3
+"""What storing as float16 adds."""
+_SHARDS = 8
+
+
+def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
+    """Check a feature set: all its files, and a sample of its rows against their images.
+
+    Args:
+        features: a finished feature set.
+        images: what it was extracted from, wherever it lies now.
+        sample: how many rows are extracted again, in this process.
+
+    Returns:
+        JSON values: rows, errors, sample, largest_error (relative, of a row), tolerance.
+
+    Raises:
+        UserError: there is no finished set, or its network is not installed here.
+        JobError: a file is missing or damaged, rows and errors do not add up to the images, an
+            image can no longer be decoded, or a feature differs by more than the tolerance.
+    """
+    data = FeatureSet.open(features)
+    root = Images.open(images).root
+    frozen = FrozenPart.of(data.provenance)
+    errors = _check_files(data)
+    rows = _sample(data, sample)
+    pixels = []
+    for path in rows.paths:
+        try:
+            pixels.append(decoder.decode(decoder.read_image(root, path), data.provenance.image_size))
+        except decoder.BadImage as bad:
+            raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
+    prepare_tensorflow()
+    network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)
+    stored = rows.features.reshape(len(rows.paths), -1).astype(np.float64)
+    again = np.concatenate(
+        [network(np.stack(pixels[start : start + 32])) for start in range(0, len(pixels), 32)]
+    ).reshape(stored.shape)
+    norms = np.maximum(np.linalg.norm(again, axis=1), 1e-12)
+    differences = np.linalg.norm(stored - again, axis=1) / norms
+    worst = int(differences.argmax())
+    tolerance = TOLERANCE[data.provenance.precision] + (_STORED if data.provenance.store == "float16" else 0)
+    if not differences[worst] <= tolerance:
+        count = int((~(differences <= tolerance)).sum())
+        raise JobError(
+            f"{count} of {len(pixels)} features are not those of their images, e.g. {rows.paths[worst]} "
+            f"(relative error {differences[worst]:.2g}, tolerance {tolerance:.2g}): images or weights have changed"
+        )
+    return {
+        "rows": data.manifest["rows"],
+        "errors": errors,
+        "sample": len(pixels),
+        "largest_error": float(differences[worst]),
+        "tolerance": tolerance,
+    }
+
+
+def _check_files(data: FeatureSet) -> int:
+    """Check that the files hold what the index and the manifest say; return the number of error rows."""
+    index = Index.open(data.folder)
+    names = [featureset.part_name(shard) for shard in range(len(index.shard_sizes))]
+    rows = sum(featureset.count_rows(data.folder, names, data.manifest["job"]))
+    errors = featureset.read_errors(data.folder).num_rows
+    said = data.manifest["rows"], data.manifest["errors"]
+    if (rows, errors) != said or rows + errors != index.images:
+        raise JobError(
+            f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {index.images} images, "
+            f"and the manifest says {said[0]} and {said[1]}; extract again into a new folder"
+        )
+    return int(errors)
+
+
+def _sample(data: FeatureSet, count: int) -> Rows:
+    """Rows drawn from a few shards, so that a large set is not read as a whole."""
+    draw = random.Random(0)
+    shards = draw.sample(range(data.manifest["shards"]), min(_SHARDS, data.manifest["shards"]))
+    found = [
+        Rows.of(table)
+        for shard in sorted(shards)
+        for table in featureset.read_shard(data.folder, shard, data.manifest["job"])
+        if table.num_rows
+    ]
+    rows = Rows.join(found, (0, *data.shape))
+    if not rows.paths:
+        raise JobError(f"{data.folder.uri} has no rows to compare")
+    return rows.where(np.isin(np.arange(len(rows.paths)), draw.sample(range(len(rows.paths)), min(count, len(rows.paths)))))

@@ -1,0 +1,167 @@
+"""Where the weights of a backbone come from: a file, the Keras cache, a provider plugin, a download."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray.backbone import Backbone
+from tlray.errors import UserError, unknown
+from tlray.runtime import prepare_tensorflow
+
+Arrays = Sequence[npt.NDArray[np.float32]]
+
+
+class WeightsProvider(ABC):
+    """Brings weights that are already on this machine, e.g. inside another package.
+
+    Subclass it and register the class as an entry point in the group `tlray.weights`.
+    """
+
+    name: ClassVar[str]
+    """The same as the entry point's name."""
+    offers: ClassVar[tuple[tuple[str, str], ...]]
+    """The (backbone, weights) pairs that this provider has, without any download."""
+
+    @abstractmethod
+    def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
+        """A local file with these weights, or None if this provider does not have them.
+
+        Args:
+            backbone: name of the backbone.
+            weights: name of its weights, e.g. "imagenet".
+            folder: a temporary folder that the file may be written to.
+
+        Returns:
+            A Keras `.h5` file, or an `.npz` file with the arrays in Keras order, each named
+            "layer/variable".
+        """
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The arrays of one backbone, in Keras order, and what identifies them."""
+
+    name: str
+    """"imagenet", "none" or the path the user gave."""
+    sha256: str
+    arrays: Arrays
+
+
+def digest(arrays: Iterable[npt.ArrayLike]) -> str:
+    """SHA-256 over the arrays' bytes in Keras order, float32, little-endian, C order."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(np.ascontiguousarray(array, dtype="<f4").data)
+    return sha256.hexdigest()
+
+
+def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider]) -> Weights:
+    """Find weights once, on the driver, and verify them.
+
+    Args:
+        backbone: the network they are for.
+        name: a name from `backbone.weights`; "none" for random ones (the same every time);
+            or the path of a file that Keras' `load_weights` reads.
+        providers: asked in order when the Keras cache does not have a named file.
+
+    Raises:
+        UserError: no such weights, not to be had here, not for this network, or not the
+            ones that the name stands for.
+    """
+    if name == "none" or os.path.exists(name):
+        # Only the built network knows whether a file fits it, and in which order Keras reads it.
+        arrays = _built(backbone, None if name == "none" else name)
+        return Weights(name, digest(arrays), arrays)
+    if name not in backbone.weights:
+        if os.sep in name or name.endswith((".h5", ".npz")):
+            raise UserError(f"no weights file {name!r}: expected an existing .weights.h5, .h5 or .npz file")
+        raise unknown(f"weights of {backbone.name}", name, [*backbone.weights, "none"])
+    with tempfile.TemporaryDirectory(prefix="tlray-weights-") as folder:
+        path = _named(backbone, name, providers, Path(folder))
+        arrays = _arrays(path)
+    expected, found = backbone.weights[name].sha256, digest(arrays)
+    if found != expected:
+        raise UserError(
+            f"{path} does not hold the {name!r} weights of {backbone.name}: SHA-256 {found[:16]}..., "
+            f"expected {expected[:16]}...; remove the file, or give other weights as --weights PATH"
+        )
+    return Weights(name, found, arrays)
+
+
+def keras_cache(url: str) -> Path:
+    """Where Keras keeps a download."""
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    return Path(home, "models", url.rpartition("/")[2])
+
+
+def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], folder: Path) -> Path:
+    url = backbone.weights[name].url
+    if url and keras_cache(url).is_file():
+        return keras_cache(url)
+    for provider in providers:
+        if (backbone.name, name) in provider.offers:
+            try:
+                path = provider.provide(backbone.name, name, folder)
+            except Exception as error:
+                raise UserError(f"weights provider {provider.name!r} failed: {error}") from error
+            if path is not None:
+                return path
+    reason = "its author names no download"
+    if url:
+        prepare_tensorflow()
+        import keras
+
+        try:
+            return Path(keras.utils.get_file(origin=url, cache_subdir="models"))
+        except Exception as error:  # Keras raises bare Exception
+            reason = f"the download failed ({str(error).splitlines()[0]})"
+    raise UserError(
+        f"no {name!r} weights of {backbone.name} here: not in the Keras cache, no installed plugin has "
+        f"them, and {reason}; install a weights plugin (for VGG16: plugins/tlray-vgg16-weights) "
+        "or give --weights PATH"
+    )
+
+
+def _arrays(path: Path) -> Arrays:
+    """The arrays of a file in its own order, which for `.npz` and Keras 2 `.h5` files is Keras'."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return [file[key] for key in file.files]
+    import h5py
+
+    with h5py.File(path) as file:
+        return [
+            file[layer][weight][()]
+            for layer in file.attrs["layer_names"]
+            for weight in file[layer].attrs["weight_names"]
+        ]
+
+
+def _built(backbone: Backbone, path: str | None) -> Arrays:
+    prepare_tensorflow()
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = backbone.build(backbone.image_size)
+    try:
+        if path and path.endswith(".npz"):
+            model.set_weights(_arrays(Path(path)))
+        elif path:
+            model.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"{path} does not fit {backbone.name}: {str(error).strip().splitlines()[0]}; "
+            "expected its weights without the classifier, as Keras saves them"
+        ) from error
+    arrays: Arrays = model.get_weights()
+    return arrays
