@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont
 
 from tlray import decoder, featureset
 from tlray.pipeline import Pass
@@ -49,7 +49,7 @@ def annotate_one(root: Folder, path: str, label: str, probability: float, target
     size = max(12, min(image.size) // 14)
     font = ImageFont.load_default(size)
     draw = ImageDraw.Draw(image)
-    left, top, right, bottom = draw.textbbox((size // 2, size // 3), text, font=font)
+    _, _, right, bottom = draw.textbbox((size // 2, size // 3), text, font=font)
     draw.rectangle((0, 0, right + size // 2, bottom + size // 3), fill=(0, 0, 0))
     draw.text((size // 2, size // 3), text, fill=(255, 255, 255), font=font)
     name = copy_name(path)

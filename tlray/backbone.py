@@ -38,7 +38,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def build(self, image_size: int) -> keras.Model:
-        """The network from preprocessed pixels (batch, image_size, image_size, 3) float32 to its last features.
+        """The network from preprocessed pixels, float32 (batch, image_size, image_size, 3), to features.
 
         Built without weights and without network access. Layer names must be the same every time.
         """

@@ -23,10 +23,15 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
     """Connect to the Ray at `address`, or start a local one and stop it at the end.
 
     A Ray that this process is connected to already is used, and left as it is.
+
+    Args:
+        address: of a running Ray.
+        cpus: what a local Ray must be able to run at once, even if it has fewer; by default the
+            network and one task that decodes.
 
     Raises:
         UserError: there is no Ray at that address.
@@ -46,14 +51,13 @@ def connect(address: str | None) -> Iterator[None]:
         return
     local: dict[str, Any] = {
         "address": "local",
-        # The network takes one CPU and decoding another.
-        "num_cpus": max(2, os.cpu_count() or 2),
+        "num_cpus": max(cpus, os.cpu_count() or cpus),
         "include_dashboard": False,
     }
     running: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": _ENVIRONMENT}}
     try:
         with muted():  # Ray tells that it heeds RAY_BACKEND_LOG_LEVEL.
-            ray.init(**(running if address else local), log_to_driver=False, logging_level="error")
+            ray.init(**(running if address else local), log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UserError(f"no Ray answers at {address!r}: {str(error).splitlines()[0]}") from error
     try:

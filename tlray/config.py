@@ -129,9 +129,7 @@ class PredictConfig(RunConfig):
     annotate: Annotated[
         str | None, Doc("a folder to write copies of the pictures to, with class and percent on them")
     ] = None
-    top: Annotated[
-        int | None, Doc("keep the K most probable classes of each image instead of all")
-    ] = None
+    top: Annotated[int | None, Doc("keep the K most probable classes of each image instead of all")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

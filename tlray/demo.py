@@ -48,7 +48,8 @@ def demo(out: str, *, address: str | None = None) -> dict[str, Any]:
         extract(images, features, ExtractConfig(image_size=_SIZE), address=address)
         _say("training a head")
         fitted = fit(features, model, FitConfig(), address=address)
-        _say(f"trained: validation accuracy {fitted['metrics']['val_accuracy']:.3f}; evaluating on the test images")
+        accuracy = fitted["metrics"]["val_accuracy"]
+        _say(f"validation accuracy {accuracy:.3f}; evaluating on the test images")
         found = evaluate(model, features, EvaluateConfig())
         print(f"\n{summary(found)}\n", file=sys.stderr)
         _say("predicting the test images")

@@ -161,19 +161,21 @@ class _Tally:
         )
 
 
-def _check(
-    counts: Counter[tuple[str | None, ...]], asked: str | None, data: str, model: Model
-) -> str | None:
+def _check(counts: Counter[tuple[str | None, ...]], asked: str | None, data: str, model: Model) -> str | None:
     """The split to evaluate; None is everything."""
     splits = sorted({split for split, _ in counts if split is not None})
     if asked is not None and asked not in splits:
         raise UserError(f"{data} has no split {asked!r}: it has {', '.join(splits) or 'no splits'}")
     split = asked or next((name for name in ("test", "validation") if name in splits), None)
     if split is None and splits:
-        raise UserError(f"{data} has only {splits[0]} images: to evaluate on these all the same give --split {splits[0]}")
+        raise UserError(
+            f"{data} has only {splits[0]} images: to evaluate on these all the same give --split {splits[0]}"
+        )
     labels = {label for of, label in counts if split in (None, of) and label is not None}
     if not labels:
-        raise UserError(f"{data} has no labels to compare with: expected one folder for each class, or a label column")
+        raise UserError(
+            f"{data} has no labels to compare with: expected one folder for each class, or a label column"
+        )
     if strangers := sorted(labels - set(model.classes)):
         raise UserError(
             f"{data} has classes that the model does not know ({', '.join(strangers[:5])}): "

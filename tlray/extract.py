@@ -98,8 +98,9 @@ def _with_split(source: Images, config: ExtractConfig) -> Iterator[Listed]:
                     f"--split {config.split:g} given, but the images have splits already ({image.split}): "
                     "leave --split away, or give one of the folders"
                 )
-            image = image._replace(split=assign_split(image.path, config.split, config.seed))
-        yield image
+            yield image._replace(split=assign_split(image.path, config.split, config.seed))
+        else:
+            yield image
 
 
 def _classes(labels: Counter[tuple[str | None, ...]]) -> list[str]:
@@ -132,5 +133,3 @@ def _finish(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     work.out.write(MANIFEST, json.dumps(manifest, indent=2).encode())
-
-

@@ -63,8 +63,7 @@ def write_part(
             stream, schema, compression="zstd", compression_level=1, use_dictionary=["split", "label"]
         ) as writer,
     ):
-        for block in _blocks(features):
-            block = np.ascontiguousarray(block, dtype)
+        for block in _blocks(features, dtype):
             array = pa.FixedShapeTensorArray.from_numpy_ndarray(block)
             columns = [*rows.slice(done, len(block)).columns, pa.chunked_array([array])]
             writer.write_table(pa.table(columns, schema=schema))
@@ -116,16 +115,16 @@ def read_errors(folder: Folder) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _blocks(batches: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
     """Batches put together until they make a row group."""
     held: list[npt.NDArray[Any]] = []
     for batch in batches:
         held.append(batch)
         if sum(part.nbytes for part in held) >= _ROW_GROUP_BYTES:
-            yield np.concatenate(held)
+            yield np.concatenate(held, dtype=dtype)
             held = []
     if held:
-        yield np.concatenate(held)
+        yield np.concatenate(held, dtype=dtype)
 
 
 def count_rows(folder: Folder, names: Sequence[str], job: Mapping[str, Any]) -> list[int]:
@@ -203,9 +202,11 @@ class FeatureSet:
         if not folder.is_file(MANIFEST):
             if folder.exists("index"):
                 raise UserError(
-                    f"{folder.uri} is not finished: run the same `tlray extract` again, it goes on where it was"
+                    f"{folder.uri} is not finished: run the same `tlray extract` again, it goes on"
                 )
-            raise UserError(f"{folder.uri} is no feature set: it has no {MANIFEST}; expected the --out of `tlray extract`")
+            raise UserError(
+                f"{folder.uri} is no feature set: it has no {MANIFEST}; expected the --out of `tlray extract`"
+            )
         try:
             manifest = json.loads(folder.read(MANIFEST))
             if manifest["format"] != FORMAT:

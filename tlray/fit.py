@@ -19,14 +19,17 @@ from tlray import cluster, plugins
 from tlray.config import FitConfig
 from tlray.errors import UserError, unknown
 from tlray.featureset import FeatureSet, Rows
-from tlray.listing import assign_split
 from tlray.head import Head
+from tlray.listing import assign_split
 from tlray.model import FORMAT, MANIFEST, Model
 from tlray.network import FrozenPart
 from tlray.provenance import versions
 from tlray.storage import Folder
 
-OPTIMIZERS = "adadelta adafactor adagrad adam adamax adamw ftrl lion muon nadam rmsprop sgd".split()
+OPTIMIZERS = (
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
+    *("ftrl", "lion", "muon", "nadam", "rmsprop", "sgd"),
+)
 """Keras' own, by the names that `keras.optimizers.get` takes."""
 
 
@@ -61,7 +64,9 @@ def fit(
     if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
         raise unknown("optimizer", config.optimizer, OPTIMIZERS)
     if config.tensorboard and find_spec("tensorboard") is None:
-        raise UserError("--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'")
+        raise UserError(
+            "--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'"
+        )
     folder = Folder.open(out)
     job = {"features": data.folder.uri, "extraction": data.manifest["job"], "fit": asdict(config)}
     if folder.is_file(MANIFEST):
@@ -70,9 +75,10 @@ def fit(
         raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
     classes = data.classes
     if len(classes) < 2:
+        what = f"one class ({classes[0]})" if classes else "no labels"
         raise UserError(
-            f"{data.folder.uri} has {f'one class ({classes[0]})' if classes else 'no labels'}: a head needs at "
-            "least two classes; extract from a folder with one folder for each class"
+            f"{data.folder.uri} has {what}: a head needs at least two classes; "
+            "extract from a folder with one folder for each class"
         )
     training, validation = _load(data, config)
     settings = _Settings(
@@ -91,7 +97,7 @@ def fit(
         history.append(metrics)
         report(metrics)
 
-    with cluster.connect(address):
+    with cluster.connect(address, cpus=config.workers):
         from tlray import trainer
 
         try:
@@ -163,7 +169,7 @@ class _Settings:
 
 
 def _loop(
-    settings: dict[str, Any], rank: int, count: int, report: Callable[[dict[str, float]], None]
+    settings: Mapping[str, Any], rank: int, count: int, report: Callable[[dict[str, float]], None]
 ) -> dict[str, bytes]:
     """Runs in each worker."""
     import ray
@@ -197,8 +203,8 @@ def _load(data: FeatureSet, config: FitConfig) -> tuple[Rows, Rows | None]:
     if config.validation is not None:
         if validation is not None:
             raise UserError(
-                f"--validation {config.validation:g}: {data.folder.uri} has {splits['validation']} validation "
-                "rows already; leave the option away"
+                f"--validation {config.validation:g}: {data.folder.uri} has validation rows already; "
+                "leave the option away"
             )
         held_out = np.array(
             [assign_split(path, 1 - config.validation, config.seed) == "test" for path in training.paths]
@@ -225,7 +231,9 @@ def _finished(folder: Folder, job: dict[str, Any]) -> dict[str, Any]:
     """The result of the same job, run before."""
     there = Model.open(folder.uri).manifest
     if there["job"] != json.loads(json.dumps(job)):
-        raise UserError(f"{folder.uri} holds a model of another job: choose another folder, or remove this one")
+        raise UserError(
+            f"{folder.uri} holds a model of another job: choose another folder, or remove this one"
+        )
     return _result(folder, there)
 
 

@@ -49,7 +49,9 @@ class Index:
         return sum(self.shard_sizes)
 
     @classmethod
-    def start(cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any]) -> Index:
+    def start(
+        cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any]
+    ) -> Index:
         """Begin a job in a folder, or go on with the same job there.
 
         Args:
@@ -82,14 +84,18 @@ class Index:
             raise UserError(f"cannot write to {folder.uri}: {error.strerror or error}") from error
 
     @classmethod
-    def _write(cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any]) -> Index:
+    def _write(
+        cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any]
+    ) -> Index:
         rows = iter(images)
         first = next(rows)  # Without any image this raises before there is a file.
         schema = SCHEMA.with_metadata(stamp(job))
         with folder.writing(NAME) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
             for group in _groups(chain([first], rows), batch_size):
                 columns = zip(*group, strict=True)
-                arrays = [pa.array(column, type_) for column, type_ in zip(columns, SCHEMA.types, strict=True)]
+                arrays = [
+                    pa.array(column, type_) for column, type_ in zip(columns, SCHEMA.types, strict=True)
+                ]
                 writer.write_table(pa.table(arrays, schema=schema), row_group_size=len(group))
         return cls.open(folder)
 

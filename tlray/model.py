@@ -41,7 +41,9 @@ class Model:
         """
         folder = Folder.open(uri)
         if not folder.is_file(MANIFEST):
-            raise UserError(f"{folder.uri} is no model: it has no {MANIFEST}; expected the --out of `tlray fit`")
+            raise UserError(
+                f"{folder.uri} is no model: it has no {MANIFEST}; expected the --out of `tlray fit`"
+            )
         try:
             manifest = json.loads(folder.read(MANIFEST))
             if manifest["format"] != FORMAT:
@@ -91,7 +93,9 @@ def load(data: bytes) -> keras.Model:
             for layer in ("resize", "frozen", "head"):
                 model.get_layer(layer)
         except Exception as error:
-            raise UserError(f"{NETWORK} is damaged or not made by tlray: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"{NETWORK} is damaged or not made by tlray: {str(error).splitlines()[0]}"
+            ) from error
         return model
 
 

@@ -69,7 +69,9 @@ class FrozenPart:
         """
         frozen = cls.decide(NetworkConfig(**provenance.options()))
         if differences := frozen.provenance.differences(provenance):
-            raise UserError(f"the features were made with another network than is here: {'; '.join(differences)}")
+            raise UserError(
+                f"the features were made with another network than is here: {'; '.join(differences)}"
+            )
         return frozen
 
     def build(self) -> keras.Model:
@@ -157,7 +159,7 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
         for layer in backbone_layers(model):
             layer.dtype_policy = policy
 
-    @tf.function(  # type: ignore[untyped-decorator]
+    @tf.function(
         autograph=False,  # Its conversion would leave a file in the temporary folder.
         input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.uint8)],
         jit_compile=False,

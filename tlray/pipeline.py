@@ -1,5 +1,6 @@
 """The pass over the images: shards are read and decoded by CPU tasks, put through a network by actors,
-and each is written as one file. A shard whose file exists is done."""
+and each is written as one file. A shard whose file exists is done.
+"""
 
 from __future__ import annotations
 
@@ -129,8 +130,8 @@ def reconcile(job: Pass) -> pa.Table:
     for shard, size in enumerate(sizes):
         if rows[shard] + bad[shard] != size:
             raise JobError(
-                f"{job.out.join(names[shard])}: {rows[shard]} rows and {bad[shard]} errors for {size} images; "
-                "remove this file and run again"
+                f"{job.out.join(names[shard])} holds {rows[shard]} rows, with {bad[shard]} errors, "
+                f"for {size} images; remove this file and run again"
             )
     check_bad(errors.num_rows, job.index.images, job.max_bad_fraction)
     return errors.drop_columns(["shard"])
@@ -176,7 +177,9 @@ def _decode(batch: dict[str, npt.NDArray[Any]], job: Pass) -> pa.Table:
     rows = job.index.rows(int(shard)).select(["path", "split", "label", "shard"])
     size = job.image_size
     pixels = np.zeros((rows.num_rows, size, size, 3), np.uint8)
-    errors: dict[str, list[str | None]] = {name: [None] * rows.num_rows for name in ("stage", "error", "message")}
+    errors: dict[str, list[str | None]] = {
+        name: [None] * rows.num_rows for name in ("stage", "error", "message")
+    }
     read_seconds = decode_seconds = 0.0
     for row, path in enumerate(rows["path"].to_pylist()):
         started = read = time.perf_counter()

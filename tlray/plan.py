@@ -30,9 +30,9 @@ def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, A
         sample: how many images are tried.
 
     Returns:
-        JSON values: images, bytes_read (None for a table), sample, sample_errors, read_ms and decode_ms (an image and
-        core), network_ms (an image, all cores or one GPU), cores, gpus, images_per_second, seconds,
-        gpu_hours, feature_shape, bytes_written.
+        JSON values: images, bytes_read (None for a table), sample, sample_errors, read_ms and
+        decode_ms (an image and core), network_ms (an image, all cores or one GPU), cores, gpus,
+        images_per_second, seconds, gpu_hours, feature_shape, bytes_written.
 
     Raises:
         UserError: as `extract`.

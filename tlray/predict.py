@@ -176,7 +176,11 @@ def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Tab
         probabilities: npt.NDArray[np.float32] = featureset.Rows.of(table).features
         order = np.argsort(-probabilities, axis=1, kind="stable")
         best = np.take_along_axis(probabilities, order, axis=1)
-        found = {"path": table["path"], "label": pa.array(names[order[:, 0]], pa.string()), "probability": best[:, 0]}
+        found = {
+            "path": table["path"],
+            "label": pa.array(names[order[:, 0]], pa.string()),
+            "probability": best[:, 0],
+        }
         if top is None:
             found |= {f"probability_{name}": probabilities[:, index] for index, name in enumerate(classes)}
         else:
@@ -193,7 +197,10 @@ def _write(target: Folder, name: str, tables: Iterable[pa.Table], model: Model) 
     rows = iter(tables)
     first = next(rows)
     values = {"model": model.folder.uri, "classes": model.classes, "provenance": model.provenance.to_json()}
-    with target.writing(name) as stream, _writer(stream, name, first.schema.with_metadata(stamp(values))) as writer:
+    with (
+        target.writing(name) as stream,
+        _writer(stream, name, first.schema.with_metadata(stamp(values))) as writer,
+    ):
         writer.write_table(first.replace_schema_metadata(stamp(values)))
         for table in rows:
             writer.write_table(table.replace_schema_metadata(stamp(values)))

@@ -39,7 +39,9 @@ class Provenance:
 
     def options(self) -> dict[str, Any]:
         """As options of `NetworkConfig`, to do the same again."""
-        return {name: value for name, value in asdict(self).items() if name not in ("package", "weights_sha256")}
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("package", "weights_sha256")
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -63,10 +63,10 @@ class Folder:
         return Folder(self.filesystem, self.join(name), posixpath.join(self.uri, name))
 
     def exists(self, name: str = "") -> bool:
-        return self._info(name).type != fs.FileType.NotFound
+        return bool(self._info(name).type != fs.FileType.NotFound)
 
     def is_file(self, name: str = "") -> bool:
-        return self._info(name).type == fs.FileType.File
+        return bool(self._info(name).type == fs.FileType.File)
 
     def names(self, name: str = "") -> list[str]:
         """The sorted names of the files and folders directly below; none if there is no such folder."""

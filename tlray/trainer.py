@@ -21,19 +21,19 @@ Loop = Callable[[Mapping[str, Any], int, int, Callable[[dict[str, float]], None]
 """Called in each worker with the settings, its rank, the number of workers, and where to report an epoch."""
 
 
-class _TensorFlowBackend(Backend):  # type: ignore[misc]
+class _TensorFlowBackend(Backend):
     """Tells TensorFlow where the other workers are.
 
     Ray's own TensorFlow backend also sets TF_USE_LEGACY_KERAS, which is not for Keras 3 (ray#64276).
     """
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         addresses = worker_group.execute(_free_address)
         for rank in range(len(addresses)):
             worker_group.execute_single(rank, _set_tf_config, addresses, rank)
 
 
-class _TensorFlowConfig(BackendConfig):  # type: ignore[misc]
+class _TensorFlowConfig(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return _TensorFlowBackend
@@ -80,7 +80,7 @@ def run(
     available = gpus or int(ray.cluster_resources().get("CPU", 0))
     if workers > available:
         raise UserError(
-            f"--workers {workers}: this Ray has {available} {'GPUs' if gpus else 'CPUs'}; give at most so many"
+            f"--workers {workers}: expected at most {available}, the {'GPUs' if gpus else 'CPUs'} of this Ray"
         )
     epochs = Queue(actor_options={"num_cpus": 0})
 

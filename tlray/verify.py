@@ -64,7 +64,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
         count = int((~(differences <= tolerance)).sum())
         raise JobError(
             f"{count} of {len(pixels)} features are not those of their images, e.g. {rows.paths[worst]} "
-            f"(relative error {differences[worst]:.2g}, tolerance {tolerance:.2g}): images or weights have changed"
+            f"(relative error {differences[worst]:.2g}, tolerance {tolerance:.2g}): images have changed"
         )
     return {
         "rows": data.manifest["rows"],
@@ -103,4 +103,6 @@ def _sample(data: FeatureSet, count: int) -> Rows:
     rows = Rows.join(found, (0, *data.shape))
     if not rows.paths:
         raise JobError(f"{data.folder.uri} has no rows to compare")
-    return rows.where(np.isin(np.arange(len(rows.paths)), draw.sample(range(len(rows.paths)), min(count, len(rows.paths)))))
+    return rows.where(
+        np.isin(np.arange(len(rows.paths)), draw.sample(range(len(rows.paths)), min(count, len(rows.paths))))
+    )

@@ -58,7 +58,7 @@ class Workers:
         )
 
 
-class _Slices(keras.utils.PyDataset):  # type: ignore[misc]
+class _Slices(keras.utils.PyDataset):
     """This worker's part of the batches of an epoch, for Keras' fit."""
 
     def __init__(self, examples: Examples, batches: GlobalBatches, outputs: int) -> None:
@@ -81,18 +81,22 @@ class _Slices(keras.utils.PyDataset):  # type: ignore[misc]
         self.order = self.batches.order(self.epoch)
 
 
-class _RowMean(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
+class _RowMean(keras.metrics.MeanMetricWrapper):
     """The mean over real rows: padding has weight 0, and the scale of the other weights is the loss's."""
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         super().update_state(y_true, y_pred, keras.ops.sign(sample_weight))
 
 
-class _GlobalLogs(keras.callbacks.Callback):  # type: ignore[misc]
+class _GlobalLogs(keras.callbacks.Callback):
     """Makes the logs of an epoch those of all workers' rows; must stand before callbacks that read them."""
 
     def __init__(
-        self, workers: Workers, metrics: list[_RowMean], validation: _Slices | None, report: Callable[[dict[str, float]], None]
+        self,
+        workers: Workers,
+        metrics: list[_RowMean],
+        validation: _Slices | None,
+        report: Callable[[dict[str, float]], None],
     ) -> None:
         super().__init__()
         self.metrics, self.validation, self.report = metrics, validation, report
@@ -107,7 +111,9 @@ class _GlobalLogs(keras.callbacks.Callback):  # type: ignore[misc]
         self.report({"epoch": epoch + 1, **logs})
 
     def _means(self) -> dict[str, float]:
-        state = np.array([[metric.total.numpy(), metric.count.numpy()] for metric in self.metrics], np.float64)
+        state = np.array(
+            [[metric.total.numpy(), metric.count.numpy()] for metric in self.metrics], np.float64
+        )
         sums = self._sum(tf.constant(state)).numpy()
         return {
             metric.name.removeprefix("row_"): float(total / count)
@@ -119,7 +125,7 @@ def _averaging(optimizer: keras.Optimizer, workers: Workers) -> keras.Optimizer:
     """The same optimizer, made to average the gradients over the workers before each step."""
     kind: Any = type(optimizer)
 
-    class Averaging(kind):  # type: ignore[misc]
+    class Averaging(kind):
         def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
             # One collective for all: many small ones would wait for each other.
             flat = workers.sum(tf.concat([tf.reshape(grad, [-1]) for grad in grads], 0)) / workers.count
@@ -141,7 +147,9 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
         model = head.build(feature_shape, classes)
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}") from error
+        raise UserError(
+            f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
+        ) from error
     width = model.output_shape[-1]
     if len(model.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
         raise UserError(

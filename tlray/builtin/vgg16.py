@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tlray.backbone import Backbone, KnownWeights
 
@@ -22,7 +22,7 @@ class VGG16(Backbone):
         for block, convolutions in enumerate(_BLOCKS, 1)
         for layer in [*(f"conv{i}" for i in range(1, convolutions + 1)), "pool"]
     )
-    weights = {
+    weights: ClassVar = {
         "imagenet": KnownWeights(
             sha256="d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd",
             url="https://storage.googleapis.com/tensorflow/keras-applications/vgg16/"

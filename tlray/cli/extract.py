@@ -34,6 +34,6 @@ def summary(found: dict[str, object], what: str) -> str:
     """The counts of a pass over images, for people."""
     return (
         f"{found['images']:,} images: {found['rows']:,} rows, {found['errors']:,} errors "
-        f"in {found['seconds']:.1f} s ({found['images_per_second']:.1f} images/s, limited by {found['limited_by']})\n"
-        f"{what}: {found['out']}"
+        f"in {found['seconds']:.1f} s ({found['images_per_second']:.1f} images/s, "
+        f"limited by {found['limited_by']})\n{what}: {found['out']}"
     )

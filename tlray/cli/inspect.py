@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.cli.options import Output, Result, command
+from tlray.cli.options import Result, command
 
 _LONG = ("history", "job")
 """Left out for people; --json has them."""
@@ -17,26 +17,25 @@ _LONG = ("history", "job")
 @command
 def inspect(
     path: Annotated[str, typer.Argument(help="a feature set or a model")],
-    output: Output,
 ) -> Result:
     """Say what a feature set or a model holds and how it was made."""
     from tlray.errors import UserError
     from tlray.featureset import FORMAT as FEATURES
     from tlray.featureset import FeatureSet
     from tlray.model import FORMAT as MODEL
-    from tlray.model import Model
+    from tlray.model import NETWORK, Model
     from tlray.storage import Folder
 
     folder = Folder.open(path)
     if not folder.exists():
         raise UserError(f"{path} is not there: expected a feature set or a model")
-    if folder.is_file("model.keras"):
-        manifest = Model.open(path).manifest
-    else:
-        manifest = FeatureSet.open(path).manifest
+    found = Model.open(path) if folder.is_file(NETWORK) else FeatureSet.open(path)
+    manifest = found.manifest
     kind = {FEATURES: "a feature set", MODEL: "a model"}[manifest["format"]]
     lines = [f"{folder.uri} is {kind}"]
-    lines += [f"  {name:<28} {value}" for name, value in _flat(manifest) if name.partition(".")[0] not in _LONG]
+    lines += [
+        f"  {name:<28} {value}" for name, value in _flat(manifest) if name.partition(".")[0] not in _LONG
+    ]
     return Result(dict(manifest), "\n".join(lines))
 
 

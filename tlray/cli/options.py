@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class _Output:
     """What every command takes."""
 
     json: Annotated[bool, Doc("print one JSON object on stdout, and nothing else there")] = False
@@ -30,7 +30,7 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnRay(Output):
+class OnRay:
     """What every command that runs on Ray takes."""
 
     address: Annotated[
@@ -51,11 +51,13 @@ class Result:
 def command(function: Callable[..., Result]) -> Callable[..., None]:
     """Make a typer command of a function that takes config classes and returns a result.
 
-    Each parameter whose type is a dataclass becomes one option for each of its fields. Errors are
-    turned into a message and an exit status here and nowhere else.
+    Each parameter whose type is a dataclass becomes one option for each of its fields; --json and
+    --debug are added. Errors are turned into a message and an exit status here and nowhere else.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) and name != "return"}
+    groups: dict[str, Any] = {
+        name: hint for name, hint in hints.items() if is_dataclass(hint) and name != "return"
+    }
     signature = inspect.signature(function)
     plain = [
         parameter.replace(annotation=hints[name])
@@ -63,7 +65,7 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
         if name not in groups
     ]
     # Required ones first, as Python wants it.
-    expanded = [option for group in groups.values() for option in _options(group)]
+    expanded = [option for group in [*groups.values(), _Output] for option in _options(group)]
     parameters = sorted([*plain, *expanded], key=lambda parameter: parameter.default is not parameter.empty)
 
     @functools.wraps(function)

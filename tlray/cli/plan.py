@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tlray.cli.arguments import Images
-from tlray.cli.options import Output, Result, command
+from tlray.cli.options import Result, command
 from tlray.config import ExtractConfig
 
 
@@ -15,10 +15,9 @@ from tlray.config import ExtractConfig
 def plan(
     images: Images,
     config: ExtractConfig,
-    output: Output,
     sample: Annotated[int, typer.Option(min=1, help="how many images are timed")] = 64,
 ) -> Result:
-    """Count the images, time a sample on this machine, and say how long, how many bytes, how many GPU hours."""
+    """Time a sample of the images here and say how long all take, how many bytes, how many GPU hours."""
     from tlray.plan import plan
 
     found = plan(images, config, sample=sample)
@@ -32,7 +31,10 @@ def plan(
             f"decoding {found['decode_ms']:.2f} ms an image and core",
         ),
         ("network", f"{found['network_ms']:.2f} ms an image in {found['precision']}"),
-        ("machine", f"{found['cores']} cores, {found['gpus']} GPUs: {found['images_per_second']:.1f} images/s"),
+        (
+            "machine",
+            f"{found['cores']} cores, {found['gpus']} GPUs: {found['images_per_second']:.1f} images/s",
+        ),
         ("time", f"{found['seconds'] / 3600:.2f} hours, besides about 20 s to start"),
         ("GPU hours", f"{found['gpu_hours']:.2f}"),
         ("features", f"{shape}, {_bytes(found['bytes_written'])} to write"),

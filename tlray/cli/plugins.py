@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.cli.options import Output, Result, command
+from tlray.cli.options import Result, command
 
-app = typer.Typer(name="plugins", help="Networks, heads and weights that are installed.", no_args_is_help=True)
+app = typer.Typer(
+    name="plugins", help="Networks, heads and weights that are installed.", no_args_is_help=True
+)
 
 
-def _list(output: Output) -> Result:
+def _list() -> Result:
     """List all plugins; a broken one with its reason."""
     from tlray import plugins
 
@@ -19,7 +21,13 @@ def _list(output: Output) -> Result:
     widths = [max(len(row[column]) for row in found) for column in ("kind", "name", "package")]
     lines = [
         "  ".join(
-            [*(row[column].ljust(width) for column, width in zip(("kind", "name", "package"), widths, strict=True)), row["what"]]
+            [
+                *(
+                    row[column].ljust(width)
+                    for column, width in zip(("kind", "name", "package"), widths, strict=True)
+                ),
+                row["what"],
+            ]
         )
         for row in found
     ]
@@ -28,7 +36,6 @@ def _list(output: Output) -> Result:
 
 def _show(
     name: Annotated[str, typer.Argument(help="of a plugin, as `tlray plugins list` prints it")],
-    output: Output,
 ) -> Result:
     """Show all there is to know of a plugin."""
     from tlray import plugins
@@ -39,7 +46,11 @@ def _show(
     if not found:
         raise unknown("plugin", name, {plugin.name for plugin in everything})
     blocks = [
-        "\n".join(f"{key:<12} {', '.join(value) if isinstance(value, list) else value}" for key, value in row.items() if key != "what")
+        "\n".join(
+            f"{key:<12} {', '.join(value) if isinstance(value, list) else value}"
+            for key, value in row.items()
+            if key != "what"
+        )
         for row in found
     ]
     return Result({"plugins": found}, "\n\n".join(blocks))
@@ -71,8 +82,8 @@ def _describe(plugin: Any) -> dict[str, Any]:
             "cuts": list(loaded.cuts),
             "weights": list(loaded.weights),
             "weights_here": here,
-            "what": f"{loaded.image_size} px, cut at {loaded.cuts[-1]}, weights {', '.join(loaded.weights) or 'none'}"
-            f"{' (here)' if here else ''}",
+            "what": f"{loaded.image_size} px, cut at {loaded.cuts[-1]}, "
+            f"weights {', '.join(loaded.weights) or 'none'}{' (here)' if here else ''}",
         }
     if plugin.kind == "heads":
         return {

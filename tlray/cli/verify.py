@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from tlray.cli.arguments import Features
-from tlray.cli.options import Output, Result, command
+from tlray.cli.options import Result, command
 
 
 @command
 def verify(
     features: Features,
     images: Annotated[str, typer.Option(help="what they were extracted from")],
-    output: Output,
     sample: Annotated[int, typer.Option(min=1, help="how many rows are extracted again")] = 64,
 ) -> Result:
     """Check that a feature set is whole, and extract a sample of it again to compare."""

@@ -1,0 +1,38 @@
+# Everything runs from .venv, which is installed from requirements.lock by hash.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PACKAGES := . plugins/tlray-vgg16-weights
+TESTS := tests plugins/tlray-vgg16-weights/tests
+
+.PHONY: install demo test test-fast lint bench lock
+
+install: .venv/installed
+
+.venv/installed: requirements.lock $(addsuffix /pyproject.toml,$(PACKAGES))
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(addprefix --editable ,$(PACKAGES))
+	touch $@
+
+demo: install
+	$(BIN)/tlray demo
+
+test: install
+	$(BIN)/python -m pytest $(TESTS)
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m tests.benchmarks.bench
+
+# Needs uv. The lock names versions and hashes, and no index.
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--extra tensorboard --group dev --no-emit-package tlray --no-emit-package tlray-vgg16-weights \
+		--output-file requirements.lock pyproject.toml plugins/tlray-vgg16-weights/pyproject.toml
