@@ -14,12 +14,16 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from tlray import report
+from tlray import plots, report
 from tlray.report import ClassScore, Evaluation, Mistake, summary, write_report
 from tlray.storage import Folder
 
 HOSTILE = "<script>alert('x')</script>"
 JPEG = b"\xff\xd8 thumbnail \xff\xd9"
+
+
+def confusion_plot(found: Evaluation) -> bytes:
+    return plots.confusion(found.classes, found.confusion_matrix)
 
 
 def evaluation(classes=("cats", "dogs"), matrix=((486, 14), (20, 480)), **changes) -> Evaluation:
@@ -199,9 +203,7 @@ def test_only_the_whole_is_100_percent(share, text):
 
 @pytest.mark.parametrize("count", [1, 2, 20, 21, 30, 200])
 def test_confusion_picture_shows_the_diagonal(count):
-    image = pixels(
-        report._confusion_plot(many(count) if count > 2 else evaluation("ab"[:count], np.eye(count)))
-    )
+    image = pixels(confusion_plot(many(count) if count > 2 else evaluation("ab"[:count], np.eye(count))))
     assert max(image.shape) < 2500
     image = image[:, : int(image.shape[1] * (0.85 if count > 20 else 1))]  # without the colour bar
     blue = (image.sum(axis=2) < 350) & (image[..., 2] > image[..., 0].astype(int) + 40)
@@ -213,7 +215,7 @@ def test_confusion_picture_shows_the_diagonal(count):
 
 def test_confusion_picture_depends_on_the_numbers():
     one, other = (
-        report._confusion_plot(evaluation(matrix=matrix)) for matrix in ([[9, 1], [1, 9]], [[8, 2], [1, 9]])
+        confusion_plot(evaluation(matrix=matrix)) for matrix in ([[9, 1], [1, 9]], [[8, 2], [1, 9]])
     )
     assert one != other
 
@@ -221,20 +223,18 @@ def test_confusion_picture_depends_on_the_numbers():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["$\\frac{$", "猫", "a\nb", "x" * 500, "_", "العربية"])
 def test_confusion_picture_bears_any_name(name):
-    pixels(report._confusion_plot(evaluation([name, "dogs"])))
+    pixels(confusion_plot(evaluation([name, "dogs"])))
 
 
 def test_names_without_glyphs_are_numbered():
-    assert report._confusion_plot(evaluation(["猫", "犬"])) == report._confusion_plot(
-        evaluation(["狐", "狼"])
-    )
-    assert report._confusion_plot(evaluation(["a", "b"])) != report._confusion_plot(evaluation(["c", "d"]))
+    assert confusion_plot(evaluation(["猫", "犬"])) == confusion_plot(evaluation(["狐", "狼"]))
+    assert confusion_plot(evaluation(["a", "b"])) != confusion_plot(evaluation(["c", "d"]))
 
 
 def test_curves_show_training_as_points_and_validation_as_a_line():
     def stretches(history) -> int:
         """Over how many separate stretches of the picture's width there is anything of validation."""
-        image = pixels(report._curves_plot(history)).astype(int)
+        image = pixels(plots.curves(history)).astype(int)
         blue = ((image[..., 2] - image[..., 0]) > 120).any(axis=0)
         return int((np.diff(blue.astype(int)) == 1).sum())
 

@@ -32,6 +32,8 @@ class Backbone(ABC):
     """The name on the command line; the same as the entry point's."""
     image_size: ClassVar[int]
     """Default side of the square input, in pixels."""
+    minimum_size: ClassVar[int] = 1
+    """The smallest input that leaves a feature map, in pixels."""
     cuts: ClassVar[tuple[str, ...]]
     """Layers that make good cuts, from the input to the end; the last is the default cut."""
     weights: ClassVar[Mapping[str, KnownWeights]] = {}

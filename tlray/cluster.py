@@ -16,7 +16,6 @@ _ENVIRONMENT = {
     # Ray Data's actor pools make Ray print an error about their constructor arguments (ray#53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "KERAS_BACKEND": "tensorflow",
     # Without it Ray Train loses the last checkpoint of a worker that dies.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
@@ -44,8 +43,9 @@ def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray.data
 
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    if not logging.getLogger("tlray").isEnabledFor(logging.DEBUG):
+        for name in ("ray.data", "ray.train"):  # What fails is raised as well.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return

@@ -31,8 +31,11 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
         known: every name that would have been accepted.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5) or names
-    hint = f"known: {', '.join(near[:12])}" if near else f"no {kind} is installed"
-    if len(near) < len(names):
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    if not names:
+        hint = f"no {kind} is installed"
+    elif near:
         hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
     return UserError(f"unknown {kind} {given!r}: {hint}")

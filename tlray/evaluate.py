@@ -22,7 +22,7 @@ from tlray.index import Index
 from tlray.listing import Images
 from tlray.model import NETWORK, Model, load
 from tlray.report import TILES, ClassScore, Evaluation, Mistake, write_report
-from tlray.runtime import prepare_tensorflow
+from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
 _THUMBNAIL = 160
@@ -133,7 +133,7 @@ class _Tally:
             raise JobError("no image of these could be decoded: there is nothing to evaluate")
         true, predicted = np.concatenate(self.true), np.concatenate(self.predicted)
         numbers = list(range(len(self.classes)))
-        scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0)
+        scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=np.nan)
         return Evaluation(
             rows=self.rows,
             loss=self.loss / self.rows,
@@ -191,7 +191,7 @@ def _from_features(model: Model, features: FeatureSet, split: str | None) -> Ite
             f"{features.folder.uri} is of another provenance than the model ({'; '.join(differences)}): "
             "evaluate on the images, or extract as for the model"
         )
-    prepare_tensorflow()
+    prepare_keras()
     head = load(model.folder.read(NETWORK)).get_layer("head")
     for rows in features.batches(split):
         yield replace(rows, features=np.asarray(head(rows.features.astype(np.float32), training=False)))

@@ -174,9 +174,9 @@ def _loop(
     """Runs in each worker."""
     import ray
 
-    from tlray.runtime import prepare_tensorflow
+    from tlray.runtime import prepare_keras
 
-    prepare_tensorflow(max(1, len(os.sched_getaffinity(0)) // count))
+    prepare_keras(max(1, len(os.sched_getaffinity(0)) // count))
     from tlray import worker
 
     validation = settings["validation"]

@@ -144,7 +144,7 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new)
         elif old != new:
-            yield f"its {name} is {old}, not {new}"
+            yield f"{name} {old}, not {new}"
 
 
 def _groups(rows: Iterator[Listed], batch_size: int) -> Iterator[list[tuple[Any, ...]]]:

@@ -19,7 +19,7 @@ from tlray import decoder, featureset
 from tlray.errors import JobError
 from tlray.index import Index
 from tlray.network import Network
-from tlray.runtime import prepare_tensorflow
+from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
 Progress = Callable[[int, int], None]
@@ -142,7 +142,7 @@ def check_bad(errors: int, images: int, allowed: float) -> None:
     if errors > allowed * images:
         raise JobError(
             f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; "
-            "see errors/, repair them, or run again with a larger fraction (finished work is kept)"
+            "see errors/; run again with a larger fraction to accept them (finished work is kept)"
         )
 
 
@@ -203,7 +203,7 @@ class _NetworkActor:
     """Holds the network; one call is one shard."""
 
     def __init__(self, job: Pass, load_network: Callable[[], Network]) -> None:
-        prepare_tensorflow(len(os.sched_getaffinity(0)))
+        prepare_keras(len(os.sched_getaffinity(0)))
         self.job = job
         self.network = load_network()
         warm_up = np.zeros((job.batch_size, job.image_size, job.image_size, 3), np.uint8)

@@ -17,7 +17,7 @@ from tlray.config import ExtractConfig
 from tlray.errors import JobError
 from tlray.listing import Images, Listed
 from tlray.network import FrozenPart, compile_network
-from tlray.runtime import prepare_tensorflow
+from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
 
@@ -42,7 +42,7 @@ def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, A
     frozen = FrozenPart.decide(config)
     found, size, chosen = _survey(source, sample)
     read, decode, pixels = _decode(source.root, chosen, frozen.provenance.image_size)
-    prepare_tensorflow()
+    prepare_keras()
     import tensorflow as tf
 
     gpus = len(tf.config.list_physical_devices("GPU"))

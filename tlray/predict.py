@@ -20,7 +20,7 @@ from tlray.listing import Images, Listed
 from tlray.model import NETWORK, Model, load, loader, without_resize
 from tlray.network import compile_network, fastest_precision
 from tlray.provenance import stamp, versions
-from tlray.runtime import prepare_tensorflow
+from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
 SUFFIXES = (".parquet", ".csv")
@@ -151,7 +151,7 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
         pixels = decoder.decode(data, trained.provenance.image_size)
     except decoder.BadImage as bad:
         raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
-    prepare_tensorflow()
+    prepare_keras()
     size = trained.provenance.image_size
     network = without_resize(load(trained.folder.read(NETWORK)), size)
     (probabilities,) = compile_network(network, size, "float32")(pixels[None])

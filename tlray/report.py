@@ -11,12 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tlray import plots
+from tlray.plots import COUNTED, NAMED
 from tlray.storage import Folder
 
-COUNTED = 20
-"""Up to this many classes a confusion matrix is shown with its counts; above, its largest confusions."""
-NAMED = 40
-"""Up to this many classes are named along the picture of the matrix; above, they are numbered."""
 TILES = 48
 """The page shows this many mistakes at most, so that it stays small enough to be sent by mail."""
 
@@ -165,8 +163,10 @@ def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
     """
     # A line for each entry: a matrix of 200 classes would be 40,000 lines of indented JSON.
     entries = (f'"{name}": {_dump(value)}' for name, value in evaluation.to_json().items())
-    confusion = _confusion_plot(evaluation)
-    curves = _curves_plot(evaluation.history) if evaluation.history else None
+    plots.prepare_matplotlib()
+    classes = [_shown(name) for name in evaluation.classes]
+    confusion = plots.confusion(classes, evaluation.confusion_matrix)
+    curves = plots.curves(evaluation.history) if evaluation.history else None
     texts = {
         "report.json": "{\n" + ",\n".join(entries) + "\n}\n",
         "index.html": _page(evaluation, confusion, curves),
@@ -250,88 +250,6 @@ def _matrix(found: Evaluation) -> str:
         names = [f"{number:>2} {name}" for number, name in enumerate(names, 1)]
     rows = [["", *heads], *([name, *cells] for name, cells in zip(names, body, strict=True))]
     return _columns(rows, "l" + "r" * count, gap=2 if (digits + 2) * count <= 70 else 1)
-
-
-def _png(figure: Any) -> bytes:
-    figure.savefig(buffer := io.BytesIO(), format="png")
-    return buffer.getvalue()
-
-
-def _curves_plot(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Loss and accuracy by epoch, in the published form: training as points, validation as a line."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(11.5, 4.2), dpi=160, layout="constrained")
-    epochs = [row["epoch"] for row in history]
-    line = "-" if len(epochs) > 1 else "D"  # a line needs two ends
-    margin = min(0.9, 0.2 + 0.03 * len(epochs))
-    both = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
-    for axes, name in zip(both, ("loss", "accuracy"), strict=True):
-        kinds = ((name, "training", "o", "#8492a4"), (f"val_{name}", "validation", line, "#1d5fbf"))
-        for key, label, style, color in kinds:
-            if any(key in row for row in history):
-                values = [row.get(key, math.nan) for row in history]
-                axes.plot(epochs, values, style, color=color, label=label, markersize=4.5, linewidth=2.2)
-        axes.set(xlabel="epoch", xlim=(min(epochs) - margin, max(epochs) + margin))
-        axes.set_title(name, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color("#8492a4")
-        axes.tick_params(length=0)
-        axes.legend(frameon=False)
-    return _png(figure)
-
-
-def _confusion_plot(found: Evaluation) -> bytes:
-    """The confusion matrix, shaded by the share of each true class, legible from 2 to 1,000 classes."""
-    import numpy as np
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-    from matplotlib.font_manager import findfont, get_font
-    from matplotlib.ticker import MaxNLocator
-
-    matrix = np.asarray(found.confusion_matrix, dtype=int)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    count, counted = len(matrix), len(matrix) <= COUNTED
-    names = [f"{name[:11]}…{name[-10:]}" if len(name) > 22 else name for name in map(_shown, found.classes)]
-    longest = max(map(len, names))
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()  # the font that comes with matplotlib
-    named = count <= NAMED and all(ord(char) in glyphs for name in names for char in name)
-    side, margin = 1.9 + 0.36 * count if counted else 8.2, 0.085 * longest + 0.5 if named else 0.7
-    size = (side + margin + (0 if counted else 1.2), side + margin)
-    figure = Figure(figsize=size, dpi=160, layout="constrained")
-    axes = figure.subplots()
-    # Without counts to read, the shading itself has to show a confusion of one in a hundred.
-    norm = PowerNorm(1 if counted else 0.5, vmin=0, vmax=1)
-    extent = (0.5, count + 0.5, count + 0.5, 0.5)
-    image = axes.imshow(shares, cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=10 if counted else 8)
-    if named:
-        # A class may be called "$x$"; that is no formula.
-        text: dict[str, Any] = {"fontfamily": "DejaVu Sans", "parse_math": False}
-        axes.set_yticks(range(1, count + 1), names, **text)
-        if longest * 0.09 > side / count:
-            text |= {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(1, count + 1), names, **text)
-    else:
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-            axis.set_label_text(f"{axis.get_label_text()}, by number")
-    if not counted:
-        bar = figure.colorbar(image, shrink=0.6, aspect=30, label="share of the true class")
-        bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
-        bar.outline.set_visible(False)
-        return _png(figure)
-    fontsize = min(13, 72 * side / count / (0.75 * len(f"{matrix.max():,}") + 0.6))
-    for (row, column), number in np.ndenumerate(matrix):
-        color = "white" if shares[row, column] > 0.55 else "#1c2733" if number else "#8492a4"
-        text = {"color": color, "fontsize": fontsize, "ha": "center", "va": "center_baseline"}
-        axes.text(column + 1, row + 1, f"{number:,}", **text)
-    return _png(figure)
 
 
 def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:

@@ -27,15 +27,25 @@ def muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def prepare_tensorflow(cpus: int = 0) -> None:
-    """Import TensorFlow and set it up in this process; call before Keras is imported.
+def prepare_keras(cpus: int = 0) -> None:
+    """Import Keras and TensorFlow and set them up in this process; call before anything else does.
 
     Args:
         cpus: threads for one op, 0 for one a core. Ray sets OMP_NUM_THREADS=1; TensorFlow does not heed it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    home = os.environ.get("KERAS_HOME")
+    # Keras would read its settings from the home folder, another order of channels among them,
+    # and leave a file there.
+    os.environ["KERAS_HOME"] = os.devnull
     with muted():
+        import keras  # noqa: F401
         import tensorflow as tf
+
+        del os.environ["KERAS_HOME"]
+        if home is not None:
+            os.environ["KERAS_HOME"] = home
 
         tf.config.threading.set_intra_op_parallelism_threads(cpus)
         for gpu in tf.config.list_physical_devices("GPU"):

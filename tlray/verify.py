@@ -13,7 +13,7 @@ from tlray.featureset import FeatureSet, Rows
 from tlray.index import Index
 from tlray.listing import Images
 from tlray.network import FrozenPart, compile_network
-from tlray.runtime import prepare_tensorflow
+from tlray.runtime import prepare_keras
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Relative error of a row, by the precision it was computed in: other machines and other batches
@@ -50,7 +50,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
             pixels.append(decoder.decode(decoder.read_image(root, path), data.provenance.image_size))
         except decoder.BadImage as bad:
             raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
-    prepare_tensorflow()
+    prepare_keras()
     network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)
     stored = rows.features.reshape(len(rows.paths), -1).astype(np.float64)
     again = np.concatenate(

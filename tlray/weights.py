@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from tlray.backbone import Backbone
 from tlray.errors import UserError, unknown
-from tlray.runtime import prepare_tensorflow
+from tlray.runtime import prepare_keras
 
 Arrays = Sequence[npt.NDArray[np.float32]]
 
@@ -118,11 +120,15 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
                 return path
     reason = "its author names no download"
     if url:
-        prepare_tensorflow()
+        prepare_keras()
         import keras
 
+        cache = keras_cache(url)
         try:
-            return Path(keras.utils.get_file(origin=url, cache_subdir="models"))
+            with contextlib.redirect_stdout(sys.stderr):  # Keras tells there that it downloads.
+                return Path(
+                    keras.utils.get_file(origin=url, cache_dir=cache.parents[1], cache_subdir="models")
+                )
         except Exception as error:  # Keras raises bare Exception
             reason = f"the download failed ({str(error).splitlines()[0]})"
     raise UserError(
@@ -148,7 +154,7 @@ def _arrays(path: Path) -> Arrays:
 
 
 def _built(backbone: Backbone, path: str | None) -> Arrays:
-    prepare_tensorflow()
+    prepare_keras()
     import keras
 
     keras.utils.set_random_seed(0)

@@ -64,7 +64,6 @@ class _Slices(keras.utils.PyDataset):
     def __init__(self, examples: Examples, batches: GlobalBatches, outputs: int) -> None:
         super().__init__()
         self.examples, self.batches, self.outputs = examples, batches, outputs
-        self.epoch = 0
         self.order = batches.order(0)
 
     def __len__(self) -> int:
@@ -76,9 +75,9 @@ class _Slices(keras.utils.PyDataset):
         encoded = targets[:, None] if self.outputs == 1 else np.eye(self.outputs)[targets]
         return self.examples.features[rows].astype(np.float32), encoded.astype(np.float32), weights
 
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
-        self.order = self.batches.order(self.epoch)
+    def start(self, epoch: int) -> None:
+        """Put the rows in the order of an epoch. Keras' own `on_epoch_end` also comes before the first."""
+        self.order = self.batches.order(epoch)
 
 
 class _RowMean(keras.metrics.MeanMetricWrapper):
@@ -88,19 +87,27 @@ class _RowMean(keras.metrics.MeanMetricWrapper):
         super().update_state(y_true, y_pred, keras.ops.sign(sample_weight))
 
 
-class _GlobalLogs(keras.callbacks.Callback):
-    """Makes the logs of an epoch those of all workers' rows; must stand before callbacks that read them."""
+class _GlobalEpochs(keras.callbacks.Callback):
+    """Gives an epoch its rows, and makes its logs those of all workers' rows.
+
+    Must stand before the callbacks that read the logs.
+    """
 
     def __init__(
         self,
         workers: Workers,
         metrics: list[_RowMean],
+        training: _Slices,
         validation: _Slices | None,
         report: Callable[[dict[str, float]], None],
     ) -> None:
         super().__init__()
-        self.metrics, self.validation, self.report = metrics, validation, report
+        self.training, self.validation = training, validation
+        self.metrics, self.report = metrics, report
         self._sum = tf.function(workers.sum, autograph=False)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.training.start(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         logs.clear()
@@ -218,8 +225,9 @@ def train(
 
     with tempfile.TemporaryDirectory(prefix="tlray-") as name:
         folder = Path(name)
+        seen = slices(training, config.seed)
         held_out = slices(validation, None) if validation is not None else None
-        callbacks: list[keras.callbacks.Callback] = [_GlobalLogs(workers, metrics, held_out, report)]
+        callbacks: list[keras.callbacks.Callback] = [_GlobalEpochs(workers, metrics, seen, held_out, report)]
         if config.early_stopping:
             callbacks.append(
                 keras.callbacks.EarlyStopping(
@@ -228,9 +236,7 @@ def train(
             )
         if config.tensorboard and rank == 0:
             callbacks.append(keras.callbacks.TensorBoard(str(folder / "tensorboard"), histogram_freq=1))
-        model.fit(
-            slices(training, config.seed), epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks
-        )
+        model.fit(seen, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks)
         if rank != 0:
             return {}
         trained = build_head(head, training.features.shape[1:], classes)

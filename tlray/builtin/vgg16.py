@@ -17,6 +17,7 @@ class VGG16(Backbone):
 
     name = "vgg16"
     image_size = 150
+    minimum_size = 32
     cuts = tuple(
         f"block{block}_{layer}"
         for block, convolutions in enumerate(_BLOCKS, 1)

@@ -1,0 +1,40 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Package = Callable[..., Path]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package]:
+    """Install a package of plugins for one test, as pip would: a module and its dist-info.
+
+    Called with the name of the package, the source of its module, and the entry points of each
+    group, e.g. `heads={"mine": "Mine"}`. Returns the folder, for the PYTHONPATH of a subprocess.
+    """
+    modules: list[str] = []
+
+    def install(name: str, source: str, version: str = "1.0", **groups: dict[str, str]) -> Path:
+        site, module = tmp_path / f"site-{name}", name.replace("-", "_")
+        info = site / f"{module}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = []
+        for group, points in groups.items():
+            lines.append(f"[tlray.{group}]")
+            lines += [f"{point} = {module}:{value}" for point, value in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        (site / f"{module}.py").write_text(source)
+        modules.append(module)
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    yield install
+    for module in modules:
+        sys.modules.pop(module, None)

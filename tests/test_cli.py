@@ -1,0 +1,443 @@
+"""The command line: instant, documented, and clear about mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import tlray
+from tlray import config
+from tlray.cli import app
+from tlray.errors import JobError, UserError
+from tlray.featureset import FORMAT as FEATURES
+from tlray.model import FORMAT as MODEL
+
+CONFIGS = {
+    "extract": config.ExtractConfig,
+    "fit": config.FitConfig,
+    "evaluate": config.EvaluateConfig,
+    "predict": config.PredictConfig,
+    "plan": config.ExtractConfig,
+}
+ON_RAY = {"extract", "fit", "evaluate", "predict", "demo"}
+WITHOUT_RAY = {"plan", "verify", "inspect", "plugins list", "plugins show"}
+HEAVY = {"ray", "tensorflow", "keras", "numpy", "pyarrow", "pandas", "PIL", "h5py", "sklearn", "rich"}
+
+SMALL = '''
+from pathlib import Path
+import numpy as np
+from tlray.backbone import Backbone, KnownWeights
+from tlray.weights import WeightsProvider, digest
+
+ARRAYS = [np.ones(3, np.float32)]
+
+class Small(Backbone):
+    """Small."""
+    name, image_size, cuts = "small", 8, ("end",)
+    weights = {"known": KnownWeights(sha256=digest(ARRAYS))}
+    def build(self, image_size): raise AssertionError
+    def preprocess(self, pixels): raise AssertionError
+
+class Store(WeightsProvider):
+    """Its weights."""
+    name, offers = "store", (("small", "known"),)
+    def provide(self, backbone, weights, folder):
+        np.savez(folder / "w.npz", *ARRAYS)
+        return folder / "w.npz"
+'''
+PROVENANCE = {
+    **dict.fromkeys(("backbone", "package", "weights_sha256", "preprocess", "precision", "store"), "x"),
+    "weights": "known",
+    "cut": "end",
+    "image_size": 8,
+}
+
+
+def commands(group: Any, above: str = "") -> dict[str, Any]:
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{above}{name} ")
+        else:
+            found[f"{above}{name}"] = command
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def script(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as the user runs it."""
+    command = [str(Path(sys.executable).with_name("tlray")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def mistake(*arguments: str, status: int = 2) -> str:
+    """Run into an error; the message. The same comes out as JSON."""
+    result = invoke(*arguments)
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    message = without_usage(result.stderr)
+    assert 1 <= len(message.splitlines()) <= 2, message
+    return message
+
+
+def without_usage(stderr: str) -> str:
+    lines = stderr.splitlines()
+    return "\n".join(line for line in lines if line and not line.startswith(("Usage: ", "Try ")))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a bit of everything, and the current one. Nothing in it may change."""
+    here = tmp_path / "here"
+    for name in ("empty", "text", "features", "unfinished/index", "model"):
+        (here / name).mkdir(parents=True)
+    (here / "text" / "notes.txt").write_text("no image")
+    (here / "unfinished" / "index" / "part-00000.parquet").write_bytes(b"")
+    manifest = {"provenance": PROVENANCE, "classes": ["a", "b"], "job": {}, "history": [], "created": "now"}
+    for name, kind in (("features", FEATURES), ("model", MODEL)):
+        (here / name / "manifest.json").write_text(json.dumps({"format": kind, **manifest}))
+    (here / "model" / "model.keras").write_bytes(b"")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return here
+
+
+@pytest.fixture
+def unchanged(place: Path) -> Any:
+    def files() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*"))
+
+    before = files()
+    yield
+    assert files() == before
+
+
+@pytest.fixture
+def small(package) -> list[str]:
+    """Options for a network whose weights are here, and need no TensorFlow."""
+    package("small-plugins", SMALL, backbones={"small": "Small"}, weights={"store": "Store"})
+    return ["--backbone", "small", "--weights", "known", "--precision", "float32"]
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["extract", "--help"], ["plugins", "--help"], ["--version"], []]
+)
+def test_help_is_instant(arguments):
+    def usage() -> float:
+        times = os.times()
+        return times.children_user + times.children_system
+
+    before = usage()
+    done = script(*arguments)
+    assert done.returncode in (0, 2)
+    assert usage() - before < 0.5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["predict", "--help"], ["extract", "x", "--out", "y", "--seed", "z"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom tlray.cli import main\n"
+        "sys.argv[0] = 'tlray'\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('modules:', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.rpartition("modules:")[2].split())
+    assert "tlray" in imported
+    assert imported & HEAVY == set()
+
+
+def test_version():
+    done = script("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"tlray {tlray.__version__}\n", "")
+
+
+def test_the_commands():
+    assert set(COMMANDS) == ON_RAY | WITHOUT_RAY
+    text = invoke("--help").stdout
+    assert all(name.split()[0] in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps(name):
+    result = invoke(*name.split(), "--help")
+    assert result.exit_code == 0
+    assert COMMANDS[name].help.splitlines()[0][:40] in " ".join(result.stdout.split())
+    for parameter in COMMANDS[name].params:
+        assert parameter.opts[0] in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_stands_once_and_is_documented(name):
+    params = {param.name: param for param in COMMANDS[name].params}
+    options = [opt for param in params.values() for opt in param.opts]
+    assert len(options) == len(set(options))
+    assert all(param.help for param in params.values())
+    assert {"json", "debug"} <= set(params)
+    assert ("address" in params) == (name in ON_RAY)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_field_is_an_option(name):
+    params = {param.name: param for param in COMMANDS[name].params}
+    help_text = " ".join(invoke(name, "--help").stdout.split())
+    for field in fields(CONFIGS[name]):
+        param = params.pop(field.name)
+        assert param.opts == [f"--{field.name.replace('_', '-')}"]
+        assert param.default == field.default
+        assert " ".join(param.help.split()) in help_text
+    # What is left are the command's own, and what all commands have.
+    own = {"images", "features", "model", "data", "out", "sample"}
+    assert set(params) <= own | {"json", "debug", "address", "help"}
+
+
+def test_flags_have_no_opposite():
+    for command in COMMANDS.values():
+        assert not [opt for param in command.params for opt in param.secondary_opts]
+
+
+# Bad values
+
+BAD = [
+    ("extract text --out out --split 2", "--split", "2"),
+    ("extract text --out out --split -0.5", "--split", "-0.5"),
+    ("extract text --out out --split nan", "--split", "nan"),
+    ("extract text --out out --batch-size 0", "--batch-size", "0"),
+    ("extract text --out out --image-size -1", "--image-size", "-1"),
+    ("extract text --out out --max-bad-fraction 1.5", "--max-bad-fraction", "1.5"),
+    ("plan text --split 2", "--split", "2"),
+    ("fit features --out out --epochs 0", "--epochs", "0"),
+    ("fit features --out out --batch-size -3", "--batch-size", "-3"),
+    ("fit features --out out --workers 0", "--workers", "0"),
+    ("fit features --out out --learning-rate 0", "--learning-rate", "0"),
+    ("fit features --out out --learning-rate nan", "--learning-rate", "nan"),
+    ("fit features --out out --early-stopping 0", "--early-stopping", "0"),
+    ("fit features --out out --validation 1.01", "--validation", "1.01"),
+    ("fit features --out out --head dense-265", "dense-256", "dense-265"),
+    ("fit features --out out --optimizer adamm", "adam", "adamm"),
+    ("evaluate model text --batch-size 0", "--batch-size", "0"),
+    ("predict model text --out p.csv --top 0", "--top", "0"),
+    ("predict model text --out p.txt", ".parquet", "p.txt"),
+    ("predict model text", "--out", ""),
+    ("extract text --out out --backbone vgg61", "vgg16", "vgg61"),
+    ("extract text --out out --weights nope.h5", ".h5", "nope.h5"),
+    ("extract nosuch://bucket/x --out out", "nosuch", "nosuch://bucket/x"),
+]
+UNPARSED = [
+    ("extract text --out out --preprocess caffe", "imagenet", "caffe"),
+    ("extract text --out out --precision float64", "bfloat16", "float64"),
+    ("extract text --out out --store float64", "float16", "float64"),
+    ("extract text --out out --batch-size many", "--batch-size", ""),
+    ("extract text --out out --split half", "--split", ""),
+    ("extract text", "--out", ""),
+    ("extract --out out", "images", ""),
+    ("extract text --out out --no-such-option", "--no-such-option", ""),
+    ("verify features --images text --sample 0", "--sample", ""),
+    ("nosuchcommand", "nosuchcommand", ""),
+]
+
+
+@pytest.mark.usefixtures("unchanged", "small")
+@pytest.mark.parametrize(("line", "expected", "given"), BAD)
+def test_a_bad_value(line, expected, given):
+    message = mistake(*line.split())
+    assert expected in message
+    assert given in message
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(("line", "expected", "given"), UNPARSED)
+def test_a_value_that_cannot_be_parsed(line, expected, given):
+    message = mistake(*line.split())
+    assert expected in message
+    assert given in message
+
+
+@pytest.mark.usefixtures("unchanged", "small")
+@pytest.mark.parametrize("line", [case[0] for case in BAD])
+def test_an_error_as_json(line):
+    message = mistake(*line.split())
+    result = invoke(*line.split(), "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {"error": message.removeprefix("tlray: "), "exit_status": 2}
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("options", ["--out out --preprocess caffe", "--out out --batch-size many", ""])
+def test_a_value_that_cannot_be_parsed_as_json(options):
+    """In a process of its own, because `main` may have a hand in it."""
+    done = script("extract", "text", *options.split(), "--json")
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    assert set(found) == {"error", "exit_status"}
+    assert found["exit_status"] == 2
+
+
+# Things that are not there, or are something else
+
+MISSING = [
+    ("extract missing --out out", "missing", "folder"),
+    ("extract empty --out out", "empty", "image"),
+    ("extract text --out out", "text", "image"),
+    ("extract text/notes.txt --out out", "notes.txt", "image"),
+    ("plan missing", "missing", "folder"),
+    ("plan empty", "empty", "image"),
+    ("fit missing --out out", "missing", "feature set"),
+    ("fit empty --out out", "empty", "feature set"),
+    ("fit text/notes.txt --out out", "notes.txt", "feature set"),
+    ("fit unfinished --out out", "unfinished", "not finished"),
+    ("fit model --out out", "model", FEATURES),
+    ("evaluate missing text", "missing", "model"),
+    ("evaluate empty text", "empty", "model"),
+    ("evaluate features text", "features", MODEL),
+    ("evaluate model missing", "missing", "folder"),
+    ("evaluate model empty", "empty", "image"),
+    ("evaluate model unfinished", "unfinished", "not finished"),
+    ("predict missing text --out p.csv", "missing", "model"),
+    ("predict features text --out p.csv", "features", MODEL),
+    ("predict model missing --out p.csv", "missing", "folder"),
+    ("predict model empty --out p.csv", "empty", "image"),
+    ("predict model missing.png", "missing.png", "image"),
+    ("verify missing --images text", "missing", "feature set"),
+    ("verify empty --images text", "empty", "feature set"),
+    ("verify model --images text", "model", FEATURES),
+    ("verify features --images missing", "missing", "folder"),
+    ("inspect missing", "missing", "feature set or a model"),
+    ("inspect empty", "empty", "feature set"),
+    ("inspect text/notes.txt", "notes.txt", "feature set"),
+    ("inspect unfinished", "unfinished", "not finished"),
+    ("demo --out text", "text", "--out"),
+]
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(("line", "given", "expected"), MISSING)
+def test_what_is_given_is_not_what_is_expected(line, given, expected, small):
+    options = small if line.startswith(("extract", "plan")) else []
+    message = mistake(*line.split(), *options)
+    assert given in message
+    assert expected in message
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_folder_of_other_things_is_no_place_for_a_job(place, small):
+    (place / "images").mkdir()
+    (place / "images" / "1.png").write_bytes(b"")
+    try:
+        message = mistake("extract", "images", "--out", "text", *small)
+        assert "text" in message
+        assert "not empty" in message
+    finally:
+        (place / "images" / "1.png").unlink()
+        (place / "images").rmdir()
+
+
+def test_inspect(place):
+    result = invoke("inspect", "model")
+    assert result.exit_code == 0
+    assert "is a model" in result.stdout
+    assert "weights_sha256" in result.stdout
+    result = invoke("inspect", "features", "--json")
+    assert json.loads(result.stdout)["format"] == FEATURES
+
+
+# Every kind of failure ends the command with one message and a status
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("tlray.fit.fit", fit)
+
+
+FAILURES = [
+    (UserError("given x, expected y"), 2, "given x, expected y"),
+    (JobError("it failed"), 1, "it failed"),
+    (PermissionError(13, "Permission denied", "/root/x"), 1, "Permission denied: /root/x"),
+    (OSError("without a number"), 1, "without a number"),
+    (RuntimeError("a mistake of ours"), 1, "a mistake of ours"),
+    (ValueError("first line\nsecond line\nand more"), 1, "first line"),
+    (KeyError("name"), 1, "KeyError"),
+    (KeyboardInterrupt(), 130, "run the same command again"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "words"), FAILURES)
+def test_a_failure_is_a_message_and_a_status(monkeypatch, error, status, words):
+    fail(monkeypatch, error)
+    message = mistake("fit", "x", "--out", "y", status=status)
+    assert words in message
+    result = invoke("fit", "x", "--out", "y", "--json")
+    assert result.exit_code == status
+    assert result.stdout.count("\n") == 1
+    assert json.loads(result.stdout) == {"error": message.removeprefix("tlray: "), "exit_status": status}
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("error", "status", "words"), FAILURES)
+def test_debug_shows_where_it_comes_from(monkeypatch, error, status, words):
+    fail(monkeypatch, error)
+    result = invoke("fit", "x", "--out", "y", "--debug", "--json")
+    assert result.exit_code == status
+    assert "Traceback" in result.stderr
+    assert type(error).__name__ in result.stderr
+    assert "raise error" in result.stderr
+    assert json.loads(result.stdout)["exit_status"] == status
+
+
+def test_a_result_as_text_and_as_json(monkeypatch):
+    found = {
+        "rows": 1200,
+        "epochs": 2,
+        "seconds": 1.5,
+        "kept_epoch": 1,
+        "metrics": {"loss": 0.25},
+        "out": "/y",
+    }
+
+    def fit(features: str, out: str, given: config.FitConfig, *, address: Any, report: Any) -> dict[str, Any]:
+        assert (features, out, address) == ("x", "y", "here:1")
+        assert given == config.FitConfig(epochs=2, learning_rate=0.5, head="linear")
+        report({"epoch": 1, "loss": 0.25})
+        return found
+
+    monkeypatch.setattr("tlray.fit.fit", fit)
+    options = ["--epochs", "2", "--learning-rate", "0.5", "--head", "linear", "--address", "here:1"]
+    result = invoke("fit", "x", "--out", "y", *options)
+    assert result.exit_code == 0
+    assert "1,200 rows" in result.stdout
+    assert "loss 0.2500" in result.stderr
+    result = invoke("fit", "x", "--out", "y", *options, "--json")
+    assert json.loads(result.stdout) == found
+    assert result.stdout.count("\n") == 1
+
+
+def test_the_script_exits_with_the_status(place):
+    done = script("fit", "missing", "--out", "out", "--json", cwd=place)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_status"] == 2
+    assert done.stderr.count("\n") == 1

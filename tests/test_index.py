@@ -1,0 +1,292 @@
+"""The list of a job's images: every one in exactly one shard, and the job known again."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tlray.errors import JobError, UserError
+from tlray.index import NAME, SCHEMA, Index
+from tlray.listing import Images, Listed
+from tlray.storage import Folder
+
+JOB = {"source": "/images", "seed": None, "provenance": {"cut": "end", "weights_sha256": "ab"}}
+LARGE = 64 * 128 + 3000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder.open(str(tmp_path / "features"))
+
+
+def listing(count: int) -> list[Listed]:
+    day = datetime(2024, 2, 29, 12, 30, 15, 123456, UTC)
+    return [
+        Listed(f"{i % 3}/{i:06d}.png", ("train", "test")[i % 2], str(i % 3), i, day) for i in range(count)
+    ]
+
+
+def start(folder: Folder, images: Iterable[Listed], batch_size: int = 32, **changed: object) -> Index:
+    return Index.start(folder, images, batch_size, {**JOB, **changed})
+
+
+def rows(index: Index) -> list[Listed]:
+    return [
+        Listed(*row.values())
+        for shard in range(len(index.shard_sizes))
+        for row in index.rows(shard).drop_columns(["shard"]).to_pylist()
+    ]
+
+
+def forbidden() -> Iterable[Listed]:
+    raise AssertionError("the images were listed again")
+    yield
+
+
+# Shards
+
+
+@pytest.mark.parametrize("batch_size", [1, 20, 32, 50, 128, 129, 1000, 2000])
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 1001])
+def test_every_row_is_in_one_shard_in_order(folder, batch_size, count):
+    images = listing(count)
+    index = start(folder, images, batch_size)
+    assert rows(index) == images
+    assert index.images == sum(index.shard_sizes) == count
+    assert all(size % batch_size == 0 for size in index.shard_sizes[:-1])
+    assert min(index.shard_sizes) > 0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "first", "later"), [(32, 128, 1024), (50, 150, 1050), (1, 128, 1024), (300, 300, 1200)]
+)
+def test_shards_grow_with_the_set(folder, batch_size, first, later):
+    count = 64 * first + 3000
+    index = start(folder, listing(count), batch_size)
+    full, rest = divmod(3000, later)
+    assert index.shard_sizes == (first,) * 64 + (later,) * full + ((rest,) if rest else ())
+
+
+def test_the_rows_of_a_shard_are_a_slice_of_the_listing(folder):
+    images = listing(LARGE)
+    index = start(folder, images)
+    assert len(index.shard_sizes) == 67
+    assert rows(index) == images
+    for shard in (0, 1, 63, 64, 65, 66):
+        at = sum(index.shard_sizes[:shard])
+        expected = [image.path for image in images[at : at + index.shard_sizes[shard]]]
+        table = index.rows(shard)
+        assert table["path"].to_pylist() == expected
+        assert set(table["shard"].to_pylist()) == {shard}
+
+
+def test_a_task_reads_little_more_than_its_shard(folder):
+    start(folder, listing(64 * 128 + 64 * 1024 + 1))
+    with pq.ParquetFile(folder.join(NAME)) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert sizes == [64 * 128, 64 * 1024, 1]
+
+
+def test_full_shards_only(folder):
+    assert start(folder, listing(64 * 128)).shard_sizes == (128,) * 64
+
+
+def test_all_values_come_back(folder):
+    images = [
+        Listed("new\nline/tab\t.png", None, "new\nline", 2**40, datetime(1970, 1, 1, tzinfo=UTC)),
+        Listed("日本/é😀\u202e.jpg", "test", "日本", 0, None),
+        Listed("e\u0301 is not é", "train", None, None, datetime(2261, 1, 1, tzinfo=UTC)),
+        Listed(" ", "validation", "", 1, None),
+        Listed("a" * 5000, None, "'\"\\,;", None, None),
+    ]
+    index = start(folder, images)
+    assert rows(index) == images
+    assert rows(Index.open(folder)) == images
+
+
+def test_the_file_is_plain_parquet(folder):
+    start(folder, listing(300))
+    table = pq.read_table(folder.join(NAME))
+    assert table.schema.names == ["path", "split", "label", "size", "modified", "shard"]
+    assert table.num_rows == 300
+    assert Counter(table["shard"].to_pylist()) == {0: 128, 1: 128, 2: 44}
+
+
+def test_the_listing_is_streamed(folder):
+    """No more of it is held than a row group."""
+    written = []
+
+    def images() -> Iterable[Listed]:
+        for number, image in enumerate(listing(64 * 128 + 2)):
+            yield image
+            if number % (64 * 128) == 1:
+                written.extend(file.stat().st_size for file in Path(folder.path, "index").iterdir())
+
+    start(folder, images())
+    assert len(written) == 2
+    assert written[0] < 100
+    assert written[1] > 10_000
+
+
+# Counts
+
+
+def test_count(folder):
+    images = [*listing(LARGE), Listed("x", None, None, None, None)]
+    index = start(folder, images)
+    assert index.count("split", "label") == Counter((image.split, image.label) for image in images)
+    assert index.count("label") == Counter((image.label,) for image in images)
+    assert index.count("label", "split")["0", "train"] == index.count("split", "label")["train", "0"]
+
+
+# A job is started, and known again
+
+
+def test_start(folder):
+    index = start(folder, listing(3))
+    assert index.stamp == JOB
+    assert folder.names() == ["index"]
+    assert folder.names("index") == [Path(NAME).name]
+
+
+def test_the_same_job_goes_on_without_listing(folder):
+    images = listing(200)
+    start(folder, images)
+    index = start(folder, forbidden())
+    assert rows(index) == images
+    assert index == Index.open(folder)
+
+
+def test_the_same_job_with_another_batch_keeps_its_shards(folder):
+    sizes = start(folder, listing(1001), 20).shard_sizes
+    assert start(folder, forbidden(), 64).shard_sizes == sizes
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"source": "/other"}, ["source", "/images", "/other"]),
+        ({"seed": 7}, ["seed", "7"]),
+        ({"provenance": {"cut": "middle", "weights_sha256": "ab"}}, ["cut", "end", "middle"]),
+        ({"provenance": {"cut": "end", "weights_sha256": "cd"}}, ["weights_sha256", "ab", "cd"]),
+        ({"more": 1}, ["more", "1"]),
+    ],
+)
+def test_another_job_is_refused_with_the_difference(folder, changed, said):
+    start(folder, listing(3))
+    before = folder.read(NAME)
+    with pytest.raises(UserError) as caught:
+        start(folder, forbidden(), **changed)
+    message = str(caught.value)
+    assert all(word in message for word in [folder.uri, *said])
+    same = {"source", "seed", "cut", "weights_sha256", "more"} - {said[0]}
+    assert not any(f"{name} is" in message for name in same)
+    assert folder.read(NAME) == before
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "photos/a.jpg", "manifest.json", ".hidden"])
+def test_a_folder_of_something_else_is_refused(folder, stranger):
+    folder.write(stranger, b"mine")
+    with pytest.raises(UserError) as caught:
+        start(folder, forbidden())
+    assert folder.uri in str(caught.value)
+    assert stranger.partition("/")[0] in str(caught.value)
+    assert folder.names() == [stranger.partition("/")[0]]
+
+
+def test_an_empty_folder_is_as_good_as_none(folder):
+    Path(folder.path).mkdir()
+    assert start(folder, listing(3)).images == 3
+
+
+def test_without_an_image_nothing_is_written(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no image"):
+        start(folder, Images.open(str(tmp_path / "empty")))
+    assert not folder.exists()
+
+
+def test_a_listing_that_fails_on_its_way_leaves_nothing(folder):
+    def images() -> Iterable[Listed]:
+        yield from listing(300)
+        raise UserError("cannot list the folder")
+
+    with pytest.raises(UserError, match="cannot list"):
+        start(folder, images())
+    assert folder.names() == []
+    assert start(folder, listing(3)).images == 3
+
+
+def test_a_job_that_was_killed_while_listing_starts_again(folder):
+    """SIGKILL leaves the temporary file and its folder."""
+    folder.write("index/.part-00000.parquet.0123abcd.tmp", b"PAR1 and then the power went")
+    images = listing(300)
+    assert rows(start(folder, images)) == images
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"1")
+    folder = Folder.open(str(tmp_path / "file" / "features"))
+    with pytest.raises(UserError, match="features") as caught:
+        start(folder, listing(3))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_full_disk(folder, monkeypatch):
+    def full(*paths: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        start(folder, listing(3))
+
+
+# Damage
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    if how == "overwritten":  # All but the footer and the magic numbers.
+        footer = 8 + int.from_bytes(data[-8:-4], "little")
+        return data[:4] + b"\xff" * (len(data) - footer - 4) + data[-footer:]
+    return {"empty": b"", "text": b"no parquet at all", "truncated": data[: len(data) // 2]}[how]
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "truncated", "overwritten"])
+def test_a_damaged_index(folder, how):
+    start(folder, listing(5000))
+    folder.write(NAME, damaged(folder.read(NAME), how))
+    for attempt in (lambda: Index.open(folder), lambda: start(folder, forbidden())):
+        with pytest.raises(JobError) as caught:
+            attempt()
+        assert folder.join(NAME) in str(caught.value)
+
+
+def test_parquet_that_is_no_index(folder):
+    start(folder, listing(3))
+    table = pq.read_table(folder.join(NAME))
+    for other in (
+        table.drop_columns(["shard"]),
+        table.replace_schema_metadata(),
+        table.select(SCHEMA.names[::-1]),
+    ):
+        pq.write_table(other, folder.join(NAME))
+        with pytest.raises(JobError):
+            Index.open(folder)
+
+
+def test_an_index_on_remote_storage():
+    import fsspec
+
+    folder = Folder.open("memory://index-test")
+    try:
+        images = listing(300)
+        assert rows(start(folder, images)) == images
+        assert start(folder, forbidden()).images == 300
+    finally:
+        fsspec.filesystem("memory").rm("/index-test", recursive=True)

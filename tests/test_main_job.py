@@ -1,0 +1,457 @@
+"""The main job end to end: real images, real weights, a local Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.bad_files import write_bad_files
+from tlray import cluster
+from tlray.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
+from tlray.demo import write_digits
+from tlray.errors import JobError, UserError
+from tlray.evaluate import evaluate
+from tlray.extract import extract
+from tlray.featureset import FeatureSet
+from tlray.fit import fit
+from tlray.plan import plan
+from tlray.predict import predict, predict_one
+from tlray.verify import verify
+
+pytestmark = pytest.mark.slow
+
+CONFIG = ExtractConfig(image_size=64, precision="float32", max_bad_fraction=0.5)
+ROWS = 301
+"""No batch size divides it."""
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One local Ray for all tests of this file; it is stopped at the end."""
+    with cluster.connect(None, cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """301 training, some validation and test digits, and more than a hundred odd files in a class."""
+    folder = tmp_path_factory.mktemp("images")
+    write_digits(str(folder))
+    kept = {"train": ROWS, "validation": 60, "test": 60}
+    for split, count in kept.items():
+        files = sorted(folder.glob(f"{split}/*/*.png"), key=lambda path: path.name)
+        for path in files[count:]:
+            path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(images, ray, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("features") / "set"
+    extract(str(images), str(out), CONFIG)
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(features, ray, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "dense"
+    fit(str(features), str(out), FitConfig(epochs=8))
+    return out
+
+
+def read(features: Path) -> dict[str, np.ndarray]:
+    """Features by path, with plain pyarrow; a path that stands there twice is an error."""
+    found = {}
+    for part in sorted(features.glob("part-*.parquet")):
+        table = pq.read_table(part)
+        values = table["features"].combine_chunks().to_numpy_ndarray()
+        for path, value in zip(table["path"].to_pylist(), values, strict=True):
+            assert path not in found
+            found[path] = value
+    return found
+
+
+def weights(model: Path) -> list[np.ndarray]:
+    import keras
+
+    return keras.saving.load_model(model / "model.keras").get_layer("head").get_weights()
+
+
+def reference(images: Path, paths: list[str]) -> np.ndarray:
+    """The features as a user's own script makes them with keras.applications."""
+    import keras
+
+    from tlray import plugins
+    from tlray.network import FrozenPart
+
+    network = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
+    network.set_weights(FrozenPart.decide(CONFIG).arrays)
+    assert plugins.find("backbones", "vgg16").package == "tlray"
+    pixels = [
+        np.asarray(Image.open(images / path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+        for path in paths
+    ]
+    prepared = keras.applications.vgg16.preprocess_input(np.stack(pixels).astype("float32"))
+    return network.predict(prepared, verbose=0)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def test_float32_features_are_those_of_keras_applications(features, images):
+    found = read(features)
+    paths = sorted(found)[::7]
+    assert relative(np.stack([found[path] for path in paths]), reference(images, paths)) < 1e-5
+
+
+def test_features_have_every_image_once_and_say_what_made_them(features, images):
+    found = read(features)
+    files = {str(path.relative_to(images)) for path in images.rglob("*.png")}
+    assert set(found) == files
+    manifest = json.loads((features / "manifest.json").read_text())
+    assert manifest["images"] == manifest["rows"] == len(files)
+    assert manifest["splits"] == {"test": 60, "train": ROWS, "validation": 60}
+    assert manifest["classes"] == list("0123456789")
+    assert manifest["feature_shape"] == [2, 2, 512]
+    metadata = json.loads(pq.read_schema(features / "part-00000.parquet").metadata[b"tlray"])
+    assert metadata["classes"] == manifest["classes"]
+    assert metadata["versions"]["keras"]
+    assert metadata["job"]["provenance"] == manifest["provenance"]
+    assert manifest["provenance"]["weights_sha256"].startswith("d9a27cc1")
+
+
+def test_reduced_precision_is_near(features, images, ray, tmp_path):
+    extract(str(images), str(tmp_path / "set"), replace(CONFIG, precision="bfloat16", store="float16"))
+    found, expected = read(tmp_path / "set"), read(features)
+    both = (np.stack([rows[path] for path in sorted(expected)]) for rows in (found, expected))
+    assert 0 < relative(*both) < 2e-2  # Drawn digits are far from photographs: see the next test.
+
+
+@pytest.mark.skipif(not Path("../shared/data/cats-dogs").is_dir(), reason="needs ../shared")
+def test_bfloat16_of_photographs_is_within_5e_3(ray, tmp_path):
+    photographs = tmp_path / "images"
+    photographs.mkdir()
+    for path in sorted(Path("../shared/data/cats-dogs/train").rglob("*.jpg"))[::20]:
+        (photographs / path.name).symlink_to(path.resolve())
+    sets = {}
+    for precision in ("float32", "bfloat16"):
+        config = ExtractConfig(precision=precision)
+        extract(str(photographs), str(tmp_path / precision), config)
+        rows = read(tmp_path / precision)
+        sets[precision] = np.stack([rows[path] for path in sorted(rows)])
+    assert 0 < relative(sets["bfloat16"], sets["float32"]) < 5e-3
+
+
+@pytest.mark.parametrize(("cut", "shape"), [("block4_conv3", [8, 8, 512]), ("block1_pool", [32, 32, 64])])
+def test_any_layer_can_be_the_cut(cut, shape, images, ray, tmp_path):
+    extract(str(images / "test" / "3"), str(tmp_path / "set"), replace(CONFIG, cut=cut))
+    assert json.loads((tmp_path / "set" / "manifest.json").read_text())["feature_shape"] == shape
+
+
+def test_bad_files_become_errors_and_nothing_is_lost(images, features, ray, tmp_path):
+    mixed = tmp_path / "images"
+    for path in images.glob("test/*/*.png"):
+        target = mixed / path.relative_to(images / "test")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    expected = write_bad_files(mixed / "3")
+    out = str(tmp_path / "set")
+    with pytest.raises(JobError, match="max-bad-fraction"):
+        extract(str(mixed), out, replace(CONFIG, max_bad_fraction=0.01))
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    found = extract(str(mixed), out, CONFIG)
+    rows = read(tmp_path / "set")
+    errors = pq.read_table(tmp_path / "set" / "errors").to_pydict()
+    assert found["rows"] == len(rows)
+    assert found["errors"] == len(errors["path"])
+    assert found["images"] == found["rows"] + found["errors"] == 60 + len(expected)
+    stages = dict(zip(errors["path"], errors["stage"], strict=True))
+    assert len(stages) == len(errors["path"])
+    outcome = {f"3/{name}": what for name, what in expected.items() if what != "ok"}
+    assert sorted(stages.values()) == sorted(outcome.values())
+    assert all(errors["message"])
+    known = read(features)
+    for path, value in rows.items():
+        if f"test/{path}" in known:
+            np.testing.assert_allclose(value, known[f"test/{path}"], rtol=1e-3, atol=1e-3)
+
+
+def test_finished_work_is_kept_and_the_rest_is_done(images, features, ray, tmp_path):
+    out = tmp_path / "set"
+    extract(str(images), str(out), CONFIG)
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert extract(str(images), str(out), CONFIG)["images_per_second"] == 0
+    (out / "manifest.json").unlink()
+    (out / "part-00001.parquet").unlink()
+    (out / ".part-00001.parquet.0.tmp").write_bytes(b"half a file")  # of a writer that was killed
+    extract(str(images), str(out), CONFIG)
+    again = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert {name for name in times if times[name] != again[name]} == {"part-00001.parquet"}
+    expected = read(features)
+    assert all(np.array_equal(value, expected[path]) for path, value in read(out).items())
+    with pytest.raises(UserError, match="cut block5_pool, not block4_pool"):
+        extract(str(images), str(out), replace(CONFIG, cut="block4_pool"))
+
+
+def test_a_missing_row_is_noticed(features, tmp_path):
+    out = tmp_path / "set"
+    subprocess.run(["cp", "-r", features, out], check=True)
+    part = out / "part-00000.parquet"
+    pq.write_table(pq.read_table(part).slice(1), part)
+    (out / "manifest.json").unlink()
+    manifest = json.loads((features / "manifest.json").read_text())
+    with pytest.raises(JobError, match="127 rows, with 0 errors, for 128 images"):
+        extract(manifest["job"]["images"], str(out), CONFIG)
+
+
+def test_one_two_and_three_workers_give_the_same_weights(features, ray, tmp_path):
+    config = FitConfig(head="linear", epochs=3, batch_size=32)
+    found = {}
+    for workers in (1, 2, 3):
+        out = tmp_path / str(workers)
+        history = fit(str(features), str(out), replace(config, workers=workers))["history"]
+        found[workers] = (weights(out), history)
+    for workers in (2, 3):
+        for one, many in zip(found[1][0], found[workers][0], strict=True):
+            np.testing.assert_allclose(many, one, atol=1e-5)
+        for one, many in zip(found[1][1], found[workers][1], strict=True):
+            assert many == pytest.approx(one, rel=1e-4)
+
+
+def test_one_worker_is_plain_keras(features, ray, tmp_path):
+    import keras
+
+    from tlray import plugins
+    from tlray.batches import GlobalBatches
+
+    config = FitConfig(head="linear", epochs=2, batch_size=32, optimizer="sgd", learning_rate=1e-3)
+    found = fit(str(features), str(tmp_path / "model"), config)
+    rows = FeatureSet.open(str(features)).load("train")
+    keras.utils.set_random_seed(config.seed)
+    plain = plugins.head("linear").build(rows.features.shape[1:], 10)
+    plain.compile(keras.optimizers.SGD(1e-3), "categorical_crossentropy", metrics=["accuracy"])
+    targets = np.eye(10)[[int(label) for label in rows.labels]]
+    batches = GlobalBatches(rows=ROWS, batch_size=32, workers=1, rank=0, seed=config.seed)
+    for epoch in range(2):
+        order = batches.order(epoch)
+        history = plain.fit(rows.features[order], targets[order], batch_size=32, shuffle=False, verbose=0)
+    for mine, theirs in zip(weights(tmp_path / "model"), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    last = found["history"][-1]
+    assert last["loss"] == pytest.approx(history.history["loss"][0], rel=1e-4)
+    assert last["accuracy"] == pytest.approx(history.history["accuracy"][0], abs=1e-6)
+
+
+def test_dropout_repeats_exactly_for_the_same_number_of_workers(features, ray, tmp_path):
+    config = FitConfig(epochs=2, workers=2)
+    for name in ("a", "b"):
+        fit(str(features), str(tmp_path / name), config)
+    for first, second in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_early_stopping_keeps_the_best_epoch_and_tensorboard_is_written(features, ray, tmp_path):
+    config = FitConfig(head="linear", epochs=40, learning_rate=0.05, early_stopping=2, tensorboard=True)
+    found = fit(str(features), str(tmp_path / "model"), config)
+    losses = [epoch["val_loss"] for epoch in found["history"]]
+    assert found["epochs"] == len(losses) < 40
+    assert found["kept_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 2
+    assert found["metrics"]["val_loss"] == min(losses)
+    evaluated = evaluate(str(tmp_path / "model"), str(features), EvaluateConfig(split="validation"))
+    assert evaluated.loss == pytest.approx(min(losses), rel=1e-3)
+    assert list((tmp_path / "model").rglob("events.out.tfevents*"))
+
+
+def test_the_model_folder_is_complete_and_repeats_its_result(features, model):
+    names = {path.name for path in model.iterdir()}
+    assert {"model.keras", "manifest.json", "history.csv"} <= names <= {*names, "report"}
+    header, *lines = (model / "history.csv").read_text().splitlines()
+    assert header == "epoch,loss,accuracy,val_loss,val_accuracy"
+    assert [line.partition(",")[0] for line in lines] == [str(epoch) for epoch in range(1, 9)]
+    again = fit(str(features), str(model), FitConfig(epochs=8))
+    assert len(again["history"]) == 8
+    with pytest.raises(UserError, match="another job"):
+        fit(str(features), str(model), FitConfig(epochs=9))
+
+
+def test_evaluation_of_images_and_of_features_agree(features, images, model, ray, tmp_path):
+    on_features = evaluate(str(model), str(features), EvaluateConfig(), out=str(tmp_path / "a"))
+    config = EvaluateConfig(precision="float32")
+    on_images = evaluate(str(model), str(images), config, out=str(tmp_path / "b"))
+    assert on_features.split == on_images.split == "test"
+    assert on_features.images == on_images.images == 60
+    assert on_features.confusion_matrix == on_images.confusion_matrix
+    assert on_features.loss == pytest.approx(on_images.loss, rel=1e-4)
+    assert on_features.accuracy > 0.7
+    report = {path.name for path in (tmp_path / "b").iterdir()}
+    assert report == {"report.json", "index.html", "confusion_matrix.png", "curves.png"}
+    written = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert written["accuracy"] == on_images.accuracy
+    wrong = 60 - sum(on_images.confusion_matrix[n][n] for n in range(10))
+    assert len(on_images.mistakes) == wrong
+    assert all(mistake.thumbnail for mistake in on_images.mistakes)
+
+
+def test_evaluation_refuses_features_of_another_provenance(images, model, ray, tmp_path):
+    extract(str(images), str(tmp_path / "set"), replace(CONFIG, preprocess="rescale"))
+    with pytest.raises(UserError, match="preprocess rescale, not imagenet"):
+        evaluate(str(model), str(tmp_path / "set"), EvaluateConfig(), out=str(tmp_path / "report"))
+    assert not (tmp_path / "report").exists()
+
+
+def test_model_loads_in_plain_keras_and_takes_images_of_any_size(images, model, ray, tmp_path):
+    code = """
+import sys, numpy as np, keras
+from PIL import Image
+model = keras.saving.load_model(sys.argv[1], safe_mode=True)
+for size in (64, 64), (200, 120), (31, 47):
+    image = np.asarray(Image.open(sys.argv[2]).convert("RGB").resize(size), "uint8")
+    print(*model.predict(image[None], verbose=0)[0])
+"""
+    path = next(images.glob("test/3/*.png"))
+    command = [sys.executable, "-c", code, model / "model.keras", path]
+    lines = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout.splitlines()
+    plain = np.array([line.split() for line in lines], float)
+    assert plain.shape == (3, 10)
+    np.testing.assert_allclose(plain.sum(axis=1), 1, atol=1e-5)
+    one = predict_one(str(model), str(path), PredictConfig())
+    np.testing.assert_allclose([one["probabilities"][str(digit)] for digit in range(10)], plain[0], atol=1e-3)
+    assert one["label"] == str(int(plain[0].argmax()))
+
+
+def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in images.glob("test/*/*.png"):
+        (folder / path.name).symlink_to(path)
+    (folder / "bad.png").write_bytes(b"")
+    out, copies = tmp_path / "predictions.parquet", tmp_path / "copies"
+    config = PredictConfig(precision="float32", annotate=str(copies))
+    found = predict(str(model), str(folder), str(out), config)
+    assert (found["images"], found["rows"], found["errors"]) == (61, 60, 1)
+    table = pq.read_table(out).to_pandas()
+    assert list(table.columns[:3]) == ["path", "label", "probability"]
+    assert list(table.columns[3:]) == [f"probability_{digit}" for digit in range(10)]
+    assert sorted(table["path"]) == sorted(path.name for path in folder.iterdir() if path.name != "bad.png")
+    values = table.iloc[:, 3:].to_numpy()
+    np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
+    assert list(table["label"]) == [str(best) for best in values.argmax(axis=1)]
+    np.testing.assert_array_equal(table["probability"], values.max(axis=1))
+    assert pq.read_table(tmp_path / "predictions.errors.parquet")["path"].to_pylist() == ["bad.png"]
+    assert {path.name for path in copies.iterdir()} == set(table["path"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("copies", "images", "predictions.errors.parquet", "predictions.parquet")
+    ]
+    top = tmp_path / "top.csv"
+    predict(str(model), str(folder), str(top), PredictConfig(precision="float32", top=2))
+    rows = pa.csv.read_csv(top).to_pandas()
+    assert list(rows.columns[3:]) == ["label_1", "probability_1", "label_2", "probability_2"]
+    np.testing.assert_allclose(rows["probability_1"], table["probability"], atol=1e-6)
+    with pytest.raises(UserError, match="there already"):
+        predict(str(model), str(folder), str(out), PredictConfig())
+
+
+def test_a_table_of_paths_with_labels_and_splits(images, ray, tmp_path):
+    paths = sorted(images.glob("test/[37]/*.png"))
+    rows = "".join(
+        f"{path},seven-{path.parent.name},{'val' if n % 2 else 'train'}\n" for n, path in enumerate(paths)
+    )
+    (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
+    found = extract(str(tmp_path / "list.csv"), str(tmp_path / "set"), CONFIG)
+    assert found["rows"] == len(paths)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["classes"] == ["seven-3", "seven-7"]
+    assert set(manifest["splits"]) == {"train", "validation"}
+
+
+def test_verify_finds_a_changed_image_and_plan_adds_up(features, images, tmp_path):
+    found = verify(str(features), str(images), sample=40)
+    assert found["sample"] == 40
+    assert found["largest_error"] < 1e-5
+    changed = tmp_path / "images"
+    subprocess.run(["cp", "-r", images, changed], check=True)
+    for path in changed.rglob("*.png"):
+        Image.open(path).rotate(90).save(path)
+    with pytest.raises(JobError, match="are not those of their images"):
+        verify(str(features), str(changed), sample=40)
+    (changed / "test" / "3").rename(tmp_path / "gone")
+    planned = plan(str(images), CONFIG, sample=16)
+    assert planned["images"] == 421
+    assert planned["sample"] == 16
+    assert planned["bytes_read"] == sum(path.stat().st_size for path in images.rglob("*.png"))
+    assert planned["seconds"] == pytest.approx(421 / planned["images_per_second"], rel=0.02, abs=0.1)
+    assert planned["gpu_hours"] == 0 or planned["gpus"] > 0
+    written = sum(path.stat().st_size for path in features.glob("part-*"))
+    assert planned["bytes_written"] == pytest.approx(written, rel=0.5)
+
+
+def _tlray(*arguments: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tlray", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def _wait_for(condition, seconds: float = 120) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def _children_of_session(session: int) -> list[str]:
+    """Command lines of the processes of a session, read from /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def _left_in_home(home: Path) -> list[str]:
+    return [str(path.relative_to(home)) for path in home.rglob("*")]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_command_leaves_nothing_behind_and_goes_on(how, images, features, tmp_path):
+    home, temporary, out = tmp_path / "home", tmp_path / "tmp", tmp_path / "set"
+    home.mkdir()
+    temporary.mkdir()
+    environment = {**os.environ, "HOME": str(home), "TMPDIR": str(temporary)}
+    command = ("extract", images, "--out", out, "--image-size", 64, "--precision", "float32", "--json")
+    first = _tlray(*command, env=environment, start_new_session=True)
+    _wait_for(lambda: list(out.glob("part-*")) or first.poll() is not None)
+    first.send_signal(how)
+    _, errors = first.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert first.returncode == 130
+        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to go on"
+        assert "Traceback" not in errors
+    _wait_for(lambda: not _children_of_session(first.pid), seconds=30)
+    again = _tlray(*command, env=environment, start_new_session=True)
+    output, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert json.loads(output)["rows"] == 421
+    assert _left_in_home(home) == []
+    assert {path.name for path in temporary.iterdir()} <= {"ray"}
+    expected = read(features)
+    assert all(np.array_equal(value, expected[path]) for path, value in read(out).items())
+    assert not list(out.glob(".*")) or how == signal.SIGKILL

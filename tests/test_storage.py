@@ -1,0 +1,225 @@
+"""Folders of every kind of storage; a file is there whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from tlray.errors import UserError
+from tlray.storage import Folder
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
+    """A folder that does not exist yet."""
+    if request.param == "memory":
+        yield Folder.open("memory://storage")
+        memory = fsspec.filesystem("memory")
+        if memory.exists("/storage"):
+            memory.rm("/storage", recursive=True)
+    else:
+        yield Folder.open(f"{'file://' if request.param == 'file' else ''}{tmp_path}/new")
+
+
+def everything(folder: Folder) -> list[str]:
+    """All files, the hidden and the temporary ones too."""
+    gc.collect()  # A stream that was given up may still finish its file when it is collected.
+    if folder.is_local:
+        return sorted(
+            os.path.relpath(Path(place, name), folder.path)
+            for place, _, names in os.walk(folder.path)
+            for name in names
+        )
+    return sorted(
+        os.path.relpath(name, folder.path) for name in fsspec.filesystem("memory").find(folder.path)
+    )
+
+
+# Opening
+
+
+def test_an_absolute_path(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    assert folder.is_local
+    assert folder.path == folder.uri == str(tmp_path)
+
+
+def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Folder.open("some/../where/")
+    monkeypatch.chdir("/")
+    folder.write("a", b"1")
+    assert (tmp_path / "where" / "a").read_bytes() == b"1"
+    assert folder.uri == str(tmp_path / "where")
+
+
+def test_a_file_uri_is_local(tmp_path):
+    folder = Folder.open(f"file://{tmp_path}/")
+    assert folder.is_local
+    assert folder.path == str(tmp_path)
+
+
+def test_fsspec_opens_what_pyarrow_does_not():
+    folder = Folder.open("memory://bucket/deep/")
+    assert not folder.is_local
+    assert folder.uri == "memory://bucket/deep"
+    assert folder.path.endswith("bucket/deep")
+
+
+@pytest.mark.parametrize(
+    "uri", ["nosuch://bucket/x", "hdfs://host/x", "hf://datasets/x", "zip://x::/nowhere/at/all.zip"]
+)
+def test_a_uri_that_nothing_here_opens(uri):
+    with pytest.raises(UserError) as caught:
+        Folder.open(uri)
+    assert uri in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("odd", ["with space", "100%", "ünï", "a:b", "new\nline", "#?&"])
+def test_odd_names_of_local_folders(tmp_path, odd):
+    folder = Folder.open(str(tmp_path / odd))
+    folder.write("file", b"1")
+    assert (tmp_path / odd / "file").read_bytes() == b"1"
+    assert folder.names() == ["file"]
+
+
+# Reading and writing
+
+
+def test_opening_creates_nothing(folder):
+    assert not folder.exists()
+    assert folder.names() == []
+
+
+def test_what_is_written_is_read(folder):
+    folder.write("deep/er/name.bin", bytes(range(256)))
+    assert folder.read("deep/er/name.bin") == bytes(range(256))
+    folder.write("deep/er/name.bin", b"")
+    assert folder.read("deep/er/name.bin") == b""
+
+
+def test_a_compressed_name_is_no_reason_to_decompress(folder):
+    folder.write("name.gz", b"not gzip")
+    assert folder.read("name.gz") == b"not gzip"
+
+
+def test_a_missing_file_is_an_os_error(folder):
+    with pytest.raises(OSError, match="missing"):
+        folder.read("missing")
+
+
+def test_names(folder):
+    for name in ("b", "a", "sub/c", "sub/deep/d"):
+        folder.write(name, b"1")
+    assert folder.names() == ["a", "b", "sub"]
+    assert folder.names("sub") == ["c", "deep"]
+    assert folder.names("missing") == []
+    assert folder.child("sub").names() == ["c", "deep"]
+
+
+def test_exists_and_is_file(folder):
+    folder.write("sub/file", b"1")
+    assert folder.exists()
+    assert folder.exists("sub")
+    assert folder.exists("sub/file")
+    assert not folder.exists("sub/other")
+    assert folder.is_file("sub/file")
+    assert not folder.is_file("sub")
+    assert not folder.is_file()
+    assert not folder.is_file("sub/file/below")
+
+
+def test_remove(folder):
+    for name in ("keep", "file", "sub/deep/a"):
+        folder.write(name, b"1")
+    folder.remove("file")
+    folder.remove("sub")
+    folder.remove("missing")
+    assert everything(folder) == ["keep"]
+    folder.remove()
+    assert not folder.exists()
+    folder.remove()
+
+
+# Whole or not at all
+
+
+def fail_half_way(folder: Folder, name: str, error: type[BaseException]) -> None:
+    with folder.writing(name) as stream:
+        stream.write(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_of_a_failed_file(folder, error):
+    folder.write("other", b"1")
+    with pytest.raises(error):
+        fail_half_way(folder, "sub/new", error)
+    assert everything(folder) == ["other"]
+    assert not folder.is_file("sub/new")
+
+
+def test_a_failed_file_leaves_the_old_one(folder):
+    folder.write("name", b"old")
+    with pytest.raises(KeyError):
+        fail_half_way(folder, "name", KeyError)
+    assert everything(folder) == ["name"]
+    assert folder.read("name") == b"old"
+
+
+def test_a_local_file_appears_at_the_end(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    with folder.writing("name") as stream:
+        stream.write(b"half")
+        stream.flush()
+        assert not folder.exists("name")
+    assert folder.read("name") == b"half"
+    assert everything(folder) == ["name"]
+
+
+def test_two_writers_of_one_name_do_not_mix(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    with folder.writing("name") as first:
+        first.write(b"1" * 10)
+        with folder.writing("name") as second:
+            second.write(b"2" * 5)
+        first.write(b"1" * 10)
+    assert folder.read("name") == b"1" * 20
+    assert everything(folder) == ["name"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(OSError, match="file"):
+        Folder.open(str(tmp_path / "file")).write("name", b"1")
+
+
+# Names
+
+
+def test_join_and_child(folder):
+    assert folder.join("a/b") == f"{folder.path}/a/b"
+    assert folder.child("a").child("b").path == f"{folder.path}/a/b"
+    assert folder.child("a").uri == f"{folder.uri}/a"
+    assert folder.child("a").filesystem == folder.filesystem
+
+
+def test_an_absolute_name_stands_for_itself(tmp_path):
+    (tmp_path / "file").write_bytes(b"1")
+    elsewhere = Folder.open("/nowhere")
+    assert elsewhere.join(str(tmp_path / "file")) == str(tmp_path / "file")
+    assert elsewhere.read(str(tmp_path / "file")) == b"1"
+    assert elsewhere.is_file(str(tmp_path / "file"))
+    assert elsewhere.child(str(tmp_path)).names() == ["file"]
+
+
+def test_a_folder_travels_to_other_processes(folder):
+    folder.write("name", b"1")
+    assert pickle.loads(pickle.dumps(folder)).read("name") == b"1"

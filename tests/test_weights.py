@@ -1,0 +1,273 @@
+"""Weights come from the first place that has them, and are what they are called, or are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+import pytest
+
+from tlray.backbone import Backbone, KnownWeights
+from tlray.errors import UserError
+from tlray.weights import WeightsProvider, digest, keras_cache, resolve
+
+# In Keras' order, which is neither that of the names nor of the sizes.
+NAMED = {
+    "stem/kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "stem/bias": np.array([1.5, -2.5], np.float32),
+    "block10/kernel": np.ones((1, 1), np.float32),
+    "block9/kernel": np.zeros((3, 1), np.float32),
+    "block9/bias": np.full(5, np.pi, np.float32),
+}
+ARRAYS = list(NAMED.values())
+URL = "https://example.invalid/some/net_weights.h5"
+
+
+class Net(Backbone):
+    name = "net"
+    image_size = 8
+    cuts = ("end",)
+    weights: ClassVar = {
+        "known": KnownWeights(sha256=digest(ARRAYS), url=URL),
+        "nowhere": KnownWeights(sha256=digest(ARRAYS)),
+    }
+
+    def build(self, image_size: int) -> Any:
+        raise AssertionError("nobody has to build the network for named weights")
+
+    def preprocess(self, pixels: Any) -> Any:
+        raise AssertionError
+
+
+class Provider(WeightsProvider):
+    """Provides the arrays as .npz, unless told otherwise, and remembers that it was asked."""
+
+    def __init__(
+        self, name: str = "provider", arrays: Sequence[np.ndarray] = ARRAYS, *, have: bool = True
+    ) -> None:
+        self.name, self.arrays, self.have = name, arrays, have
+        self.offers = (("net", "known"), ("net", "nowhere"))
+        self.asked: list[tuple[str, str]] = []
+
+    def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
+        self.asked.append((backbone, weights))
+        if not self.have:
+            return None
+        return write_npz(folder / "weights.npz", self.arrays)
+
+
+def write_npz(path: Path, arrays: Sequence[np.ndarray] = ARRAYS) -> Path:
+    np.savez(path, **dict(zip(NAMED, arrays, strict=False)))
+    return path
+
+
+def write_h5(path: Path, arrays: Sequence[np.ndarray] = ARRAYS, text: Any = str.encode) -> Path:
+    """As Keras 2 wrote it; HDF5 itself sorts what lies in a group by name."""
+    layers: dict[str, list[tuple[str, np.ndarray]]] = {"input_1": []}
+    for name, array in zip(NAMED, arrays, strict=False):
+        layers.setdefault(name.split("/")[0], []).append((f"{name}:0", array))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [text(layer) for layer in layers]
+        for layer, variables in layers.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [text(name) for name, _ in variables]
+            for name, array in variables:
+                group[name] = array
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Keras would have the download; it is not there yet."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    for name in ("keras", "tensorflow"):  # Nothing here needs them.
+        monkeypatch.setitem(sys.modules, name, None)
+    return tmp_path / "keras" / "models" / "net_weights.h5"
+
+
+def refusal(name: str, *providers: WeightsProvider) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(Net(), name, providers)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 2, message
+    return message
+
+
+# The digest
+
+
+def test_the_digest_is_of_little_endian_floats_in_order():
+    values = [0.0, 1.5, -2.25, 1e-30, float("inf"), 3.0]
+    expected = hashlib.sha256(b"".join(struct.pack("<f", value) for value in values)).hexdigest()
+    assert digest([np.array(values, np.float32)]) == expected
+    assert digest([np.array([values[:3], values[3:]], np.float32)]) == expected
+    assert digest([np.array(values[:2], ">f4"), np.array(values[2:], np.float64)]) == expected
+    assert digest(np.array(values, np.float32)) == expected
+    assert digest([values]) == expected
+
+
+def test_the_digest_is_of_values_not_of_memory():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert digest([np.asfortranarray(array)]) == digest([array])
+    assert digest([np.repeat(array, 2, axis=1)[:, ::2]]) == digest([array])
+    assert digest([array.T]) != digest([array])
+
+
+def test_the_digest_sees_order_and_every_value():
+    assert digest(ARRAYS[::-1]) != digest(ARRAYS)
+    changed = [array.copy() for array in ARRAYS]
+    changed[-1][-1] += 1e-6
+    assert digest(changed) != digest(ARRAYS)
+    assert digest([]) == hashlib.sha256().hexdigest()
+
+
+# Files
+
+
+@pytest.mark.parametrize("text", [str, str.encode])
+def test_keras_2_files_are_read_in_their_order(cache, text):
+    write_h5(cache, text=text)
+    found = resolve(Net(), "known", [])
+    assert (found.name, found.sha256) == ("known", digest(ARRAYS))
+    assert len(found.arrays) == len(ARRAYS)
+    for array, expected in zip(found.arrays, ARRAYS, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_npz_files_are_read_in_their_order():
+    found = resolve(Net(), "known", [Provider()])
+    assert [array.shape for array in found.arrays] == [array.shape for array in ARRAYS]
+    for array, expected in zip(found.arrays, ARRAYS, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Pickled(Provider):
+        def provide(self, backbone: str, weights: str, folder: Path) -> Path:
+            np.savez(folder / "weights.npz", a=np.array([print], object))
+            return folder / "weights.npz"
+
+    refusal("known", Pickled())
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\x89HDF\r\n\x1a\n and the rest is missing"])
+def test_a_damaged_file_in_the_keras_cache(cache, data):
+    """As a download leaves it that was killed."""
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(data)
+    assert str(cache) in refusal("known")
+
+
+def test_a_file_in_the_keras_cache_of_another_layout(cache):
+    cache.parent.mkdir(parents=True)
+    with h5py.File(cache, "w") as file:  # As Keras 3 writes it.
+        file.create_group("layers")
+    assert str(cache) in refusal("known")
+
+
+@pytest.mark.parametrize(
+    "arrays", [ARRAYS[:-1], [ARRAYS[1], ARRAYS[0], *ARRAYS[2:]], [array + 1 for array in ARRAYS]]
+)
+@pytest.mark.parametrize("place", ["cache", "provider"])
+def test_other_weights_than_the_name_stands_for(cache, arrays, place):
+    if place == "cache":
+        write_h5(cache, arrays)
+        message = refusal("known")
+        assert str(cache) in message
+    else:
+        message = refusal("known", Provider(arrays=arrays))
+    assert digest(arrays)[:16] in message
+    assert digest(ARRAYS)[:16] in message
+
+
+# Places, in their order
+
+
+def test_the_keras_cache_comes_first(cache):
+    write_h5(cache)
+    provider = Provider()
+    resolve(Net(), "known", [provider])
+    assert provider.asked == []
+
+
+def test_the_cache_is_keras_home(cache, tmp_path, monkeypatch):
+    assert keras_cache(URL) == cache
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert keras_cache(URL) == tmp_path / ".keras" / "models" / "net_weights.h5"
+
+
+def test_providers_are_asked_in_order_until_one_has_it():
+    first, second, third = Provider("a", have=False), Provider("b"), Provider("c")
+    resolve(Net(), "known", [first, second, third])
+    assert first.asked == second.asked == [("net", "known")]
+    assert third.asked == []
+
+
+def test_only_providers_that_offer_it_are_asked():
+    other = Provider("other")
+    other.offers = (("other", "known"), ("net", "else"))
+    resolve(Net(), "nowhere", [other, Provider()])
+    assert other.asked == []
+
+
+def test_what_a_provider_wrote_is_not_left_behind(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    resolve(Net(), "known", [Provider()])
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_provider_that_fails():
+    class Failing(Provider):
+        def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
+            raise RuntimeError("the package is incomplete")
+
+    message = refusal("known", Failing("failing"))
+    assert "failing" in message
+    assert "the package is incomplete" in message
+
+
+def test_a_provider_that_names_a_file_that_is_not_there():
+    class Empty(Provider):
+        def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
+            return folder / "nothing.npz"
+
+    assert "nothing.npz" in refusal("known", Empty("empty"))
+
+
+def test_weights_that_are_nowhere():
+    message = refusal("nowhere", Provider(have=False))
+    for word in ("nowhere", "net", "--weights"):
+        assert word in message
+
+
+# Names
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("knwon", "known"), ("no", "none"), ("imagenet", "known")])
+def test_an_unknown_name_brings_the_nearest(given, nearest):
+    message = refusal(given, Provider())
+    assert repr(given) in message
+    assert nearest in message
+
+
+@pytest.mark.parametrize("name", ["missing.weights.h5", "missing.npz", "some/where", "/some/where.h5"])
+def test_a_file_that_is_not_there(name):
+    message = refusal(name)
+    assert repr(name) in message
+    assert ".h5" in message
+
+
+def test_a_name_is_not_a_folder_of_the_same_name(tmp_path, monkeypatch):
+    """Images of ImageNet may well lie in ./imagenet."""
+    (tmp_path / "known").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Net(), "known", [Provider()]).sha256 == digest(ARRAYS)

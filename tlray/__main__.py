@@ -1,0 +1,5 @@
+"""`python -m tlray` is `tlray`."""
+
+from tlray.cli import main
+
+main()
