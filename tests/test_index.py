@@ -52,8 +52,8 @@ def forbidden() -> Iterable[Listed]:
 # Shards
 
 
-@pytest.mark.parametrize("batch_size", [1, 20, 32, 50, 128, 129, 1000, 2000])
-@pytest.mark.parametrize("count", [1, 127, 128, 129, 1001])
+@pytest.mark.parametrize("batch_size", [1, 20, 128, 129, 1000])
+@pytest.mark.parametrize("count", [1, 128, 129, 1001])
 def test_every_row_is_in_one_shard_in_order(folder, batch_size, count):
     images = listing(count)
     index = start(folder, images, batch_size)
@@ -87,7 +87,9 @@ def test_the_rows_of_a_shard_are_a_slice_of_the_listing(folder):
 
 
 def test_a_task_reads_little_more_than_its_shard(folder):
-    start(folder, listing(64 * 128 + 64 * 1024 + 1))
+    images = listing(64 * 128 + 64 * 1024 + 1)
+    index = start(folder, images)
+    assert index.count("label") == Counter((image.label,) for image in images)
     with pq.ParquetFile(folder.join(NAME)) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert sizes == [64 * 128, 64 * 1024, 1]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -432,9 +433,16 @@ def _left_in_home(home: Path) -> list[str]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_command_leaves_nothing_behind_and_goes_on(how, images, features, tmp_path):
-    home, temporary, out = tmp_path / "home", tmp_path / "tmp", tmp_path / "set"
+    home, out = tmp_path / "home", tmp_path / "set"
     home.mkdir()
-    temporary.mkdir()
+    # A short one: Ray's sockets lie below it, and their paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="t") as temporary:
+        _interrupt(how, images, features, home, Path(temporary), out)
+
+
+def _interrupt(
+    how: signal.Signals, images: Path, features: Path, home: Path, temporary: Path, out: Path
+) -> None:
     environment = {**os.environ, "HOME": str(home), "TMPDIR": str(temporary)}
     command = ("extract", images, "--out", out, "--image-size", 64, "--precision", "float32", "--json")
     first = _tlray(*command, env=environment, start_new_session=True)

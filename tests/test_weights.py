@@ -235,6 +235,16 @@ def test_a_provider_that_fails():
     assert "the package is incomplete" in message
 
 
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 and the rest is missing", b"no zip"])
+def test_a_damaged_file_of_a_provider(data):
+    class Damaged(Provider):
+        def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
+            (folder / "damaged.npz").write_bytes(data)
+            return folder / "damaged.npz"
+
+    assert "damaged.npz" in refusal("known", Damaged("damaged"))
+
+
 def test_a_provider_that_names_a_file_that_is_not_there():
     class Empty(Provider):
         def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:

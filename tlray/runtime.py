@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -47,7 +47,9 @@ def prepare_keras(cpus: int = 0) -> None:
         if home is not None:
             os.environ["KERAS_HOME"] = home
 
-        tf.config.threading.set_intra_op_parallelism_threads(cpus)
-        for gpu in tf.config.list_physical_devices("GPU"):
-            # Or TensorFlow takes all memory of a GPU that others use as well.
-            tf.config.experimental.set_memory_growth(gpu, True)
+        # A process that has used TensorFlow before keeps its settings.
+        with suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(cpus)
+            for gpu in tf.config.list_physical_devices("GPU"):
+                # Or TensorFlow takes all memory of a GPU that others use as well.
+                tf.config.experimental.set_memory_growth(gpu, True)
