@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
+from tests.bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
 from tlray import decoder
 from tlray.decoder import BadImage, decode, decode_files, open_image, read_image
 from tlray.storage import Folder

@@ -453,11 +453,12 @@ def _interrupt(
         assert first.returncode == 130
         assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to go on"
         assert "Traceback" not in errors
-    _wait_for(lambda: not _children_of_session(first.pid), seconds=30)
     again = _tlray(*command, env=environment, start_new_session=True)
     output, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     assert json.loads(output)["rows"] == 421
+    for process in (first, again):  # Ray's agents look only now and then whether their Ray is alive.
+        _wait_for(lambda session=process.pid: not _children_of_session(session))
     assert _left_in_home(home) == []
     assert {path.name for path in temporary.iterdir()} <= {"ray"}
     expected = read(features)

@@ -61,8 +61,7 @@ def annotate_one(root: Folder, path: str, label: str, probability: float, target
 
 def copy_name(path: str) -> str:
     """The path of the copy: never outside the folder, whatever the path of the image is."""
-    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..", ".")]
-    name = "/".join(parts).replace("://", "/")
+    name = "/".join(part for part in path.split("/") if part not in ("", "..", "."))
     return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
 
 

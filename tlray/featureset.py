@@ -109,7 +109,13 @@ def read_errors(folder: Folder) -> pa.Table:
     tables = [ERRORS.append(pa.field("shard", pa.int64())).empty_table()]
     for name in folder.names("errors"):
         if name.startswith("part-"):
-            table = pq.read_table(pa.BufferReader(folder.read(f"errors/{name}"))).replace_schema_metadata()
+            try:
+                table = pq.read_table(pa.BufferReader(folder.read(f"errors/{name}")))
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise JobError(
+                    f"{folder.join(f'errors/{name}')} cannot be read: {error}; extract again"
+                ) from error
+            table = table.replace_schema_metadata()
             shard = int(name.removeprefix("part-").removesuffix(".parquet"))
             tables.append(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64())))
     return pa.concat_tables(tables)

@@ -72,7 +72,10 @@ class Index:
                     "choose another folder, or remove this one"
                 )
             return index
-        strangers = folder.names()
+        # A listing that was killed leaves no more than a temporary file.
+        strangers = [name for name in folder.names() if name != "index" or folder.is_file(name)]
+        if not strangers:
+            strangers = [f"index/{name}" for name in folder.names("index") if not name.endswith(".tmp")]
         if strangers:
             raise UserError(
                 f"{folder.uri} is not empty and is no job of tlray (it holds {', '.join(strangers[:3])}"
@@ -80,7 +83,10 @@ class Index:
             )
         try:
             return cls._write(folder, images, batch_size, job)
-        except OSError as error:
+        except BaseException as error:
+            folder.remove("index")
+            if not isinstance(error, OSError):
+                raise
             raise UserError(f"cannot write to {folder.uri}: {error.strerror or error}") from error
 
     @classmethod
@@ -118,8 +124,10 @@ class Index:
                         sizes.extend([0] * (shard + 1 - len(sizes)))
                         sizes[shard] += count["counts"]
                 return cls(folder, read_stamp(file.schema_arrow.metadata), tuple(sizes))
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise JobError(f"{folder.join(NAME)} is damaged: {error}; remove {folder.uri}") from error
+        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+            raise JobError(
+                f"{folder.join(NAME)} cannot be read: {error}; if it is damaged, remove {folder.uri}"
+            ) from error
 
     def rows(self, shard: int) -> pa.Table:
         """The rows of one shard, in the order of the listing."""

@@ -95,7 +95,8 @@ def run(job: Pass, load_network: Callable[[], Network], progress: Progress) -> l
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
+            # Not 1, as decoding: Ray would fuse the two stages into one process.
+            num_cpus=0.5,
             num_gpus=gpus,
         )
     )

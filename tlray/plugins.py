@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ class Plugin:
         where = f"plugin {self.name!r} of package {self.package} {self.version}"
         try:
             plugin = self.entry_point.load()()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{where} is broken: {type(error).__name__}: {error}; repair or uninstall {self.package}"
             ) from error
@@ -47,9 +47,14 @@ class Plugin:
                 f"{where} is broken: {self.entry_point.value} makes a {type(plugin).__name__}, "
                 f"expected a subclass of {expected.__module__}.{expected.__name__}"
             )
-        if getattr(plugin, "name", None) != self.name:
+        missing = [name for name in expected.__annotations__ if not hasattr(plugin, name)]
+        if missing or (isinstance(plugin, Backbone) and not plugin.cuts):
             raise UserError(
-                f"{where} is broken: the class calls itself {getattr(plugin, 'name', None)!r}; "
+                f"{where} is broken: the class {type(plugin).__name__} says no {', '.join(missing) or 'cuts'}"
+            )
+        if plugin.name != self.name:
+            raise UserError(
+                f"{where} is broken: the class calls itself {plugin.name!r}; "
                 "give the entry point and the class one name"
             )
         return plugin
@@ -103,9 +108,10 @@ def head(name: str) -> Head:
     return plugin
 
 
-def weights_providers() -> list[WeightsProvider]:
-    """Every weights provider, in the order of their names."""
+def weights_providers() -> Iterator[WeightsProvider]:
+    """Every weights provider, in the order of their names; loaded when it is its turn."""
     plugins = installed("weights")
     for message in clashes(plugins).values():
         raise UserError(message)
-    return [plugin.load() for plugin in plugins]
+    for plugin in plugins:
+        yield plugin.load()

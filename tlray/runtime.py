@@ -39,10 +39,16 @@ def prepare_keras(cpus: int = 0) -> None:
     # Keras would read its settings from the home folder, another order of channels among them,
     # and leave a file there.
     os.environ["KERAS_HOME"] = os.devnull
+    # Keras would import matplotlib, which takes time and leaves a cache there.
+    hidden = "matplotlib" not in sys.modules
+    if hidden:
+        sys.modules["matplotlib"] = None  # type: ignore[assignment]
     with muted():
         import keras  # noqa: F401
         import tensorflow as tf
 
+        if hidden:
+            del sys.modules["matplotlib"]
         del os.environ["KERAS_HOME"]
         if home is not None:
             os.environ["KERAS_HOME"] = home

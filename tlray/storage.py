@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 from pyarrow import fs
@@ -41,12 +43,14 @@ class Folder:
             return cls(fs.LocalFileSystem(), path, path)
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except OSError as error:  # hdfs:// without Java, a bucket that does not answer.
+            raise UserError(f"cannot open {uri!r}: {str(error).splitlines()[0]}") from error
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError):
             import fsspec
 
             try:
                 remote, path = fsspec.core.url_to_fs(uri)
-            except (ValueError, ImportError) as error:
+            except (ValueError, ImportError, OSError) as error:
                 raise UserError(f"cannot open {uri!r}: {error}") from error
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote))
         return cls(filesystem, path.rstrip("/"), uri.rstrip("/"))
@@ -91,20 +95,18 @@ class Folder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A stream whose file appears under its name only when the block ends well.
 
-        Locally the bytes go to a temporary name, are synced and renamed. An object store shows
-        an object only once its upload is complete, so there the name is written directly.
+        Locally the bytes go to a temporary name, are synced and renamed. For an object store they
+        are collected in a temporary file: an upload that is given up is completed all the same
+        when pyarrow's stream is collected, because it cannot be aborted.
         """
         target = self.join(name)
         if not self.is_local:
-            self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
-            stream: Any = self.filesystem.open_output_stream(target, compression=None)
-            try:
-                yield stream
-            except BaseException:
-                # Closing would complete the upload of half a file.
-                stream.abort() if hasattr(stream, "abort") else None
-                raise
-            stream.close()
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
+                with self.filesystem.open_output_stream(target, compression=None) as stream:
+                    shutil.copyfileobj(file, stream, 1 << 20)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"

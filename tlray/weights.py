@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider])
         UserError: no such weights, not to be had here, not for this network, or not the
             ones that the name stands for.
     """
-    if name == "none" or os.path.exists(name):
+    if name == "none" or (name not in backbone.weights and os.path.exists(name)):
         # Only the built network knows whether a file fits it, and in which order Keras reads it.
         arrays = _built(backbone, None if name == "none" else name)
         return Weights(name, digest(arrays), arrays)
@@ -90,7 +91,13 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider])
         raise unknown(f"weights of {backbone.name}", name, [*backbone.weights, "none"])
     with tempfile.TemporaryDirectory(prefix="tlray-weights-") as folder:
         path = _named(backbone, name, providers, Path(folder))
-        arrays = _arrays(path)
+        try:
+            arrays = _arrays(path)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{path} is damaged, or neither .npz nor Keras 2 .h5: {reason}; remove the file"
+            ) from error
     expected, found = backbone.weights[name].sha256, digest(arrays)
     if found != expected:
         raise UserError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import typer
 
 from tlray.cli import demo, evaluate, extract, fit, inspect, plan, plugins, predict, verify
@@ -39,4 +42,10 @@ def _main(version: bool = typer.Option(False, "--version", help="print the versi
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        error.show()  # type: ignore[attr-defined]
+        if "--json" in sys.argv:
+            print(json.dumps({"error": error.format_message(), "exit_status": error.exit_code}))
+        sys.exit(error.exit_code)

@@ -103,7 +103,8 @@ class _reported:  # noqa: N801 - used like a function
         elif isinstance(error, OSError):
             status, message = 1, f"{error.strerror or error}: {error.filename or 'input or output failed'}"
         else:
-            status, message = 1, f"unexpected {type(error).__name__}: {error} (--debug shows more)"
+            reason = " ".join(str(error).split())[:500]
+            status, message = 1, f"unexpected {type(error).__name__}: {reason} (--debug shows more)"
         if self.debug:
             traceback.print_exception(error)
         print(f"tlray: {message}", file=sys.stderr)

@@ -68,7 +68,7 @@ def _describe(plugin: Any) -> dict[str, Any]:
         loaded = plugin.load()
     except UserError as error:
         return {**about, "broken": str(error), "what": f"BROKEN: {error}"}
-    about["about"] = (type(loaded).__doc__ or "").strip().splitlines()[0]
+    about["about"] = (type(loaded).__doc__ or "").strip().partition("\n")[0]
     if plugin.kind == "backbones":
         offered = {pair for provider in weights_providers() for pair in provider.offers}
         here = [
