@@ -109,7 +109,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (here / name).mkdir(parents=True)
     (here / "text" / "notes.txt").write_text("no image")
     (here / "unfinished" / "index" / "part-00000.parquet").write_bytes(b"")
-    manifest = {"provenance": PROVENANCE, "classes": ["a", "b"], "job": {}, "history": [], "created": "now"}
+    manifest = {
+        **{"provenance": PROVENANCE, "classes": ["a", "b"], "job": {}, "history": [], "created": "now"},
+        **{"head": "linear", "feature_shape": [2], "splits": {}, "shards": 0, "rows": 0, "errors": 0},
+    }
     for name, kind in (("features", FEATURES), ("model", MODEL)):
         (here / name / "manifest.json").write_text(json.dumps({"format": kind, **manifest}))
     (here / "model" / "model.keras").write_bytes(b"")

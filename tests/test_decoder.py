@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from tests.bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
 from tlray import decoder
-from tlray.decoder import BadImage, decode, decode_files, open_image, read_image
+from tlray.decoder import BadImage, decode, open_image, read_image
 from tlray.storage import Folder
 
 HOLDER = tempfile.TemporaryDirectory(prefix="tlray-bad-files-")
@@ -37,6 +38,18 @@ OUTCOMES = write_bad_files(FOLDER)
 ROOT = Folder.open(HOLDER.name)
 BOMBS = sorted(name for name in OUTCOMES if name.startswith("bomb"))
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PPM": {}}
+
+
+def decode_files(root: Folder, paths: list[str], image_size: int) -> tuple[np.ndarray, list[BadImage | None]]:
+    """The pixels of many files and what is wrong with each, as the pipeline keeps them."""
+    pixels = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
+    bad: list[BadImage | None] = [None] * len(paths)
+    for row, path in enumerate(paths):
+        try:
+            pixels[row] = decode(read_image(root, path), image_size)
+        except BadImage as error:
+            bad[row] = BadImage(error.stage, error.error, error.message)
+    return pixels, bad
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -580,3 +593,11 @@ def test_damage_is_refused_or_gives_pixels(data: bytes, size: int) -> None:
         assert bad is not None
         assert bad.stage == "decode"
         assert bad.message.isprintable()
+
+
+def test_a_table_may_name_an_image_by_its_uri(tmp_path):
+    with fsspec.open("memory://uris/sub/a.png", "wb") as file:
+        file.write(b"bytes")
+    assert decoder.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/a.png") == b"bytes"
+    with pytest.raises(BadImage, match="removed"):
+        decoder.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/b.png")

@@ -28,12 +28,13 @@ Not for several threads of one process: some of Pillow's switches are global.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import cast
 
@@ -86,6 +87,9 @@ def read_image(root: Folder, path: str) -> bytes:
         BadImage: there is no such file, or it cannot be read.
     """
     with _refusing("read"):
+        if "://" in path:  # A table may name images anywhere.
+            uri, _, path = path.rpartition("/")
+            root = _folder(uri)
         try:
             return _read_local(root.join(path)) if root.is_local else root.read(path)
         except (FileNotFoundError, UnicodeEncodeError) as error:
@@ -142,22 +146,9 @@ def decode(data: bytes, image_size: int) -> npt.NDArray[np.uint8]:
         return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def decode_files(
-    root: Folder, paths: Sequence[str], image_size: int
-) -> tuple[npt.NDArray[np.uint8], list[BadImage | None]]:
-    """The pixels of many files, shape (n, image_size, image_size, 3), and what is wrong with each.
-
-    The row of a bad image is zero.
-    """
-    pixels = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
-    bad: list[BadImage | None] = [None] * len(paths)
-    for row, path in enumerate(paths):
-        try:
-            pixels[row] = decode(read_image(root, path), image_size)
-        except BadImage as error:
-            # A new one: the traceback of the caught one holds the file and its pixels in memory.
-            bad[row] = BadImage(error.stage, error.error, error.message)
-    return pixels, bad
+@functools.lru_cache(maxsize=64)
+def _folder(uri: str) -> Folder:
+    return Folder.open(uri)
 
 
 def _read_local(path: str) -> bytes:

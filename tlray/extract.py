@@ -86,6 +86,7 @@ def extract(
         "limited_by": pipeline.limited_by(done),
     }
     if not folder.is_file(MANIFEST):
+        folder.sweep()
         _finish(work, labels, errors, result)
     return {"out": folder.uri, **result}
 

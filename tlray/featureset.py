@@ -121,6 +121,13 @@ def read_errors(folder: Folder) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def check_manifest(manifest: Mapping[str, Any], **kinds: type) -> None:
+    """Raise KeyError or TypeError unless all these values are there and of these types."""
+    for name, kind in kinds.items():
+        if not isinstance(manifest[name], kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+
+
 def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
     """Batches put together until they make a row group."""
     held: list[npt.NDArray[Any]] = []
@@ -217,6 +224,16 @@ class FeatureSet:
             manifest = json.loads(folder.read(MANIFEST))
             if manifest["format"] != FORMAT:
                 raise UserError(f"{folder.uri} is a {manifest['format']}; expected a {FORMAT}")
+            check_manifest(
+                manifest,
+                job=dict,
+                feature_shape=list,
+                classes=list,
+                splits=dict,
+                shards=int,
+                rows=int,
+                errors=int,
+            )
             return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; extract again") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 
 from tlray import cluster, plugins
 from tlray.config import FitConfig
-from tlray.errors import UserError, unknown
+from tlray.errors import JobError, UserError, unknown
 from tlray.featureset import FeatureSet, Rows
 from tlray.head import Head
 from tlray.listing import assign_split
@@ -198,6 +199,7 @@ def _load(data: FeatureSet, config: FitConfig) -> tuple[Rows, Rows | None]:
     splits = data.splits
     if splits and not splits.get("train"):
         raise UserError(f"{data.folder.uri} has no training rows: its splits are {', '.join(splits)}")
+    _check_memory(data)
     training = data.load("train" if splits else None)
     validation = data.load("validation") if splits.get("validation") else None
     if config.validation is not None:
@@ -218,6 +220,19 @@ def _load(data: FeatureSet, config: FitConfig) -> tuple[Rows, Rows | None]:
             "or extract from a folder with train/ and validation/"
         )
     return training, validation
+
+
+def _check_memory(data: FeatureSet) -> None:
+    """Raise JobError if the features would not fit: once as they are read, and once in Ray's object store."""
+    import psutil
+
+    needed = 2 * data.manifest["rows"] * np.dtype(data.provenance.store).itemsize * math.prod(data.shape)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise JobError(
+            f"training on {data.folder.uri} needs {needed / 1e9:.1f} GB of memory, and "
+            f"{available / 1e9:.1f} GB are free: extract with --store float16 or a later --cut"
+        )
 
 
 def _kept(history: list[dict[str, float]], config: FitConfig) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlray.errors import UserError
+from tlray.featureset import check_manifest
 from tlray.network import FrozenPart, Network, compile_network
 from tlray.provenance import Provenance
 from tlray.storage import Folder
@@ -48,6 +49,7 @@ class Model:
             manifest = json.loads(folder.read(MANIFEST))
             if manifest["format"] != FORMAT:
                 raise UserError(f"{folder.uri} is a {manifest['format']}; expected a {FORMAT}")
+            check_manifest(manifest, job=dict, classes=list, history=list, head=str, created=str)
             return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; fit again") from error

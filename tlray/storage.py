@@ -121,6 +121,12 @@ class Folder:
                 os.remove(temporary)
             raise
 
+    def sweep(self) -> None:
+        """Remove the temporary files that writers left directly in this folder when they were killed."""
+        for name in self.names():
+            if name.startswith(".") and name.endswith(".tmp"):
+                self.remove(name)
+
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all it holds, if it is there."""
         info = self._info(name)
