@@ -18,5 +18,6 @@ def demo(
     from tlray.demo import demo
 
     found = demo(out, address=run.address)
-    lines = [f"{name:<12} {value}" for name, value in found.items()]
+    shown = {**found, "accuracy": f"{found['accuracy']:.3f}", "seconds": f"{found['seconds']:.0f}"}
+    lines = [f"{name:<12} {value}" for name, value in shown.items()]
     return Result(found, "\n".join(lines))
