@@ -35,6 +35,7 @@ from tlray.verify import verify
 pytestmark = pytest.mark.slow
 
 CONFIG = ExtractConfig(image_size=64, precision="float32", max_bad_fraction=0.5)
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "cats-dogs" / "train"
 ROWS = 301
 """No batch size divides it."""
 
@@ -142,11 +143,11 @@ def test_reduced_precision_is_near(features, images, ray, tmp_path):
     assert 0 < relative(*both) < 2e-2  # Drawn digits are far from photographs: see the next test.
 
 
-@pytest.mark.skipif(not Path("../shared/data/cats-dogs").is_dir(), reason="needs ../shared")
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs the photographs beside the clone")
 def test_bfloat16_of_photographs_is_within_5e_3(ray, tmp_path):
     photographs = tmp_path / "images"
     photographs.mkdir()
-    for path in sorted(Path("../shared/data/cats-dogs/train").rglob("*.jpg"))[::20]:
+    for path in sorted(PHOTOGRAPHS.rglob("*.jpg"))[::20]:
         (photographs / path.name).symlink_to(path.resolve())
     sets = {}
     for precision in ("float32", "bfloat16"):

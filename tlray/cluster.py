@@ -13,10 +13,8 @@ from tlray.errors import UserError
 from tlray.runtime import muted
 
 _ENVIRONMENT = {
-    # Ray Data's actor pools make Ray print an error about their constructor arguments (ray#53727).
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Without it Ray Train loses the last checkpoint of a worker that dies.
+    # Ray Train looks after its workers every two seconds, and learns of their end so late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 
@@ -35,15 +33,19 @@ def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
     Raises:
         UserError: there is no Ray at that address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", **_ENVIRONMENT}
     if address is None:
         # A token of its own, in memory: Ray would write one to the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    quiet = not logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
+    if quiet:
+        # Ray prints an error about the constructor arguments of Ray Data's actor pools (ray#53727).
+        settings["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     import ray.data
 
-    if not logging.getLogger("tlray").isEnabledFor(logging.DEBUG):
+    if quiet:
         for name in ("ray.data", "ray.train"):  # What fails is raised as well.
             logging.getLogger(name).setLevel(logging.CRITICAL)
     if ray.is_initialized():

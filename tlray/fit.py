@@ -62,64 +62,30 @@ def fit(
     started = time.monotonic()
     data = FeatureSet.open(features)
     head = plugins.head(config.head)
-    if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise UserError(
-            "--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'"
-        )
+    _check(data, config)
     folder = Folder.open(out)
     job = {"features": data.folder.uri, "extraction": data.manifest["job"], "fit": asdict(config)}
     if folder.is_file(MANIFEST):
         return _finished(folder, job)
     if folder.names():
         raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
-    classes = data.classes
-    if len(classes) < 2:
-        what = f"one class ({classes[0]})" if classes else "no labels"
-        raise UserError(
-            f"{data.folder.uri} has {what}: a head needs at least two classes; "
-            "extract from a folder with one folder for each class"
-        )
     training, validation = _load(data, config)
     settings = _Settings(
         config=config,
         head=head,
-        classes=classes,
+        classes=data.classes,
         training=training,
         validation=validation,
         frozen=FrozenPart.of(data.provenance),
     )
-    history: list[dict[str, float]] = []
-
-    def record(metrics: dict[str, float]) -> None:
-        if metrics["epoch"] == 1:  # Again, if a worker was lost and training started anew.
-            history.clear()
-        history.append(metrics)
-        report(metrics)
-
-    with cluster.connect(address, cpus=config.workers):
-        from tlray import trainer
-
-        try:
-            files: dict[str, bytes] = trainer.run(
-                _loop,
-                settings.shared(),
-                workers=config.workers,
-                storage=folder.child(".training"),
-                report=record,
-            )
-        finally:
-            folder.remove(".training")
-            if folder.is_local and not folder.names():
-                folder.remove()
+    files, history = _train(settings, folder, address, report)
     kept = _kept(history, config)
     manifest = {
         "format": FORMAT,
         "job": job,
         "provenance": data.provenance.to_json(),
         "head": head.name,
-        "classes": classes,
+        "classes": data.classes,
         "images": data.manifest["job"]["images"],
         "rows": len(training.labels),
         "validation_rows": len(validation.labels) if validation else 0,
@@ -136,6 +102,22 @@ def fit(
     folder.write("history.csv", _csv(history))
     folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
     return _result(folder, manifest)
+
+
+def _check(data: FeatureSet, config: FitConfig) -> None:
+    if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UserError(
+            "--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'"
+        )
+    classes = data.classes
+    if len(classes) < 2:
+        what = f"one class ({classes[0]})" if classes else "no labels"
+        raise UserError(
+            f"{data.folder.uri} has {what}: a head needs at least two classes; "
+            "extract from a folder with one folder for each class"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +149,37 @@ class _Settings:
             "arrays": ray.put(list(self.frozen.arrays)),
             "provenance": self.frozen.provenance,
         }
+
+
+def _train(
+    settings: _Settings, folder: Folder, address: str | None, report: Callable[[dict[str, float]], None]
+) -> tuple[dict[str, bytes], list[dict[str, float]]]:
+    """Run the training; the files of the model's folder, and the metrics of each epoch."""
+    history: list[dict[str, float]] = []
+
+    def record(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 1:  # Again, if a worker was lost and training started anew.
+            history.clear()
+        history.append(metrics)
+        report(metrics)
+
+    was_there = folder.exists()
+    with cluster.connect(address, cpus=settings.config.workers):
+        from tlray import trainer
+
+        try:
+            files = trainer.run(
+                _loop,
+                settings.shared(),
+                workers=settings.config.workers,
+                storage=folder.child(".training"),
+                report=record,
+            )
+        finally:
+            folder.remove(".training")
+            if not was_there and not folder.names():
+                folder.remove()
+    return files, history
 
 
 def _loop(

@@ -106,13 +106,21 @@ def run(
             failure_config=FailureConfig(max_failures=3),
         ),
     )
-    outcome: list[Any] = []
+    try:
+        return _outcome(trainer, epochs, report)
+    finally:
+        epochs.shutdown(force=True)
+
+
+def _outcome(trainer: DataParallelTrainer, epochs: Queue, report: Callable[[dict[str, float]], None]) -> Any:
+    """Wait for the end, passing reports on; errors as in `run`."""
+    found: list[Any] = []
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit().return_value)
+            found.append(trainer.fit().return_value)
         except Exception as error:
-            outcome.append(error)
+            found.append(error)
 
     # In a thread of its own, or Ray Train would take over Ctrl-C.
     thread = threading.Thread(target=fit, daemon=True)
@@ -122,11 +130,11 @@ def run(
             report(epochs.get(timeout=0.2))
         except Empty:
             continue
-    epochs.shutdown(force=True)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    if isinstance(outcome[0], Exception):
-        failures = getattr(outcome[0], "worker_failures", None) or {0: outcome[0]}
+    (outcome,) = found
+    if isinstance(outcome, UserError):
+        raise outcome
+    if isinstance(outcome, Exception):
+        failures = getattr(outcome, "worker_failures", None) or {0: outcome}
         first = next(iter(failures.values()))
-        raise JobError(f"training failed: {str(first).strip().splitlines()[-1]}") from outcome[0]
-    return outcome[0]
+        raise JobError(f"training failed: {str(first).strip().splitlines()[-1]}") from outcome
+    return outcome

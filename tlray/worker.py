@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -199,19 +198,8 @@ def train(
     """
     keras.utils.set_random_seed(config.seed)
     model = build_head(head, training.features.shape[1:], classes)
-    for variable in model.non_trainable_variables:
-        if "seed_generator_state" in variable.path:
-            # Or each worker would drop the same units for its own rows.
-            variable.assign([config.seed, rank])
-    outputs = model.output_shape[-1]
-    loss = head.loss or ("binary_crossentropy" if outputs == 1 else "categorical_crossentropy")
-    accuracy = keras.metrics.binary_accuracy if outputs == 1 else keras.metrics.categorical_accuracy
-    metrics = [_RowMean(keras.losses.get(loss), name="row_loss"), _RowMean(accuracy, name="row_accuracy")]
-    optimizer = keras.optimizers.get(config.optimizer or head.optimizer)
-    optimizer.learning_rate = config.learning_rate or head.learning_rate
-    if workers.count > 1:
-        optimizer = _averaging(optimizer, workers)
-    model.compile(optimizer, loss, weighted_metrics=metrics, jit_compile=False)
+    _drop_differently(model, rank)
+    metrics = _compile(model, head, config, workers)
 
     def slices(examples: Examples, seed: int | None) -> _Slices:
         batches = GlobalBatches(
@@ -221,7 +209,7 @@ def train(
             rank=rank,
             seed=seed,
         )
-        return _Slices(examples, batches, outputs)
+        return _Slices(examples, batches, model.output_shape[-1])
 
     with tempfile.TemporaryDirectory(prefix="tlray-") as name:
         folder = Path(name)
@@ -229,10 +217,9 @@ def train(
         held_out = slices(validation, None) if validation is not None else None
         callbacks: list[keras.callbacks.Callback] = [_GlobalEpochs(workers, metrics, seen, held_out, report)]
         if config.early_stopping:
+            patience = config.early_stopping
             callbacks.append(
-                keras.callbacks.EarlyStopping(
-                    "val_loss", patience=config.early_stopping, restore_best_weights=True
-                )
+                keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True)
             )
         if config.tensorboard and rank == 0:
             callbacks.append(keras.callbacks.TensorBoard(str(folder / "tensorboard"), histogram_freq=1))
@@ -243,6 +230,27 @@ def train(
         trained.set_weights(model.get_weights())
         # A fresh copy: the trained one would bring its optimizer into the file.
         assemble(frozen, trained).save(folder / "model.keras")
-        return {
-            os.path.relpath(path, folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        }
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _drop_differently(model: keras.Model, rank: int) -> None:
+    """Give the dropout of each worker a seed of its own; the first worker keeps Keras'."""
+    for variable in model.non_trainable_variables:
+        if "seed_generator_state" in variable.path:
+            seed, count = (int(value) for value in variable.numpy())
+            variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
+
+
+def _compile(model: keras.Model, head: Head, config: FitConfig, workers: Workers) -> list[_RowMean]:
+    """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
+    binary = model.output_shape[-1] == 1
+    loss = head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
+    accuracy = keras.metrics.binary_accuracy if binary else keras.metrics.categorical_accuracy
+    metrics = [_RowMean(keras.losses.get(loss), name="row_loss"), _RowMean(accuracy, name="row_accuracy")]
+    optimizer = keras.optimizers.get(config.optimizer or head.optimizer)
+    optimizer.learning_rate = config.learning_rate or head.learning_rate
+    if workers.count > 1:
+        optimizer = _averaging(optimizer, workers)
+    model.compile(optimizer, loss, weighted_metrics=metrics, jit_compile=False)
+    return metrics

