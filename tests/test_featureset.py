@@ -132,7 +132,7 @@ def test_the_schema(folder):
     assert schema.names == ["path", "split", "label", "features"]
     assert schema.field("features").type == pa.fixed_shape_tensor(pa.float16(), SHAPE)
     assert [schema.field(i).type for i in range(3)] == [pa.string()] * 3
-    assert json.loads(schema.metadata[b"tlray"]) == METADATA
+    assert json.loads(schema.metadata[b"tlray"]) == {**METADATA, "shard": 0}
 
 
 def test_large_features_become_row_groups_of_a_bounded_size(folder):
@@ -171,7 +171,7 @@ def test_features_that_fail_on_their_way_write_nothing(folder):
 def test_a_shard_of_bad_images_only(folder):
     """A file with no rows is still a file: it says that the shard is done."""
     write(folder, numbers(0))
-    assert featureset.count_rows(folder, [part_name(0)], JOB) == [0]
+    assert featureset.count_rows(folder, [0], JOB) == [0]
     assert sum(table.num_rows for table in featureset.read_shard(folder, 0, JOB)) == 0
     assert pq.read_table(folder.join(part_name(0))).num_rows == 0
 
@@ -186,8 +186,8 @@ def test_read_parts_keeps_the_order(folder):
 
 def test_count_rows(folder):
     write_set(folder, (5, 0, 40))
-    names = [part_name(shard) for shard in (2, 0, 1)]
-    assert featureset.count_rows(folder, names, JOB) == [40, 5, 0]
+    shards = [2, 0, 1]
+    assert featureset.count_rows(folder, shards, JOB) == [40, 5, 0]
     assert featureset.count_rows(folder, [], JOB) == []
 
 
@@ -251,7 +251,7 @@ def test_a_damaged_part(folder, how):
         read(folder)
     if how != "overwritten":  # Counting reads no more than the footer.
         with pytest.raises(JobError, match=re.escape(part_name(0))):
-            featureset.count_rows(folder, [part_name(0)], JOB)
+            featureset.count_rows(folder, [0], JOB)
 
 
 def test_a_missing_part(folder):
@@ -259,7 +259,7 @@ def test_a_missing_part(folder):
     with pytest.raises(JobError, match=re.escape(part_name(1))):
         list(featureset.read_parts(folder, 2, JOB))
     with pytest.raises(JobError, match=re.escape(part_name(1))):
-        featureset.count_rows(folder, [part_name(0), part_name(1)], JOB)
+        featureset.count_rows(folder, [0, 1], JOB)
 
 
 @pytest.mark.parametrize("metadata", [{"job": {**JOB, "images": "/others"}}, {}, {"job": None}])
@@ -269,7 +269,7 @@ def test_a_part_of_another_job(folder, metadata):
     with pytest.raises(JobError, match=re.escape(part_name(0))):
         read(folder)
     with pytest.raises(JobError, match=re.escape(part_name(0))):
-        featureset.count_rows(folder, [part_name(0)], JOB)
+        featureset.count_rows(folder, [0], JOB)
 
 
 def test_a_part_of_another_program(folder):
@@ -278,7 +278,7 @@ def test_a_part_of_another_program(folder):
     with pytest.raises(JobError):
         read(folder)
     with pytest.raises(JobError):
-        featureset.count_rows(folder, [part_name(0)], JOB)
+        featureset.count_rows(folder, [0], JOB)
 
 
 # Error files
@@ -471,3 +471,12 @@ def test_provenance_names_what_differs(changed):
 def test_where_the_same_weights_lay_is_no_difference():
     other = Provenance(**{**asdict(PROVENANCE), "weights": "/elsewhere.h5", "package": "tlray 0.2.0"})
     assert PROVENANCE.differences(other) == []
+
+
+def test_a_copy_of_another_shard_is_noticed(folder):
+    """The same number of rows, but one shard is lost and one counted twice."""
+    for shard in (0, 1):
+        write(folder, numbers(4), shard=shard)
+    folder.write(part_name(1), folder.read(part_name(0)))
+    with pytest.raises(JobError, match="copy of shard 0"):
+        featureset.reconcile(folder, [4, 4], JOB)

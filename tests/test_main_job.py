@@ -209,6 +209,18 @@ def test_finished_work_is_kept_and_the_rest_is_done(images, features, ray, tmp_p
         extract(str(images), str(out), replace(CONFIG, cut="block4_pool"))
 
 
+def test_an_error_file_of_a_writer_that_was_killed_does_no_harm(images, ray, tmp_path):
+    """It may have seen an image fail that can be read now; the part file is what counts."""
+    out = tmp_path / "set"
+    extract(str(images / "test"), str(out), CONFIG)
+    errors = pq.read_table(out / "errors" / "part-00000.parquet")
+    one = pa.table({name: pa.array(["x"]) for name in errors.schema.names}, schema=errors.schema)
+    (out / "manifest.json").unlink()
+    (out / "part-00000.parquet").unlink()
+    pq.write_table(one, out / "errors" / "part-00000.parquet")
+    assert extract(str(images / "test"), str(out), CONFIG)["errors"] == 0
+
+
 def test_a_missing_row_is_noticed(features, tmp_path):
     out = tmp_path / "set"
     subprocess.run(["cp", "-r", features, out], check=True)
@@ -216,7 +228,7 @@ def test_a_missing_row_is_noticed(features, tmp_path):
     pq.write_table(pq.read_table(part).slice(1), part)
     (out / "manifest.json").unlink()
     manifest = json.loads((features / "manifest.json").read_text())
-    with pytest.raises(JobError, match="127 rows, with 0 errors, for 128 images"):
+    with pytest.raises(JobError, match=r"127 rows, with 0 errors in .* for 128 images"):
         extract(manifest["job"]["images"], str(out), CONFIG)
 
 
@@ -279,6 +291,21 @@ def test_early_stopping_keeps_the_best_epoch_and_tensorboard_is_written(features
     for kept, trained in zip(weights(tmp_path / "model"), weights(tmp_path / "shorter"), strict=True):
         np.testing.assert_array_equal(kept, trained)
     assert list((tmp_path / "model").rglob("events.out.tfevents*"))
+
+
+def test_validation_rows_are_held_out_after_a_split(images, ray, tmp_path):
+    """The two must not draw from the same hash: the training rows have its lower values."""
+    extract(str(images / "train"), str(tmp_path / "set"), replace(CONFIG, split=0.75))
+    (tmp_path / "model" / ".training" / "training").mkdir(parents=True)  # of a run that was killed
+    found = fit(
+        str(tmp_path / "set"), str(tmp_path / "model"), FitConfig(head="linear", epochs=1, validation=0.2)
+    )
+    total = found["rows"] + found["validation_rows"]
+    assert total == json.loads((tmp_path / "set" / "manifest.json").read_text())["splits"]["train"]
+    assert 0.1 < found["validation_rows"] / total < 0.3
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        *("history.csv", "manifest.json", "model.keras")
+    ]
 
 
 def test_the_model_folder_is_complete_and_repeats_its_result(features, model):
@@ -363,6 +390,8 @@ def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("copies", "images", "predictions.errors.parquet", "predictions.parquet")
     ]
+    with pytest.raises(UserError, match="folder of the images"):
+        predict(str(model), str(folder), str(out) + ".csv", PredictConfig(annotate=str(folder)))
     top = tmp_path / "top.csv"
     predict(str(model), str(folder), str(top), PredictConfig(precision="float32", top=2))
     rows = pa.csv.read_csv(top).to_pandas()
@@ -455,7 +484,7 @@ def _interrupt(
     _, errors = first.communicate(timeout=60)
     if how == signal.SIGINT:
         assert first.returncode == 130
-        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to go on"
+        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to finish"
         assert "Traceback" not in errors
     again = _tlray(*command, env=environment, start_new_session=True)
     output, errors = again.communicate(timeout=240)

@@ -230,7 +230,9 @@ def test_a_provider_that_fails():
         def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
             raise RuntimeError("the package is incomplete")
 
-    message = refusal("known", Failing("failing"))
+        offers = (("net", "nowhere"),)
+
+    message = refusal("nowhere", Failing("failing"))
     assert "failing" in message
     assert "the package is incomplete" in message
 

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import ImageDraw, ImageFont
 
-from tlray import decoder, featureset
+from tlray import cluster, decoder, featureset
+from tlray.errors import JobError, UserError
 from tlray.pipeline import Pass
 from tlray.storage import Folder
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
-def annotate(job: Pass, target: Folder) -> None:
+def check_target(root: Folder, target: Folder) -> None:
+    """Raise UserError unless copies can be written there without harm to the images."""
+    if target.is_local and root.is_local and os.path.realpath(target.path) == os.path.realpath(root.path):
+        raise UserError(f"--annotate {target.uri} is the folder of the images: choose another")
+    try:
+        target.write(".tlray", b"")
+        target.remove(".tlray")
+    except OSError as error:
+        raise UserError(f"--annotate: cannot write to {target.uri}: {error.strerror or error}") from error
+
+
+def annotate(job: Pass, target: Folder, *, address: str | None) -> None:
     """Annotate every image of a finished pass of a model, a shard in each Ray task.
 
     Raises:
-        ray.exceptions.RayTaskError: a picture could not be read again or a copy not be written.
+        JobError: a picture could not be read again or a copy not be written.
     """
-    import ray.data
+    with cluster.connect(address):
+        import ray.data
 
-    shards = [{"shard": shard} for shard in range(len(job.index.shard_sizes))]
-    tasks = ray.data.from_items(shards, override_num_blocks=len(shards)).map(_shard, fn_args=(job, target))
-    for _ in tasks.iter_batches():
-        pass
+        shards = [{"shard": shard} for shard in range(len(job.index.shard_sizes))]
+        data = ray.data.from_items(shards, override_num_blocks=len(shards)).map(_shard, fn_args=(job, target))
+        try:
+            for _ in data.iter_batches():
+                pass
+        except ray.exceptions.RayError as error:
+            raise JobError(f"annotating failed: {cluster.reason(error)}") from error
 
 
 def annotate_one(root: Folder, path: str, label: str, probability: float, target: Folder) -> str:
@@ -43,7 +60,14 @@ def annotate_one(root: Folder, path: str, label: str, probability: float, target
 
     Returns:
         The path of the copy below `target`.
+
+    Raises:
+        UserError: the copy would lie in the place of the image.
+        BadImage: the image is gone since it was predicted.
     """
+    name = copy_name(path)
+    if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
+        raise UserError(f"annotating would overwrite {target.join(name)}: choose another folder")
     image = decoder.open_image(decoder.read_image(root, path))
     text = f"{label}: {100 * probability:.1f} %"
     size = max(12, min(image.size) // 14)
@@ -52,7 +76,6 @@ def annotate_one(root: Folder, path: str, label: str, probability: float, target
     _, _, right, bottom = draw.textbbox((size // 2, size // 3), text, font=font)
     draw.rectangle((0, 0, right + size // 2, bottom + size // 3), fill=(0, 0, 0))
     draw.text((size // 2, size // 3), text, fill=(255, 255, 255), font=font)
-    name = copy_name(path)
     stream = io.BytesIO()
     image.save(stream, _FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
     target.write(name, stream.getvalue())

@@ -13,8 +13,8 @@ class GlobalBatches:
     """One worker's share of every global batch of an epoch.
 
     The rows of an epoch are a permutation drawn from (seed, epoch), cut into global batches; each
-    worker takes its slice of every one. Slices are padded to one length with rows of weight 0, so
-    that all workers take the same number of steps of the same shape, which collectives need.
+    worker takes its slice of every one. The slices of several workers are padded to one length
+    with rows of weight 0: collectives need the same number of steps, of the same shape, from all.
     """
 
     rows: int
@@ -44,13 +44,15 @@ class GlobalBatches:
     def slice(
         self, order: npt.NDArray[np.int64], step: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """This worker's rows of one step, (slots,), and their weights in the loss, (slots,).
+        """This worker's rows of one step and their weights in the loss, each (slots,).
 
         Keras divides the loss of a step by its rows, padding included, and the workers average
         their gradients. The weights undo both, so that each real row counts 1 / (real rows of the
         global batch).
         """
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        if self.workers == 1:  # Nobody to keep step with: the last batch is short, as in plain Keras.
+            return batch, np.ones(len(batch), np.float32)
         mine = batch[self.rank * self.slots : (self.rank + 1) * self.slots]
         rows = np.zeros(self.slots, np.int64)
         weights = np.zeros(self.slots, np.float32)

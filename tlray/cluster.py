@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +36,7 @@ def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
         UserError: there is no Ray at that address.
     """
     settings = {"RAY_USAGE_STATS_ENABLED": "0", **_ENVIRONMENT}
-    if address is None:
+    if address is None and "ray" not in sys.modules:  # Ray reads it when it is imported.
         # A token of its own, in memory: Ray would write one to the home folder.
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     quiet = not logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
@@ -45,6 +47,7 @@ def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray.data
 
+    ray.data.DataContext.get_current().enable_progress_bars = False
     if quiet:
         for name in ("ray.data", "ray.train"):  # What fails is raised as well.
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -60,9 +63,21 @@ def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
     try:
         with muted():  # Ray tells that it heeds RAY_BACKEND_LOG_LEVEL.
             ray.init(**(running if address else local), log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise UserError(f"no Ray answers at {address!r}: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
+        if address is None:
+            raise
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(f"no Ray answers at --address {address}: {type(error).__name__}: {why}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def reason(error: BaseException) -> str:
+    """The one line of a Ray error that says what went wrong in the task or actor."""
+    text = str(error).strip()
+    found = re.findall(r"^tlray\.errors\.\w+: (.+)", text, re.M)
+    # Ray Data's own wrapper says nothing but that a function failed.
+    found = found or re.findall(r"^((?:\w+\.)*\w*(?:Error|Exception): (?!UDF).+)", text, re.M)
+    return found[-1] if found else text.rpartition("\n")[2] or type(error).__name__

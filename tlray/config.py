@@ -1,4 +1,4 @@
-"""What the user can ask of each job: the one place where an option, its default and its help stand.
+"""What the user can ask of each job: the one place where its settings, their defaults and help stand.
 
 The command line is made from these classes (`tlray.cli.options`), so they import nothing heavy.
 """
@@ -17,6 +17,11 @@ def _positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected more than 0")
+
+
+def _seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: expected a whole number from 0 to 4294967295")
 
 
 def _fraction(**values: float | None) -> None:
@@ -63,6 +68,7 @@ class ExtractConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _fraction(split=self.split, max_bad_fraction=self.max_bad_fraction)
+        _seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,7 @@ class FitConfig:
             workers=self.workers,
         )
         _fraction(validation=self.validation)
+        _seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +125,8 @@ class EvaluateConfig(RunConfig):
     """`tlray evaluate`."""
 
     split: Annotated[
-        str | None, Doc("evaluate this split; or test if there is one, else validation, else all")
+        str | None,
+        Doc("evaluate this split; if not given: test, else validation"),
     ] = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import io
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tlray import cluster, decoder, featureset, pipeline, predict
+from tlray import decoder, pipeline, predict
 from tlray.config import EvaluateConfig
 from tlray.errors import JobError, UserError
 from tlray.featureset import FeatureSet, Rows
@@ -60,7 +61,7 @@ def evaluate(
     trained = Model.open(model)
     report = Folder.open(out) if out else trained.folder.child("report")
     folder = Folder.open(data)
-    if folder.is_file(featureset.MANIFEST) or folder.is_file(INDEX):
+    if folder.is_file(INDEX):
         features = FeatureSet.open(data)
         counts = Index.open(features.folder).count("split", "label")
         split = _check(counts, config.split, data, trained)
@@ -111,7 +112,7 @@ class _Tally:
 
     def add(self, batch: Rows) -> None:
         """Take in rows whose "features" are probabilities."""
-        number = {label: index for index, label in enumerate(self.classes)}
+        number: dict[str | None, int] = {label: index for index, label in enumerate(self.classes)}
         true = np.array([number[label] for label in batch.labels], np.int64)
         predicted = batch.features.argmax(axis=1)
         given = batch.features[np.arange(len(true)), true].astype(np.float64)
@@ -210,10 +211,12 @@ def _from_images(
 ) -> Iterator[Rows]:
     """Probabilities from the whole network, by a pass over the labelled images."""
     chosen = (image for image in source if image.label is not None and split in (None, image.split))
-    parts = report.child(".parts")
-    work = predict.start(model, source.root, chosen, f"{uri} ({split})", parts, config)
-    with cluster.connect(address):
-        predict.run(work, model, progress)
+    what = f"{uri} ({split})"
+    # A name of its own, so that a job that was stopped stands in the way of no other.
+    key = hashlib.sha256(f"{what} {config} {model.manifest['created']}".encode()).hexdigest()[:8]
+    parts = report.child(f".parts-{key}")
+    work = predict.start(model, source.root, chosen, what, parts, config)
+    predict.run(work, model, progress, address=address)
     pipeline.reconcile(work)
     yield from map(Rows.of, predict.tables(work))
     parts.remove()

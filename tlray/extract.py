@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,14 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import cluster, pipeline
+from tlray import pipeline
 from tlray.config import ExtractConfig
 from tlray.errors import UserError
 from tlray.featureset import FORMAT, MANIFEST, part_name
 from tlray.index import Index
 from tlray.listing import Images, Listed, assign_split
 from tlray.network import FrozenPart
-from tlray.provenance import versions
+from tlray.plain import dump
+from tlray.provenance import Provenance, versions
 from tlray.storage import Folder
 
 
@@ -41,7 +41,8 @@ def extract(
         progress: called after each shard.
 
     Returns:
-        JSON values: out, images, rows, errors, seconds, images_per_second (of this run), limited_by.
+        JSON values: out, images, rows, errors, seconds, images_per_second (of this run), limited_by, and
+        passed_over: files that are no images by their name (0 if the job was begun before).
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -50,13 +51,15 @@ def extract(
     started = time.monotonic()
     source = Images.open(images)
     folder = Folder.open(out)
+    if folder.is_local and f"{folder.path}/".startswith(f"{source.root.path}/") and not source.is_table:
+        raise UserError(f"--out {out} lies among the images: choose a folder beside {source.root.uri}")
     frozen = FrozenPart.decide(config)
     job = {
         "format": FORMAT,
         "images": Folder.open(images).uri,
         "split": config.split,
         "seed": config.seed if config.split is not None else None,
-        "provenance": frozen.provenance.to_json(),
+        "provenance": frozen.provenance.identity(),
     }
     index = Index.start(folder, _with_split(source, config), config.batch_size, job)
     labels = index.count("split", "label")
@@ -70,10 +73,7 @@ def extract(
         metadata={"job": job, "classes": _classes(labels), "versions": versions()},
         max_bad_fraction=config.max_bad_fraction,
     )
-    done: list[pipeline.Shard] = []
-    if pipeline.pending(work):
-        with cluster.connect(address):
-            done = pipeline.run(work, frozen.loader(), progress)
+    done = pipeline.run(work, frozen.loader, progress, address=address)
     errors = pipeline.reconcile(work)
     seconds = time.monotonic() - started
     images_done = sum(shard.rows + shard.errors for shard in done)
@@ -84,10 +84,12 @@ def extract(
         "seconds": round(seconds, 3),
         "images_per_second": round(images_done / seconds, 3),
         "limited_by": pipeline.limited_by(done),
+        "passed_over": source.others,
     }
     if not folder.is_file(MANIFEST):
         folder.sweep()
-        _finish(work, labels, errors, result)
+        folder.sweep("errors")
+        _finish(work, frozen.provenance, labels, errors, result)
     return {"out": folder.uri, **result}
 
 
@@ -109,7 +111,11 @@ def _classes(labels: Counter[tuple[str | None, ...]]) -> list[str]:
 
 
 def _finish(
-    work: pipeline.Pass, labels: Counter[tuple[str | None, ...]], errors: pa.Table, result: dict[str, Any]
+    work: pipeline.Pass,
+    provenance: Provenance,
+    labels: Counter[tuple[str | None, ...]],
+    errors: pa.Table,
+    result: dict[str, Any],
 ) -> None:
     """Write the manifest, which makes the set complete."""
     kept = labels - Counter(zip(errors["split"].to_pylist(), errors["label"].to_pylist(), strict=True))
@@ -123,7 +129,7 @@ def _finish(
     manifest = {
         "format": FORMAT,
         "job": work.metadata["job"],
-        "provenance": work.metadata["job"]["provenance"],
+        "provenance": provenance.to_json(),
         "feature_shape": list(shape),
         "classes": work.metadata["classes"],
         "rows_per_class": dict(sorted(per_class.items())),
@@ -133,4 +139,4 @@ def _finish(
         "versions": work.metadata["versions"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    work.out.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+    work.out.write(MANIFEST, dump(manifest, indent=2).encode())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray.errors import JobError, UserError
-from tlray.provenance import Provenance, read_stamp, stamp
+from tlray.provenance import Provenance, check_manifest, read_stamp, stamp
 from tlray.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -54,7 +57,7 @@ def write_part(
     """
     dtype = np.dtype(store)
     tensor = pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), tuple(shape))
-    schema = pa.schema([*rows.schema, ("features", tensor)], metadata=stamp(metadata))
+    schema = pa.schema([*rows.schema, ("features", tensor)], metadata=stamp({**metadata, "shard": shard}))
     done = 0
     with (
         folder.writing(part_name(shard)) as stream,
@@ -78,24 +81,36 @@ def write_errors(folder: Folder, shard: int, errors: pa.Table, metadata: Mapping
         pq.write_table(errors.cast(ERRORS.with_metadata(stamp(metadata))), stream, compression="zstd")
 
 
-def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """The rows of one part file of a job, a bounded number at a time.
-
-    Raises:
-        JobError: the file is missing, damaged or of another job.
-    """
+@contextmanager
+def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
+    """An open part file that has been checked; errors that leave the block become a JobError."""
     path = folder.join(part_name(shard))
     try:
         with folder.filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            if read_stamp(file.schema_arrow.metadata).get("job") != job:
-                raise ValueError("it is of another provenance than the manifest")
+            found = read_stamp(file.schema_arrow.metadata)
+            if found.get("job") != job:
+                raise ValueError("it was written by another job")
+            if found.get("shard") != shard:
+                raise ValueError(f"it is a copy of shard {found.get('shard')}")
             if file.schema_arrow.names != ["path", "split", "label", "features"]:
                 raise ValueError(f"its columns are {file.schema_arrow.names}")
-            for batch in file.iter_batches(batch_size=1024):
-                yield pa.Table.from_batches([batch])
+            yield file
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise JobError(f"{path} cannot be read: {error}; extract again") from error
+        raise JobError(f"{path} cannot be read: {error}; remove it and run the job again") from error
+
+
+def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """The rows of one part file of a job, a bounded number of bytes at a time.
+
+    Raises:
+        JobError: the file is missing, damaged, or of another job or shard.
+    """
+    with _part(folder, shard, job) as file:
+        tensor = file.schema_arrow.field("features").type
+        size = math.prod(tensor.shape) * tensor.value_type.bit_width // 8
+        for batch in file.iter_batches(batch_size=max(1, min(1024, 4 * _ROW_GROUP_BYTES // size))):
+            yield pa.Table.from_batches([batch])
 
 
 def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
@@ -121,13 +136,6 @@ def read_errors(folder: Folder) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def check_manifest(manifest: Mapping[str, Any], **kinds: type) -> None:
-    """Raise KeyError or TypeError unless all these values are there and of these types."""
-    for name, kind in kinds.items():
-        if not isinstance(manifest[name], kind):
-            raise TypeError(f"{name} is no {kind.__name__}")
-
-
 def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
     """Batches put together until they make a row group."""
     held: list[npt.NDArray[Any]] = []
@@ -140,26 +148,41 @@ def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterat
         yield np.concatenate(held, dtype=dtype)
 
 
-def count_rows(folder: Folder, names: Sequence[str], job: Mapping[str, Any]) -> list[int]:
+def count_rows(folder: Folder, shards: Sequence[int], job: Mapping[str, Any]) -> list[int]:
     """The rows of many part files, from their footers.
 
     Raises:
-        JobError: a file is damaged, or was written by another job.
+        JobError: a file is damaged, of another job or of another shard.
     """
 
-    def count(name: str) -> int:
-        try:
-            with folder.filesystem.open_input_file(folder.join(name)) as stream:
-                file = pq.ParquetFile(stream)
-                if read_stamp(file.schema_arrow.metadata).get("job") != job:
-                    raise ValueError("it was written by another job")
-                rows: int = file.metadata.num_rows
-                return rows
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise JobError(f"{folder.join(name)} is damaged: {error}; remove it and run again") from error
+    def count(shard: int) -> int:
+        with _part(folder, shard, job) as file:
+            rows: int = file.metadata.num_rows
+            return rows
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(count, names))
+        return list(pool.map(count, shards))
+
+
+def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]) -> pa.Table:
+    """Check that every image of every shard has become a row or an error, by what is in the files.
+
+    Returns:
+        All error rows, with the columns of `ERRORS`.
+
+    Raises:
+        JobError: an image is missing or is there twice, or a file is damaged or of another job.
+    """
+    rows = count_rows(folder, range(len(shard_sizes)), job)
+    errors = read_errors(folder)
+    bad = Counter(errors["shard"].to_pylist())
+    for shard, size in enumerate(shard_sizes):
+        if rows[shard] + bad[shard] != size:
+            raise JobError(
+                f"{folder.join(part_name(shard))} holds {rows[shard]} rows, with {bad[shard]} errors in "
+                f"{error_name(shard)}, for {size} images; remove both files and run again"
+            )
+    return errors.drop_columns(["shard"])
 
 
 @dataclass(frozen=True)
@@ -167,7 +190,7 @@ class Rows:
     """Features in memory, with what they are of."""
 
     paths: list[str]
-    labels: list[str]
+    labels: list[str | None]
     """None for a row without one, where such rows are read at all."""
     features: npt.NDArray[Any]
     """(rows, *shape), float32 or float16."""

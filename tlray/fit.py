@@ -22,8 +22,9 @@ from tlray.errors import JobError, UserError, unknown
 from tlray.featureset import FeatureSet, Rows
 from tlray.head import Head
 from tlray.listing import assign_split
-from tlray.model import FORMAT, MANIFEST, Model
+from tlray.model import FORMAT, MANIFEST, NETWORK, Model
 from tlray.network import FrozenPart
+from tlray.plain import dump
 from tlray.provenance import versions
 from tlray.storage import Folder
 
@@ -32,6 +33,9 @@ OPTIMIZERS = (
     *("ftrl", "lion", "muon", "nadam", "rmsprop", "sgd"),
 )
 """Keras' own, by the names that `keras.optimizers.get` takes."""
+_TRAINING = ".training"
+_OURS = (_TRAINING, NETWORK, "history.csv", "tensorboard")
+"""What a run that was killed may leave in the model's folder."""
 
 
 def fit(
@@ -67,8 +71,9 @@ def fit(
     job = {"features": data.folder.uri, "extraction": data.manifest["job"], "fit": asdict(config)}
     if folder.is_file(MANIFEST):
         return _finished(folder, job)
-    if folder.names():
+    if any(name not in _OURS and not name.endswith(".tmp") for name in folder.names()):
         raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
+    folder.remove(_TRAINING)
     training, validation = _load(data, config)
     settings = _Settings(
         config=config,
@@ -100,7 +105,7 @@ def fit(
     for name, content in files.items():
         folder.write(name, content)
     folder.write("history.csv", _csv(history))
-    folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+    folder.write(MANIFEST, dump(manifest, indent=2).encode())
     return _result(folder, manifest)
 
 
@@ -135,7 +140,7 @@ class _Settings:
         import ray
 
         def examples(rows: Rows) -> Any:
-            number = {label: index for index, label in enumerate(self.classes)}
+            number: dict[str | None, int] = {label: index for index, label in enumerate(self.classes)}
             targets = np.array([number[label] for label in rows.labels], np.int64)
             return ray.put((rows.features, targets))
 
@@ -172,13 +177,13 @@ def _train(
                 _loop,
                 settings.shared(),
                 workers=settings.config.workers,
-                storage=folder.child(".training"),
+                storage=folder.child(_TRAINING),
                 report=record,
             )
         finally:
-            folder.remove(".training")
-            if not was_there and not folder.names():
-                folder.remove()
+            folder.remove(_TRAINING)
+            if not was_there:
+                folder.remove_empty()
     return files, history
 
 
@@ -222,11 +227,20 @@ def _load(data: FeatureSet, config: FitConfig) -> tuple[Rows, Rows | None]:
                 "leave the option away"
             )
         held_out = np.array(
-            [assign_split(path, 1 - config.validation, config.seed) == "test" for path in training.paths]
+            [
+                # Not the hash of `extract --split`, by which these rows are the lower ones.
+                assign_split(f"validation:{path}", 1 - config.validation, config.seed) == "test"
+                for path in training.paths
+            ]
         )
         training, validation = training.where(~held_out), training.where(held_out)
         if not training.labels or not validation.labels:
             raise UserError(f"--validation {config.validation:g} leaves no rows on one side")
+    if len(set(training.labels)) < 2:
+        raise UserError(
+            f"{data.folder.uri} has one class among its training rows ({training.labels[0]}): "
+            "a head needs at least two"
+        )
     if config.early_stopping is not None and validation is None:
         raise UserError(
             "--early-stopping needs validation rows and there are none: add --validation 0.2, "

@@ -33,8 +33,9 @@ class Head(ABC):
             classes: how many classes there are, at least 2.
 
         Returns:
-            An uncompiled model whose output is (batch, classes) probabilities, or for two
-            classes, if the head likes, (batch, 1): the probability of the second class.
+            An uncompiled model of Keras' own layers, so that it loads anywhere. Its output is
+            (batch, classes) probabilities, or for two classes, if the head likes, (batch, 1): the
+            probability of the second class.
 
         Raises:
             ValueError: the head does not fit these features or this number of classes.

@@ -99,7 +99,7 @@ class Images:
             images = cls(root, _Entry(name, None if given.is_local else info))
         if _text(images.root.path) != images.root.path:
             raise UserError(f"the folder {images.root.path!r} has a name that is not UTF-8: rename it")
-        if images._is_table:
+        if images.is_table:
             images._check_table()
         elif images._start.is_folder:
             images._has_splits = images._find_splits()
@@ -108,10 +108,11 @@ class Images:
         return images
 
     def __iter__(self) -> Iterator[Listed]:
-        return self._rows() if self._is_table else self._walk()
+        return self._rows() if self.is_table else self._walk()
 
     @property
-    def _is_table(self) -> bool:
+    def is_table(self) -> bool:
+        """Whether they are the rows of a table, whose images may lie anywhere."""
         return self._start.path.lower().endswith(TABLE_SUFFIXES)
 
     def _walk(self) -> Iterator[Listed]:

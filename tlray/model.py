@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlray.errors import UserError
-from tlray.featureset import check_manifest
 from tlray.network import FrozenPart, Network, compile_network
-from tlray.provenance import Provenance
+from tlray.provenance import Provenance, check_manifest
 from tlray.storage import Folder
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ class FrozenPart:
             UserError: an unknown or broken plugin, an unknown layer, or weights that are not to be had.
         """
         plugin = plugins.find("backbones", config.backbone)
-        backbone = plugins.backbone(config.backbone)
+        backbone: Backbone = plugin.load()
         cut = config.cut or backbone.cuts[-1]
         _check_cut(backbone, cut)
         size = config.image_size or backbone.image_size

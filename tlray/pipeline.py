@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import decoder, featureset
-from tlray.errors import JobError
+from tlray import cluster, decoder, featureset
+from tlray.errors import JobError, UserError
+from tlray.index import NAME as INDEX
 from tlray.index import Index
 from tlray.network import Network
 from tlray.runtime import prepare_keras
@@ -53,6 +53,7 @@ class Shard:
     decode_seconds: float
     network_seconds: float
     write_seconds: float
+    actor: str
     started: float
     """When the network got it, seconds since the epoch."""
     ended: float
@@ -64,25 +65,48 @@ def pending(job: Pass) -> list[int]:
     return [shard for shard in range(len(job.index.shard_sizes)) if featureset.part_name(shard) not in there]
 
 
-def run(job: Pass, load_network: Callable[[], Network], progress: Progress) -> list[Shard]:
-    """Bring all pending shards to files, on the Ray that is connected.
+def run(
+    job: Pass,
+    loader: Callable[[], Callable[[], Network]],
+    progress: Progress,
+    *,
+    address: str | None,
+) -> list[Shard]:
+    """Bring all pending shards to files.
 
     Args:
         job: the pass.
-        load_network: called once in each actor.
+        loader: called once Ray is connected; what it returns is called once in each actor.
         progress: called after each shard.
+        address: of a running Ray; without it a local one is started and stopped.
 
     Returns:
         What became of the shards, those of an earlier run left out.
 
     Raises:
+        UserError: there is no Ray at that address.
         JobError: more images are bad than `max_bad_fraction` allows, or a task failed for good.
     """
+    shards = pending(job)
+    if not shards:
+        return []
+    try:
+        with cluster.connect(address):
+            return _run(job, shards, loader(), progress)
+    except UserError:
+        if len(shards) == len(job.index.shard_sizes):  # Nothing was started: nothing is left behind.
+            job.out.remove(INDEX)
+            job.out.remove_empty("index")
+            job.out.remove_empty()
+        raise
+
+
+def _run(
+    job: Pass, shards: list[int], load_network: Callable[[], Network], progress: Progress
+) -> list[Shard]:
     import ray.data
 
-    shards = pending(job)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # A shard is one block, however large.
     actors, gpus = _actors()
@@ -108,8 +132,7 @@ def run(job: Pass, load_network: Callable[[], Network], progress: Progress) -> l
             progress(sum(shard.rows + shard.errors for shard in done), total)
             check_bad(sum(shard.errors for shard in done), job.index.images, job.max_bad_fraction)
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise JobError(f"the job failed: {_last_line(cause)}; run it again to go on where it was") from error
+        raise JobError(f"the job failed: {cluster.reason(error)}; run it again to go on") from error
     return done
 
 
@@ -123,19 +146,9 @@ def reconcile(job: Pass) -> pa.Table:
         JobError: an image is missing or is there twice, a file is damaged or of another job, or
             too many images are bad.
     """
-    sizes = job.index.shard_sizes
-    names = [featureset.part_name(shard) for shard in range(len(sizes))]
-    rows = featureset.count_rows(job.out, names, job.metadata["job"])
-    errors = featureset.read_errors(job.out)
-    bad = Counter(errors["shard"].to_pylist())
-    for shard, size in enumerate(sizes):
-        if rows[shard] + bad[shard] != size:
-            raise JobError(
-                f"{job.out.join(names[shard])} holds {rows[shard]} rows, with {bad[shard]} errors, "
-                f"for {size} images; remove this file and run again"
-            )
+    errors = featureset.reconcile(job.out, job.index.shard_sizes, job.metadata["job"])
     check_bad(errors.num_rows, job.index.images, job.max_bad_fraction)
-    return errors.drop_columns(["shard"])
+    return errors
 
 
 def check_bad(errors: int, images: int, allowed: float) -> None:
@@ -158,6 +171,7 @@ def limited_by(shards: list[Shard]) -> str:
         "writing": sum(shard.write_seconds for shard in shards),
     }
     span = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
+    span *= len({shard.actor for shard in shards})
     if spent["network"] + spent["writing"] >= 0.8 * span:
         return "network" if spent["network"] >= spent["writing"] else "writing"
     return "reading" if spent["reading"] > spent["decoding"] else "decoding"
@@ -205,7 +219,10 @@ class _NetworkActor:
 
     def __init__(self, job: Pass, load_network: Callable[[], Network]) -> None:
         prepare_keras(len(os.sched_getaffinity(0)))
+        import ray
+
         self.job = job
+        self.actor = ray.get_runtime_context().get_actor_id()
         self.network = load_network()
         warm_up = np.zeros((job.batch_size, job.image_size, job.image_size, 3), np.uint8)
         self.shape = self.network(warm_up).shape[1:]
@@ -219,6 +236,8 @@ class _NetworkActor:
         errors = table.select(featureset.ERRORS.names).filter(pa.array(~good))
         if errors.num_rows or shard == 0:  # The first always, so that errors/ opens as a table.
             featureset.write_errors(job.out, shard, errors, job.metadata)
+        else:
+            job.out.remove(featureset.error_name(shard))  # of a writer that did not come to the end
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()
         if errors.num_rows:
             pixels = pixels[good]
@@ -239,6 +258,7 @@ class _NetworkActor:
             decode_seconds=table["decode_seconds"][0].as_py(),
             network_seconds=self.seconds,
             write_seconds=time.perf_counter() - clock - self.seconds,
+            actor=self.actor,
             started=started,
             ended=time.time(),
         )
@@ -257,8 +277,3 @@ class _NetworkActor:
                 )
             self.seconds += time.perf_counter() - clock
             yield kept
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

@@ -35,7 +35,7 @@ def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, A
         images_per_second, seconds, gpu_hours, feature_shape, bytes_written.
 
     Raises:
-        UserError: as `extract`.
+        UserError: no images, or a network that is not to be had.
         JobError: no image of the sample can be decoded.
     """
     source = Images.open(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -109,9 +110,13 @@ def head(name: str) -> Head:
 
 
 def weights_providers() -> Iterator[WeightsProvider]:
-    """Every weights provider, in the order of their names; loaded when it is its turn."""
+    """Every weights provider that loads, in the order of their names, when it is its turn.
+
+    A broken one has its reason in `tlray plugins list`.
+    """
     plugins = installed("weights")
     for message in clashes(plugins).values():
         raise UserError(message)
     for plugin in plugins:
-        yield plugin.load()
+        with suppress(UserError):
+            yield plugin.load()

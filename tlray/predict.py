@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from tlray import annotate, cluster, decoder, featureset, pipeline
+from tlray import annotate, decoder, featureset, pipeline
 from tlray.config import PredictConfig, RunConfig
 from tlray.errors import JobError, UserError
 from tlray.index import Index
@@ -62,12 +62,17 @@ def start(
     )
 
 
-def run(work: pipeline.Pass, model: Model, progress: pipeline.Progress) -> list[pipeline.Shard]:
-    """Do what is left of a pass of a model, on the Ray that is connected."""
-    if not pipeline.pending(work):
-        return []
-    data = model.folder.read(NETWORK)
-    return pipeline.run(work, loader(data, work.image_size, work.metadata["job"]["precision"]), progress)
+def run(
+    work: pipeline.Pass, model: Model, progress: pipeline.Progress, *, address: str | None
+) -> list[pipeline.Shard]:
+    """Do what is left of a pass of a model; errors as of `pipeline.run`."""
+    precision = work.metadata["job"]["precision"]
+    return pipeline.run(
+        work,
+        lambda: loader(model.folder.read(NETWORK), work.image_size, precision),
+        progress,
+        address=address,
+    )
 
 
 def predict(
@@ -110,21 +115,23 @@ def predict(
     parts = target.child(f"{name}.parts")
     if target.exists(name) and not parts.exists():
         raise UserError(f"--out {out} is there already: choose another name, or remove it")
+    if config.annotate is not None:
+        annotate.check_target(source.root, Folder.open(config.annotate))
     work = start(trained, source.root, source, Folder.open(images).uri, parts, config)
-    with cluster.connect(address):
-        done = run(work, trained, progress)
-        errors = pipeline.reconcile(work)
-        if config.annotate is not None:
-            annotate.annotate(work, Folder.open(config.annotate))
+    done = run(work, trained, progress, address=address)
+    errors = pipeline.reconcile(work)
+    if config.annotate is not None:
+        annotate.annotate(work, Folder.open(config.annotate), address=address)
     columns = _columns(trained.classes, config.top)
     _write(target, name, map(columns, tables(work)), trained)
+    stem, _, suffix = name.rpartition(".")
+    target.remove(f"{stem}.errors.{suffix}")  # of an earlier job of that name
     if errors.num_rows:
-        stem, _, suffix = name.rpartition(".")
         _write(target, f"{stem}.errors.{suffix}", [errors], trained)
     parts.remove()
     seconds = time.monotonic() - started
     return {
-        "out": target.join(name),
+        "out": Folder.open(out).uri,
         "images": work.index.images,
         "rows": work.index.images - errors.num_rows,
         "errors": errors.num_rows,
@@ -138,29 +145,47 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
     """Predict one image, in this process, without Ray.
 
     Returns:
-        JSON values: path, label, probability, probabilities (by class, the most probable first).
+        JSON values: path, label, probability, probabilities (by class, the most probable first),
+        and the same counts as `predict`.
 
     Raises:
         UserError: there is no such model or image.
         JobError: the image cannot be decoded.
     """
+    started = time.monotonic()
     trained = Model.open(model)
-    (found,) = (source := Images.open(image))
+    source = Images.open(image)
+    (found,) = source
+    if config.annotate is not None:
+        annotate.check_target(source.root, Folder.open(config.annotate))
+    size = trained.provenance.image_size
     try:
-        data = decoder.read_image(source.root, found.path)
-        pixels = decoder.decode(data, trained.provenance.image_size)
+        pixels = decoder.decode(decoder.read_image(source.root, found.path), size)
     except decoder.BadImage as bad:
         raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
     prepare_keras()
-    size = trained.provenance.image_size
-    network = without_resize(load(trained.folder.read(NETWORK)), size)
-    (probabilities,) = compile_network(network, size, "float32")(pixels[None])
+    # For one image the precision that takes least to start is the fastest.
+    precision = "float32" if config.precision == "auto" else config.precision
+    network = compile_network(without_resize(load(trained.folder.read(NETWORK)), size), size, precision)
+    (probabilities,) = network(pixels[None])
     order = np.argsort(-probabilities, kind="stable")[: config.top]
     ranked = {trained.classes[index]: float(probabilities[index]) for index in order}
     label, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         annotate.annotate_one(source.root, found.path, label, probability, Folder.open(config.annotate))
-    return {"path": image, "label": label, "probability": probability, "probabilities": ranked}
+    seconds = time.monotonic() - started
+    return {
+        "path": image,
+        "label": label,
+        "probability": probability,
+        "probabilities": ranked,
+        "images": 1,
+        "rows": 1,
+        "errors": 0,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(1 / seconds, 3),
+        "limited_by": "nothing",
+    }
 
 
 def tables(work: pipeline.Pass) -> Iterator[pa.Table]:

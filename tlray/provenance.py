@@ -30,12 +30,16 @@ class Provenance:
 
     def differences(self, other: Provenance) -> list[str]:
         """One phrase for each thing that differs, e.g. "cut block4_pool, not block5_pool"."""
+        theirs = other.identity()
         return [
-            f"{field.name} {getattr(self, field.name)}, not {getattr(other, field.name)}"
-            for field in fields(self)
-            if field.name not in ("package", "weights")
-            and getattr(self, field.name) != getattr(other, field.name)
+            f"{name} {value}, not {theirs[name]}"
+            for name, value in self.identity().items()
+            if value != theirs[name]
         ]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes features the same: all but the version of the package and the place of the weights."""
+        return {name: value for name, value in asdict(self).items() if name not in ("package", "weights")}
 
     def options(self) -> dict[str, Any]:
         """As options of `NetworkConfig`, to do the same again."""
@@ -68,6 +72,13 @@ def read_stamp(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("the file carries no tlray metadata")
     return values
+
+
+def check_manifest(manifest: Mapping[str, Any], **kinds: type) -> None:
+    """Raise KeyError or TypeError unless all these values are there and of these types."""
+    for name, kind in kinds.items():
+        if not isinstance(manifest[name], kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
 
 
 def versions() -> dict[str, str]:

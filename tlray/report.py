@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tlray import plots
+from tlray.plain import dump, plain
 from tlray.plots import COUNTED, NAMED
 from tlray.storage import Folder
 
@@ -118,7 +118,7 @@ class Evaluation:
         told = ("path", "label", "predicted", "probability")
         content["mistakes"] = [{name: getattr(mistake, name) for name in told} for mistake in self.mistakes]
         content |= {"evaluated": self.evaluated, "accuracy_interval": self.accuracy_interval}
-        return {name: _plain(value) for name, value in content.items()}
+        return {name: plain(value) for name, value in content.items()}
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -162,7 +162,7 @@ def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
         The names of the files. curves.png is among them only if there is a history.
     """
     # A line for each entry: a matrix of 200 classes would be 40,000 lines of indented JSON.
-    entries = (f'"{name}": {_dump(value)}' for name, value in evaluation.to_json().items())
+    entries = (f'"{name}": {dump(value)}' for name, value in evaluation.to_json().items())
     plots.prepare_matplotlib()
     classes = [_shown(name) for name in evaluation.classes]
     confusion = plots.confusion(classes, evaluation.confusion_matrix)
@@ -181,22 +181,6 @@ def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
     for name, data in files.items():
         folder.write(name, data)
     return sorted(files)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # numpy's scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, int | str) else str(value)
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _shown(text: str) -> str:
@@ -264,7 +248,7 @@ def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:
         "shown": _shown,
         "number": _number,
         "percent": lambda *share: _percent(*share).replace(" ", "\N{NO-BREAK SPACE}"),
-        "text": lambda value: _shown(value if isinstance(value, str) else _dump(value)),
+        "text": lambda value: _shown(value if isinstance(value, str) else dump(value)),
         "base64": lambda data: base64.b64encode(data).decode(),
         # Plots are drawn at twice the size they are shown at, for the sharpness of modern screens.
         "shown_width": lambda png: int.from_bytes(png[16:20], "big") // 2,
@@ -277,7 +261,7 @@ def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:
         numbers={name: number for number, name in enumerate(found.classes, 1)},
         usual=max(zip(totals, found.classes, strict=True), key=lambda pair: pair[0]),
         digits=1 if found.evaluated <= 1000 else 2,
-        provenance=_plain(found.provenance),
+        provenance=plain(found.provenance),
         many=len(found.classes) > COUNTED,
         tiles=TILES,
         version=__version__,

@@ -121,11 +121,16 @@ class Folder:
                 os.remove(temporary)
             raise
 
-    def sweep(self) -> None:
-        """Remove the temporary files that writers left directly in this folder when they were killed."""
-        for name in self.names():
-            if name.startswith(".") and name.endswith(".tmp"):
-                self.remove(name)
+    def sweep(self, name: str = "") -> None:
+        """Remove the temporary files that writers left directly in a folder when they were killed."""
+        for file in self.names(name):
+            if file.startswith(".") and file.endswith(".tmp"):
+                self.remove(posixpath.join(name, file))
+
+    def remove_empty(self, name: str = "") -> None:
+        """Remove a folder if there is nothing in it."""
+        if not self.names(name):
+            self.remove(name)
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a folder with all it holds, if it is there."""

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tlray import decoder, featureset
 from tlray.errors import JobError
@@ -78,11 +79,10 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
 def _check_files(data: FeatureSet) -> int:
     """Check that the files hold what the index and the manifest say; return the number of error rows."""
     index = Index.open(data.folder)
-    names = [featureset.part_name(shard) for shard in range(len(index.shard_sizes))]
-    rows = sum(featureset.count_rows(data.folder, names, data.manifest["job"]))
-    errors = featureset.read_errors(data.folder).num_rows
+    errors = featureset.reconcile(data.folder, index.shard_sizes, data.manifest["job"]).num_rows
+    rows = index.images - errors
     said = data.manifest["rows"], data.manifest["errors"]
-    if (rows, errors) != said or rows + errors != index.images:
+    if (rows, errors) != said:
         raise JobError(
             f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {index.images} images, "
             f"and the manifest says {said[0]} and {said[1]}; extract again into a new folder"
@@ -93,16 +93,16 @@ def _check_files(data: FeatureSet) -> int:
 def _sample(data: FeatureSet, count: int) -> Rows:
     """Rows drawn from a few shards, so that a large set is not read as a whole."""
     draw = random.Random(0)
-    shards = draw.sample(range(data.manifest["shards"]), min(_SHARDS, data.manifest["shards"]))
-    found = [
-        Rows.of(table)
-        for shard in sorted(shards)
-        for table in featureset.read_shard(data.folder, shard, data.manifest["job"])
-        if table.num_rows
-    ]
-    rows = Rows.join(found, (0, *data.shape))
-    if not rows.paths:
+    shards = sorted(draw.sample(range(data.manifest["shards"]), min(_SHARDS, data.manifest["shards"])))
+    job = data.manifest["job"]
+    sizes = featureset.count_rows(data.folder, shards, job)
+    chosen = set(draw.sample(range(sum(sizes)), min(count, sum(sizes))))
+    found, seen = [], 0
+    for table in (table for shard in shards for table in featureset.read_shard(data.folder, shard, job)):
+        wanted = [seen + row in chosen for row in range(table.num_rows)]
+        seen += table.num_rows
+        if any(wanted):
+            found.append(Rows.of(table.filter(pa.array(wanted))))
+    if not found:
         raise JobError(f"{data.folder.uri} has no rows to compare")
-    return rows.where(
-        np.isin(np.arange(len(rows.paths)), draw.sample(range(len(rows.paths)), min(count, len(rows.paths))))
-    )
+    return Rows.join(found, (0, *data.shape))

@@ -83,8 +83,9 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider])
     """
     if name == "none" or (name not in backbone.weights and os.path.exists(name)):
         # Only the built network knows whether a file fits it, and in which order Keras reads it.
-        arrays = _built(backbone, None if name == "none" else name)
-        return Weights(name, digest(arrays), arrays)
+        given = None if name == "none" else os.path.abspath(name)
+        arrays = _built(backbone, given)
+        return Weights(given or name, digest(arrays), arrays)
     if name not in backbone.weights:
         if os.sep in name or name.endswith((".h5", ".npz")):
             raise UserError(f"no weights file {name!r}: expected an existing .weights.h5, .h5 or .npz file")
@@ -117,12 +118,14 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
     url = backbone.weights[name].url
     if url and keras_cache(url).is_file():
         return keras_cache(url)
+    failures = ""
     for provider in providers:
         if (backbone.name, name) in provider.offers:
             try:
                 path = provider.provide(backbone.name, name, folder)
-            except Exception as error:
-                raise UserError(f"weights provider {provider.name!r} failed: {error}") from error
+            except Exception as error:  # Another may have them.
+                failures += f"; weights provider {provider.name!r} failed: {error}"
+                continue
             if path is not None:
                 return path
     reason = "its author names no download"
@@ -141,7 +144,7 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
     raise UserError(
         f"no {name!r} weights of {backbone.name} here: not in the Keras cache, no installed plugin has "
         f"them, and {reason}; install a weights plugin (for VGG16: plugins/tlray-vgg16-weights) "
-        "or give --weights PATH"
+        f"or give --weights PATH{failures}"
     )
 
 
@@ -171,7 +174,7 @@ def _built(backbone: Backbone, path: str | None) -> Arrays:
             model.set_weights(_arrays(Path(path)))
         elif path:
             model.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{path} does not fit {backbone.name}: {str(error).strip().splitlines()[0]}; "
             "expected its weights without the classifier, as Keras saves them"

@@ -156,6 +156,12 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
         raise UserError(
             f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
         ) from error
+    for layer in model._flatten_layers():
+        if not type(layer).__module__.startswith("keras."):
+            raise UserError(
+                f"head {head.name!r} uses a layer of its own, {type(layer).__name__}, without which its "
+                "model would not load: use Keras' layers and keras.ops"
+            )
     width = model.output_shape[-1]
     if len(model.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
         raise UserError(
@@ -198,6 +204,11 @@ def train(
     """
     keras.utils.set_random_seed(config.seed)
     model = build_head(head, training.features.shape[1:], classes)
+    if workers.count > 1 and any("moving" in variable.path for variable in model.non_trainable_variables):
+        raise UserError(
+            f"head {head.name!r} has batch statistics, which each worker would take of its own rows: "
+            "train it with --workers 1"
+        )
     _drop_differently(model, rank)
     metrics = _compile(model, head, config, workers)
 

@@ -1,1 +1,1 @@
-"""The backbone, heads and weights provider that come with tlray; registered like any plugin."""
+"""The backbone and the heads that come with tlray; registered like any plugin."""

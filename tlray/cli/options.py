@@ -16,6 +16,7 @@ import typer
 from annotated_doc import Doc
 
 from tlray.errors import TlrayError
+from tlray.plain import dump
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of a shell."""
@@ -76,7 +77,7 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
         with _reported(as_json=given["json"], debug=given["debug"]):
             arguments = {name: given[name] for name in signature.parameters if name not in groups}
             result = function(**arguments, **{name: build(group) for name, group in groups.items()})
-            print(json.dumps(result.values) if given["json"] else result.text)
+            print(dump(result.values) if given["json"] else result.text)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -99,7 +100,7 @@ class _reported:  # noqa: N801 - used like a function
         if isinstance(error, TlrayError):
             status, message = error.exit_status, str(error)
         elif isinstance(error, KeyboardInterrupt):
-            status, message = INTERRUPTED, "stopped; run the same command again to go on"
+            status, message = INTERRUPTED, "stopped; run the same command again to finish"
         elif isinstance(error, OSError):
             status, message = 1, f"{error.strerror or error}: {error.filename or 'input or output failed'}"
         else:

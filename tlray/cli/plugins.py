@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -70,7 +71,9 @@ def _describe(plugin: Any) -> dict[str, Any]:
         return {**about, "broken": str(error), "what": f"BROKEN: {error}"}
     about["about"] = (type(loaded).__doc__ or "").strip().partition("\n")[0]
     if plugin.kind == "backbones":
-        offered = {pair for provider in weights_providers() for pair in provider.offers}
+        offered: set[tuple[str, str]] = set()
+        with suppress(UserError):  # A clash has lines of its own.
+            offered = {pair for provider in plugins.weights_providers() for pair in provider.offers}
         here = [
             name
             for name, known in loaded.weights.items()
@@ -94,20 +97,6 @@ def _describe(plugin: Any) -> dict[str, Any]:
         }
     offers = [f"{backbone}/{name}" for backbone, name in loaded.offers]
     return {**about, "offers": offers, "what": f"for {', '.join(offers)}"}
-
-
-def weights_providers() -> list[Any]:
-    """Those that load; a broken one has its own line."""
-    from tlray import plugins
-    from tlray.errors import UserError
-
-    found = []
-    for plugin in plugins.installed("weights"):
-        try:
-            found.append(plugin.load())
-        except UserError:
-            continue
-    return found
 
 
 app.command("list")(command(_list))

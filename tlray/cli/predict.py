@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ def predict(
     from tlray.predict import predict, predict_one
 
     if out is None:
-        if not images.lower().endswith(IMAGE_SUFFIXES):
+        if not images.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(images):
             raise UserError("--out is missing: expected a .parquet or .csv file to write the predictions to")
         one = predict_one(model, images, config)
         lines = [f"{100 * value:5.1f} %  {label}" for label, value in one["probabilities"].items()]
