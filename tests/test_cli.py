@@ -141,8 +141,8 @@ def small(package) -> list[str]:
 # Help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"]])
-def test_help_is_instant(arguments):
+@pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.5), (["extract", "--help"], 1.5)])
+def test_help_is_instant(arguments, seconds):
     def usage() -> float:
         times = os.times()
         return times.children_user + times.children_system
@@ -150,7 +150,7 @@ def test_help_is_instant(arguments):
     before = usage()
     done = script(*arguments)
     assert done.returncode == 0
-    assert usage() - before < 0.5
+    assert usage() - before < seconds
 
 
 @pytest.mark.parametrize(

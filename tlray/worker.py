@@ -222,7 +222,8 @@ def train(
         )
         return _Slices(examples, batches, model.output_shape[-1])
 
-    with tempfile.TemporaryDirectory(prefix="tlray-") as name:
+    # Below Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere.
+    with tempfile.TemporaryDirectory(prefix="tlray-", dir=".") as name:
         folder = Path(name)
         seen = slices(training, config.seed)
         held_out = slices(validation, None) if validation is not None else None
