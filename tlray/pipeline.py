@@ -272,8 +272,8 @@ class _NetworkActor:
                 kept = features.astype(self.job.store, copy=False)
             if not np.isfinite(kept).all():
                 raise JobError(
-                    f"the features are not finite as {self.job.store}: store them as float32, "
-                    "compute in another precision, or look at the weights"
+                    f"some features are not finite as {self.job.store}: look at the weights, "
+                    "or try --store float32 and --precision float32"
                 )
             self.seconds += time.perf_counter() - clock
             yield kept
