@@ -307,6 +307,21 @@ def test_validation_rows_are_held_out_after_a_split(images, ray, tmp_path):
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         *("history.csv", "manifest.json", "model.keras")
     ]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model.keras").write_bytes(b"of the user's own")
+    with pytest.raises(UserError, match="is no model of tlray"):
+        fit(str(tmp_path / "set"), str(tmp_path / "own"), FitConfig(head="linear", epochs=1))
+    assert (tmp_path / "own" / "model.keras").read_bytes() == b"of the user's own"
+
+
+def test_predicting_bad_images_only_is_a_failed_job(model, ray, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "bad.png").write_bytes(b"")
+    with pytest.raises(JobError, match="none of these 1 images"):
+        predict(
+            str(model), str(tmp_path / "images"), str(tmp_path / "p.csv"), PredictConfig(max_bad_fraction=1)
+        )
+    assert not (tmp_path / "p.csv").exists()
 
 
 def test_the_model_folder_is_complete_and_repeats_its_result(features, model):

@@ -213,7 +213,8 @@ def _from_images(
     chosen = (image for image in source if image.label is not None and split in (None, image.split))
     what = f"{uri} ({split})"
     # A name of its own, so that a job that was stopped stands in the way of no other.
-    key = hashlib.sha256(f"{what} {config} {model.manifest['created']}".encode()).hexdigest()[:8]
+    job = f"{what} {config.precision} {model.manifest['created']}"
+    key = hashlib.sha256(job.encode()).hexdigest()[:8]
     parts = report.child(f".parts-{key}")
     work = predict.start(model, source.root, chosen, what, parts, config)
     predict.run(work, model, progress, address=address)

@@ -34,8 +34,8 @@ OPTIMIZERS = (
 )
 """Keras' own, by the names that `keras.optimizers.get` takes."""
 _TRAINING = ".training"
-_OURS = (_TRAINING, NETWORK, "history.csv", "tensorboard")
-"""What a run that was killed may leave in the model's folder."""
+"""In the model's folder as long as it is not complete; only beside it are other files of an earlier run."""
+_FILES = (NETWORK, "history.csv", "tensorboard")
 
 
 def fit(
@@ -71,9 +71,7 @@ def fit(
     job = {"features": data.folder.uri, "extraction": data.manifest["job"], "fit": asdict(config)}
     if folder.is_file(MANIFEST):
         return _finished(folder, job)
-    if any(name not in _OURS and not name.endswith(".tmp") for name in folder.names()):
-        raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
-    folder.remove(_TRAINING)
+    _check_empty(folder)
     training, validation = _load(data, config)
     settings = _Settings(
         config=config,
@@ -106,6 +104,7 @@ def fit(
         folder.write(name, content)
     folder.write("history.csv", _csv(history))
     folder.write(MANIFEST, dump(manifest, indent=2).encode())
+    folder.remove(_TRAINING)
     return _result(folder, manifest)
 
 
@@ -123,6 +122,14 @@ def _check(data: FeatureSet, config: FitConfig) -> None:
             f"{data.folder.uri} has {what}: a head needs at least two classes; "
             "extract from a folder with one folder for each class"
         )
+
+
+def _check_empty(folder: Folder) -> None:
+    """Raise UserError if a model would overwrite files that are not of an earlier run, which was killed."""
+    names = set(folder.names())
+    ours = {_TRAINING, *_FILES} if _TRAINING in names else set()
+    if any(not name.endswith(".tmp") for name in names - ours):
+        raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +180,7 @@ def _train(
         from tlray import trainer
 
         try:
+            folder.remove(_TRAINING)  # Or Ray Train would look there for an earlier run's state.
             files = trainer.run(
                 _loop,
                 settings.shared(),
@@ -180,10 +188,11 @@ def _train(
                 storage=folder.child(_TRAINING),
                 report=record,
             )
-        finally:
+        except BaseException:
             folder.remove(_TRAINING)
             if not was_there:
                 folder.remove_empty()
+            raise
     return files, history
 
 

@@ -110,8 +110,9 @@ def predict(
     source = Images.open(images)
     if not out.endswith(SUFFIXES):
         raise UserError(f"--out {out}: expected a file name ending in {' or '.join(SUFFIXES)}")
-    folder, _, name = Folder.open(out).path.rpartition("/")
-    target = Folder(Folder.open(out).filesystem, folder or "/", out.rpartition("/")[0])
+    place = Folder.open(out)
+    folder, _, name = place.path.rpartition("/")
+    target = Folder(place.filesystem, folder or "/", place.uri.rpartition("/")[0])
     parts = target.child(f"{name}.parts")
     if target.exists(name) and not parts.exists():
         raise UserError(f"--out {out} is there already: choose another name, or remove it")
@@ -120,6 +121,8 @@ def predict(
     work = start(trained, source.root, source, Folder.open(images).uri, parts, config)
     done = run(work, trained, progress, address=address)
     errors = pipeline.reconcile(work)
+    if errors.num_rows == work.index.images:
+        raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
     if config.annotate is not None:
         annotate.annotate(work, Folder.open(config.annotate), address=address)
     columns = _columns(trained.classes, config.top)
@@ -131,7 +134,7 @@ def predict(
     parts.remove()
     seconds = time.monotonic() - started
     return {
-        "out": Folder.open(out).uri,
+        "out": place.uri,
         "images": work.index.images,
         "rows": work.index.images - errors.num_rows,
         "errors": errors.num_rows,
