@@ -4,7 +4,7 @@ BIN := .venv/bin
 PACKAGES := . plugins/tlray-vgg16-weights
 TESTS := tests plugins/tlray-vgg16-weights/tests
 
-.PHONY: install demo test test-fast lint bench lock
+.PHONY: install demo test test-fast lint bench results lock
 
 install: .venv/installed
 
@@ -30,6 +30,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks.bench
+
+# Hours on two cores; the folders stand in tests/benchmarks/results.py.
+results: install
+	$(BIN)/python -m tests.benchmarks.results $(RESULTS)
 
 # Needs uv. The lock names versions and hashes, and no index.
 lock:

@@ -24,12 +24,13 @@ from tlray.model import FORMAT as MODEL
 CONFIGS = {
     "extract": config.ExtractConfig,
     "fit": config.FitConfig,
+    "finetune": config.FinetuneConfig,
     "evaluate": config.EvaluateConfig,
     "predict": config.PredictConfig,
     "plan": config.ExtractConfig,
 }
-ON_RAY = {"extract", "fit", "evaluate", "predict", "demo"}
-WITHOUT_RAY = {"plan", "verify", "inspect", "plugins list", "plugins show"}
+ON_RAY = {"extract", "fit", "finetune", "evaluate", "predict", "run", "demo"}
+WITHOUT_RAY = {*("plan", "verify", "inspect", "plugins list", "plugins show", "recipes list", "recipes show")}
 HEAVY = {"ray", "tensorflow", "keras", "numpy", "pyarrow", "pandas", "PIL", "h5py", "sklearn", "rich"}
 
 SMALL = '''
@@ -105,12 +106,14 @@ def without_usage(stderr: str) -> str:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a bit of everything, and the current one. Nothing in it may change."""
     here = tmp_path / "here"
-    for name in ("empty", "text", "features", "unfinished/index", "model"):
+    for name in ("empty", "text", "features/index", "unfinished/index", "model"):
         (here / name).mkdir(parents=True)
     (here / "text" / "notes.txt").write_text("no image")
-    (here / "unfinished" / "index" / "part-00000.parquet").write_bytes(b"")
+    for name in ("features", "unfinished"):
+        (here / name / "index" / "part-00000.parquet").write_bytes(b"")
     manifest = {
         **{"provenance": PROVENANCE, "classes": ["a", "b"], "job": {}, "history": [], "created": "now"},
+        **{"end": "end", "stages": [], "images": "elsewhere", "split": None, "split_seed": None},
         **{"head": "linear", "feature_shape": [2], "splits": {}, "shards": 0, "rows": 0, "errors": 0},
     }
     for name, kind in (("features", FEATURES), ("model", MODEL)):
@@ -204,12 +207,12 @@ def test_every_option_stands_once_and_is_documented(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_field_is_an_option(name):
     params = {param.name: param for param in COMMANDS[name].params}
-    help_text = " ".join(invoke(name, "--help").stdout.split())
+    help_text = "".join(invoke(name, "--help").stdout.split())
     for field in fields(CONFIGS[name]):
         param = params.pop(field.name)
-        assert param.opts == [f"--{field.name.replace('_', '-')}"]
+        assert param.opts == [config.option(field.name)]
         assert param.default == field.default
-        assert " ".join(param.help.split()) in help_text
+        assert "".join(param.help.split()) in help_text
     # What is left are the command's own, and what all commands have.
     own = {"images", "features", "model", "data", "out", "sample"}
     assert set(params) <= own | {"json", "debug", "address", "help"}
@@ -237,6 +240,15 @@ BAD = [
     ("fit features --out out --learning-rate nan", "--learning-rate", "nan"),
     ("fit features --out out --early-stopping 0", "--early-stopping", "0"),
     ("fit features --out out --validation 1.01", "--validation", "1.01"),
+    ("fit features --out out --decay often", "cosine", "often"),
+    ("fit features --out out --decay -1", "cosine", "-1"),
+    ("finetune text --out out", "--head", "--model"),
+    ("finetune text --out out --head linear --views 2", "--augment", "--views 2"),
+    ("finetune text --out out --head linear --views 0 --augment flip", "--views", "0"),
+    ("finetune text --out out --head linear --augment strogn", "strong", "strogn"),
+    ("finetune text --out out --head linear --augment zoom=big", "zoom", "big"),
+    ("finetune features --out out --head linear --augment flip", "feature set", "--augment flip"),
+    ("finetune features --out out --head linear --split 0.5", "feature set", "--split 0.5"),
     ("fit features --out out --head dense-265", "dense-256", "dense-265"),
     ("fit features --out out --optimizer adamm", "adam", "adamm"),
     ("evaluate model text --batch-size 0", "--batch-size", "0"),
@@ -311,6 +323,10 @@ MISSING = [
     ("fit text/notes.txt --out out", "notes.txt", "feature set"),
     ("fit unfinished --out out", "unfinished", "not finished"),
     ("fit model --out out", "model", FEATURES),
+    ("finetune missing --out out --head linear", "missing", "folder"),
+    ("finetune empty --model missing --out out", "missing", "model"),
+    ("finetune text --model features --out out", "features", MODEL),
+    ("finetune unfinished --out out --head linear", "unfinished", "not finished"),
     ("evaluate missing text", "missing", "model"),
     ("evaluate empty text", "empty", "model"),
     ("evaluate features text", "features", MODEL),
@@ -416,6 +432,9 @@ def test_a_result_as_text_and_as_json(monkeypatch):
         "epochs": 2,
         "seconds": 1.5,
         "kept_epoch": 1,
+        "stopped_epoch": 1,
+        "trainable_tensors": 4,
+        "tensors": 30,
         "metrics": {"loss": 0.25},
         "out": "/y",
     }
@@ -430,7 +449,8 @@ def test_a_result_as_text_and_as_json(monkeypatch):
     options = ["--epochs", "2", "--learning-rate", "0.5", "--head", "linear", "--address", "here:1"]
     result = invoke("fit", "x", "--out", "y", *options)
     assert result.exit_code == 0
-    assert "1,200 rows" in result.stdout
+    assert "1,200 rows, 4 of 30 tensors" in result.stdout
+    assert "stopped after epoch 2 (1 as Keras counts, from zero)" in result.stdout
     assert "loss 0.2500" in result.stderr
     result = invoke("fit", "x", "--out", "y", *options, "--json")
     assert json.loads(result.stdout) == found

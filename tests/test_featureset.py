@@ -436,23 +436,25 @@ def test_features_of_another_shape_than_the_manifest(folder):
 
 
 def test_where():
-    found = Rows(["a", "b", "c"], ["x", "y", "z"], numbers(3))
+    found = Rows(["a", "b", "c"], ["train", None, "test"], ["x", "y", "z"], numbers(3))
     some = found.where(np.array([True, False, True]))
-    assert (some.paths, some.labels) == (["a", "c"], ["x", "z"])
+    assert (some.paths, some.splits, some.labels) == (["a", "c"], ["train", "test"], ["x", "z"])
     np.testing.assert_array_equal(some.features, found.features[[0, 2]])
     none = found.where(np.zeros(3, bool))
     assert (none.paths, none.labels, none.features.shape) == ([], [], (0, *SHAPE))
 
 
 def test_where_wants_a_choice_for_every_row():
-    with pytest.raises(ValueError, match="zip"):
-        Rows(["a", "b"], ["x", "y"], numbers(2)).where(np.array([True]))
+    with pytest.raises(IndexError):
+        Rows(["a", "b"], [None, None], ["x", "y"], numbers(2)).where(np.array([True]))
 
 
 def test_join():
-    one, two = Rows(["a"], ["x"], numbers(1)), Rows(["b", "c"], ["y", "z"], numbers(2, start=7))
+    one = Rows(["a"], ["train"], ["x"], numbers(1))
+    two = Rows(["b", "c"], [None, "test"], ["y", "z"], numbers(2, start=7))
     both = Rows.join([one, two], (0, *SHAPE))
-    assert (both.paths, both.labels) == (["a", "b", "c"], ["x", "y", "z"])
+    assert (both.paths, both.splits) == (["a", "b", "c"], ["train", None, "test"])
+    assert both.labels == ["x", "y", "z"]
     np.testing.assert_array_equal(both.features, np.concatenate([one.features, two.features]))
     none = Rows.join([], (0, *SHAPE))
     assert (none.paths, none.labels, none.features.shape) == ([], [], (0, *SHAPE))

@@ -7,7 +7,9 @@ import dataclasses
 import io
 import json
 import math
+import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,37 @@ JPEG = b"\xff\xd8 thumbnail \xff\xd9"
 
 def confusion_plot(found: Evaluation) -> bytes:
     return plots.confusion(found.classes, found.confusion_matrix)
+
+
+def history(epochs: int, names=("loss", "accuracy", "val_loss", "val_accuracy")) -> list[dict[str, float]]:
+    scale = {"loss": 1, "accuracy": -0.3, "val_loss": 1.2, "val_accuracy": -0.4}
+    return [
+        {"epoch": n, **{name: ("accuracy" in name) + scale[name] / n for name in names}}
+        for n in range(1, epochs + 1)
+    ]
+
+
+def stage(epochs: int = 30, **changes) -> dict[str, Any]:
+    """As a model's manifest has it."""
+    rows = changes.get("history", history(epochs))
+    values = {
+        "command": "fit",
+        "head": "dense-256",
+        "from": None,
+        "augment": None,
+        "views": None,
+        "epochs": epochs,
+        "stopped_epoch": None,
+        "kept_epoch": epochs,
+        "monitor": "val_loss",
+        "trainable_tensors": 4,
+        "tensors": 30,
+        "trainable_parameters": 2097665,
+        "metrics": {name: value for name, value in rows[-1].items() if name != "epoch"} if rows else {},
+        "history": rows,
+        "seconds": 12.3,
+    }
+    return values | changes
 
 
 def evaluation(classes=("cats", "dogs"), matrix=((486, 14), (20, 480)), **changes) -> Evaluation:
@@ -58,16 +91,7 @@ def evaluation(classes=("cats", "dogs"), matrix=((486, 14), (20, 480)), **change
             Mistake(path="cats/1.jpg", label="cats", predicted="dogs", probability=0.9996, thumbnail=JPEG),
             Mistake(path="dogs/2.jpg", label="dogs", predicted="cats", probability=0.75),
         ),
-        "history": tuple(
-            {
-                "epoch": n,
-                "loss": 1 / n,
-                "accuracy": 1 - 0.3 / n,
-                "val_loss": 1.2 / n,
-                "val_accuracy": 1 - 0.4 / n,
-            }
-            for n in range(1, 31)
-        ),
+        "stages": (stage(3),),  # too few epochs to be smoothed: pictures take time
         "provenance": {"backbone": "vgg16", "training": {"learning_rate": 2e-5}},
         "seconds": 12.34,
     }
@@ -94,19 +118,39 @@ def written(tmp_path):
 
 
 class Page(HTMLParser):
-    """The elements and the visible text of a page."""
+    """The elements, the visible text and the tables of a page."""
 
     def __init__(self, page: bytes):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.tables: dict[str, list[list[str]]] = {}
+        self.open: list[list[str]] | None = None
         self.feed(page.decode())
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self.open = self.tables.setdefault(dict(attrs).get("class", ""), [])
+        elif tag == "tr":
+            self.open.append([])
+        elif tag in ("th", "td"):
+            self.open[-1].append("")
+        elif tag in ("span", "br"):
+            self.handle_data(" ")
+
+    def handle_endtag(self, tag):
+        if tag == "table":
+            self.open = None
 
     def handle_data(self, data):
         self.text += data
+        if self.open and self.open[-1]:
+            self.open[-1][-1] += data
+
+    def stages(self) -> list[list[str]]:
+        """The cells of the table of stages, below its head of two rows."""
+        return [[" ".join(cell.split()) for cell in row] for row in self.tables["stages"][2:]]
 
     def attributes(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -140,7 +184,8 @@ def test_json_has_the_numbers(written):
         "predicted": "dogs",
         "probability": 0.9996,
     }
-    assert content["history"][29]["epoch"] == 30
+    assert content["stages"] == [stage(3)]
+    assert content["stages"][0]["history"][2]["epoch"] == 3
     assert content["provenance"]["training"] == {"learning_rate": 2e-5}
     assert set(content) >= {field.name for field in dataclasses.fields(Evaluation)}
 
@@ -148,13 +193,14 @@ def test_json_has_the_numbers(written):
 def test_json_has_null_for_what_is_no_number_and_plain_types_for_numpy(written):
     found = evaluation(
         loss=math.nan,
-        history=({"epoch": 1, "loss": math.inf, "accuracy": 0.5},),
+        stages=(stage(history=[{"epoch": 1, "loss": math.inf, "accuracy": 0.5}]),),
         provenance={"rate": np.float32(0.5), "shape": np.array([4, 4]), "bad": [math.nan], 3: {"x": Folder}},
     )
     raw = written(found)["report.json"]
     content = json.loads(raw, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
     assert content["loss"] is None
-    assert content["history"][0]["loss"] is None
+    assert content["stages"][0]["history"] == [{"epoch": 1, "loss": None, "accuracy": 0.5}]
+    assert content["stages"][0]["metrics"]["loss"] is None
     assert content["provenance"] == {"rate": 0.5, "shape": [4, 4], "bad": [None], "3": {"x": str(Folder)}}
 
 
@@ -231,30 +277,106 @@ def test_names_without_glyphs_are_numbered():
     assert confusion_plot(evaluation(["a", "b"])) != confusion_plot(evaluation(["c", "d"]))
 
 
-def test_curves_show_training_as_points_and_validation_as_a_line():
-    def stretches(history) -> int:
-        """Over how many separate stretches of the picture's width there is anything of validation."""
-        image = pixels(plots.curves(history)).astype(int)
-        blue = ((image[..., 2] - image[..., 0]) > 120).any(axis=0)
-        return int((np.diff(blue.astype(int)) == 1).sum())
-
-    history = evaluation().history
-    assert stretches(history) == 2  # an unbroken line in each of the two plots
-    assert stretches(history[:1]) == 4  # in each, a point and the legend
-    assert stretches([{name: row[name] for name in ("epoch", "loss", "accuracy")} for row in history]) == 0
+def blue_stretches(png: bytes) -> int:
+    """Over how many separate stretches of the picture's width there is anything of validation."""
+    image = pixels(png).astype(int)
+    blue = ((image[..., 2] - image[..., 0]) > 120).any(axis=0)
+    return int((np.diff(blue.astype(int)) == 1).sum())
 
 
-def test_a_stale_curve_is_removed(written):
+@pytest.mark.parametrize("smooth", [False, True])
+def test_curves_show_training_as_points_and_validation_as_a_line(smooth):
+    rows = history(30, ["val_loss", "val_accuracy"])  # alone, so that no point lies on the line
+    assert blue_stretches(plots.curves(rows, smooth=smooth)) == 2  # an unbroken line in each of the two plots
+    assert blue_stretches(plots.curves(rows[:1], smooth=smooth)) == 4  # in each, a point and the legend
+    assert blue_stretches(plots.curves(history(30, ["loss", "accuracy"]), smooth=smooth)) == 0
+
+
+@pytest.mark.parametrize("epochs", [1, 30, 100, 150])
+def test_points_stay_apart(epochs):
+    flat = [{"epoch": n, "loss": 0.0, "accuracy": 1.0} for n in range(1, epochs + 1)]
+    image = pixels(plots.curves(flat)).astype(int)
+    orange = (image[..., 0] - image[..., 2]) > 95  # more than half of the color
+    fullest = max(orange, key=np.count_nonzero)  # of the rows of pixels: through the middle of the points
+    assert np.count_nonzero(np.diff(fullest.astype(int)) == 1) == 2 * epochs
+
+
+def test_a_loss_that_was_not_finite_is_left_out_of_the_curves():
+    rows = history(30, ["val_loss", "val_accuracy"])
+    gap = [*rows[:10], rows[10] | {"val_loss": None, "val_accuracy": math.inf}, *rows[11:]]
+    assert blue_stretches(plots.curves(rows)) == 2
+    assert blue_stretches(plots.curves(gap)) == 4
+    assert blue_stretches(plots.curves(gap, smooth=True)) == 4
+
+
+def test_smoothing_is_the_published_one():
+    values = [1.0, 0.0, 0.5, 1.0]
+    # 1; 0.8 x 1 + 0.2 x 0; 0.8 x 0.8 + 0.2 x 0.5; 0.8 x 0.74 + 0.2 x 1
+    assert plots.smoothed(values) == pytest.approx([1.0, 0.8, 0.74, 0.792], abs=1e-12)
+    assert plots.smoothed([]) == []
+
+
+def test_smoothing_goes_on_after_a_value_that_is_missing():
+    found = plots.smoothed([math.nan, 1.0, math.inf, 0.0])
+    assert found == pytest.approx([math.nan, 1.0, math.nan, 0.8], abs=1e-12, nan_ok=True)
+
+
+def test_curves_smoothed_are_those_of_the_smoothed_numbers():
+    rows = [row | {"loss": row["epoch"] % 2, "val_loss": row["epoch"] % 3} for row in history(20)]
+    columns = {name: plots.smoothed([row[name] for row in rows]) for name in rows[0] if name != "epoch"}
+    by_hand = [{"epoch": n, **{name: columns[name][n - 1] for name in columns}} for n in range(1, 21)]
+
+    def other_pixels(history) -> int:
+        """How many differ below the titles, and not only by the choice of the palette."""
+        one, other = (pixels(png)[60:].astype(int) for png in (smooth, plots.curves(history)))
+        return int((np.abs(one - other).max(axis=2) > 64).sum())
+
+    smooth = plots.curves(rows, smooth=True)
+    assert other_pixels(by_hand) == 0
+    assert other_pixels(rows) > 1000
+
+
+def test_curves_of_a_stage_too_short_to_be_smoothed(written):
+    names = {"report.json", "confusion_matrix.png", "index.html", "curves.png"}
+    files = written(evaluation(stages=(stage(9),)))
+    assert set(files) == names
+    assert "smoothed" not in Page(files["index.html"]).text
+    files = written(evaluation(stages=(stage(10),)))
+    assert set(files) == {*names, "curves_smoothed.png"}
+    assert "exponential moving average with factor 0.8" in Page(files["index.html"]).text
+
+
+def test_the_last_stage_has_the_plain_names(written):
+    stages = (stage(12), stage(5), stage(30))
+    files = written(evaluation(stages=stages))
+    pictures = {name: data for name, data in files.items() if name.startswith("curves")}
+    assert pictures == {
+        "curves_1.png": plots.curves(history(12)),
+        "curves_1_smoothed.png": plots.curves(history(12), smooth=True),
+        "curves_2.png": plots.curves(history(5)),
+        "curves.png": plots.curves(history(30)),
+        "curves_smoothed.png": plots.curves(history(30), smooth=True),
+    }
+
+
+def test_stale_curves_are_removed_and_nothing_else(written, tmp_path):
+    written(evaluation(stages=(stage(12), stage(3), stage(12))))
+    # `written` checks that just the files of the new report are there.
     assert "curves.png" in written(evaluation())
-    files = written(evaluation(history=()))
+    files = written(evaluation(stages=()))
     assert set(files) == {"report.json", "confusion_matrix.png", "index.html"}
-    assert "Loss and accuracy by epoch" not in Page(files["index.html"]).text
+    assert "Training" not in Page(files["index.html"]).text
+    strangers = {"curves.csv", "curves_mine.png", "my_curves.png", "curves_1_smoothed.png.bak"}
+    for name in strangers:
+        (tmp_path / name).write_bytes(b"")
+    write_report(evaluation(stages=()), Folder.open(str(tmp_path)))
+    assert strangers <= {path.name for path in tmp_path.iterdir()}
 
 
 # The page
 
 
-@pytest.mark.parametrize("found", [evaluation(), many(30), evaluation(history=(), mistakes=())])
+@pytest.mark.parametrize("found", [evaluation(), many(30), evaluation(stages=(), mistakes=())])
 def test_page_needs_nothing_from_outside(written, found):
     page = Page(written(found)["index.html"])
     tags = {tag for tag, _ in page.elements}
@@ -272,16 +394,19 @@ def test_page_needs_nothing_from_outside(written, found):
 
 
 def test_page_shows_the_written_pictures(written):
-    files = written(evaluation())
+    files = written(evaluation(stages=(stage(),)))
     shown = [
         base64.b64decode(image["src"].partition("base64,")[2])
         for image in Page(files["index.html"]).attributes("img")
     ]
-    assert shown == [files["confusion_matrix.png"], files["curves.png"], JPEG]
+    assert shown == [
+        *(files[name] for name in ("confusion_matrix.png", "curves.png", "curves_smoothed.png")),
+        JPEG,
+    ]
 
 
 def test_page_tells_the_result(written):
-    page = Page(written(evaluation())["index.html"])
+    page = Page(written(evaluation(stages=(stage(),)))["index.html"])
     text = " ".join(page.text.split())
     for part in (
         "model on cats-dogs",
@@ -292,11 +417,85 @@ def test_page_tells_the_result(written):
         "99.9 %",
         "no picture",
         "learning_rate",
-        "validation accuracy 98.7 % after the last",
+        "smoothed, as an exponential moving average",
     ):
         assert part in text, part
     assert all(image["alt"] for image in page.attributes("img"))
     assert all(head.get("scope") for head in page.attributes("th"))
+
+
+def test_page_tells_the_stages(written):
+    stages = (
+        stage(30, metrics={"loss": 0.25, "accuracy": 0.9, "val_loss": 0.26, "val_accuracy": 0.895}),
+        stage(
+            **{"head": "plain", "augment": "rotation=40,flip", "command": "finetune", "from": "input"},
+            metrics={"loss": 0.2, "accuracy": 0.94, "val_loss": 0.1, "val_accuracy": 0.96},
+        ),
+        stage(
+            100,
+            **{"head": "plain", "augment": "flip", "views": 4, "kept_epoch": 72, "from": "block5_conv1"},
+            **{"trainable_tensors": 10, "trainable_parameters": 9177089},
+            metrics={"loss": 0.01, "accuracy": 1.0, "val_loss": 0.08, "val_accuracy": 0.975},
+        ),
+    )
+    page = Page(written(evaluation(stages=stages))["index.html"])
+    two = "4 of 30 2,097,665 parameters"
+    assert [row[:3] for row in page.stages()] == [
+        ["1", "head only with dense-256", two],
+        ["2", "everything with plain", two],
+        ["3", "from block5_conv1 on with plain", "10 of 30 9,177,089 parameters"],
+    ]
+    assert [row[3:6] for row in page.stages()] == [
+        ["none", "30", "30"],
+        ["rotation=40, flip new views in each epoch", "30", "30"],
+        ["flip 4 views of each image", "100", "72 best val_loss"],
+    ]
+    assert [row[6:] for row in page.stages()] == [
+        ["90.0 %", "0.2500", "89.5 %", "0.2600"],
+        ["94.0 %", "0.2000", "96.0 %", "0.1000"],
+        ["100.0 %", "0.0100", "97.5 %", "0.0800"],
+    ]
+    text = " ".join(page.text.split())
+    assert "In 3 stages, oldest first" in text
+    assert [part[:1] for part in text.split("Stage ")[1:]] == ["1", "2", "3"]
+    alts = [image["alt"].replace("\xa0", " ") for image in page.attributes("img")]
+    assert "Accuracy and loss of stage 3 by epoch, smoothed." in alts
+    last = "after epoch 100: training accuracy 99.7 %, validation accuracy 99.6 %."
+    assert f"Accuracy and loss of stage 3 by epoch; {last}" in alts
+
+
+def test_page_of_one_stage_does_not_number_it(written):
+    page = Page(written(evaluation())["index.html"])
+    assert page.stages()[0][0] == "head only with dense-256"
+    text = " ".join(page.text.split())
+    assert "Stage 1" not in text
+    assert "oldest first" not in text
+    assert any("of the training by epoch" in image["alt"] for image in page.attributes("img"))
+
+
+def test_early_stopping_is_told_both_ways(written):
+    stopped = stage(10, stopped_epoch=9, kept_epoch=8, monitor="val_accuracy")
+    row = Page(written(evaluation(stages=(stopped,)))["index.html"]).stages()[0]
+    assert row[3] == "10 stopped after epoch 10 (9 counted from zero, as Keras does)"
+    assert row[4] == "8 best val_accuracy"
+    first = stage(1, stopped_epoch=0)
+    row = Page(written(evaluation(stages=(first,)))["index.html"]).stages()[0]
+    assert row[3] == "1 stopped after epoch 1 (0 counted from zero, as Keras does)"
+    assert "Keras" not in Page(written(evaluation())["index.html"]).text
+
+
+def test_a_stage_without_validation_or_without_epochs(written):
+    bare = stage(12, history=history(12, ["loss", "accuracy"]), metrics={"loss": None, "accuracy": 0.875})
+    empty = stage(0, history=[])
+    found = evaluation(stages=(empty, bare))
+    files = written(found)
+    assert {name for name in files if name.startswith("curves")} == {"curves.png", "curves_smoothed.png"}
+    page = Page(files["index.html"])
+    assert [row[-4:] for row in page.stages()] == [["-"] * 4, ["87.5 %", "-", "-", "-"]]
+    assert "No epochs are recorded" in page.text
+    alts = [image["alt"] for image in page.attributes("img")]
+    assert not any("validation" in alt for alt in alts)
+    assert [line.split()[-1] for line in summary(found).splitlines() if "dense-256" in line] == ["-", "-"]
 
 
 def test_hostile_names_stay_text(written):
@@ -308,14 +507,23 @@ def test_hostile_names_stay_text(written):
         split=evil,
         mistakes=(Mistake(path=evil, label=HOSTILE, predicted=evil, probability=0.9, thumbnail=JPEG),),
         provenance={evil: {HOSTILE: evil}, "list": [HOSTILE]},
+        stages=(
+            stage(3, head=evil, monitor=evil, augment=evil, command=evil, kept_epoch=2, **{"from": evil}),
+            stage(3, head=HOSTILE, monitor=HOSTILE, augment=HOSTILE, kept_epoch=2, **{"from": HOSTILE}),
+        ),
     )
     raw = written(found)["index.html"]
-    page, harmless = Page(raw), Page(written(evaluation(mistakes=evaluation().mistakes[:1]))["index.html"])
+    plain = evaluation(mistakes=evaluation().mistakes[:1], stages=(stage(3), stage(3)))
+    page, harmless = Page(raw), Page(written(plain)["index.html"])
     assert HOSTILE in page.text
     assert b"<script" not in raw
     assert b"\r" not in raw
     assert "\u202e".encode() not in raw
     assert "\\r\\n\\u202e" in page.text
+    for cells, name in zip(page.stages(), (report._shown(evil), HOSTILE), strict=True):
+        assert cells[1] == f"from {name} on with {name}"
+        assert cells[3] == f"{name} new views in each epoch"
+        assert cells[5] == f"2 best {name}"
     images = page.attributes("img")
     assert len(images) == len(harmless.attributes("img"))
     assert all(set(image) <= {"src", "alt", "style"} for image in images)
@@ -332,9 +540,9 @@ def test_page_of_many_classes_names_the_weakest_and_folds_the_rest(written):
     assert "Weakest classes" not in Page(written(evaluation())["index.html"]).text
 
 
-def test_page_without_history_and_mistakes(written):
+def test_page_without_stages_and_mistakes(written):
     page = Page(
-        written(evaluation(matrix=[[3, 0], [0, 4]], history=(), mistakes=(), provenance={}))["index.html"]
+        written(evaluation(matrix=[[3, 0], [0, 4]], stages=(), mistakes=(), provenance={}))["index.html"]
     )
     assert len(page.attributes("img")) == 1
     assert "every image was classified right" in page.text
@@ -392,6 +600,7 @@ def test_summary_is_the_whole_result():
         many(20, mistakes=(Mistake(path="p/" * 99, label="猫" * 40, predicted="é" * 60, probability=0.5),)),
         many(30),
         many(120),
+        evaluation(stages=(stage(head="h" * 200), stage(head="猫" * 80, **{"from": "x" * 300}))),
         evaluation([f"{n}" for n in range(20)], np.eye(20, dtype=int) * 123456),
     ],
 )
@@ -412,7 +621,10 @@ def test_summary_numbers_the_columns_where_the_names_are_too_wide():
 
 
 def test_summary_escapes_what_would_move_the_cursor():
-    text = summary(evaluation(["a\x1b[31m\r", "b\u202e\n"]))
+    stages = (stage(head="c\x1b[31m"), stage(**{"from": "d\u202e"}))
+    text = summary(evaluation(["a\x1b[31m\r", "b\u202e\n"], stages=stages))
+    assert "c\\x1b[31m" in text
+    assert "from d\\u202e on" in text
     assert "a\\x1b[31m\\r" in text
     assert "b\\u202e\\n" in text
     assert {char for char in text if not char.isprintable()} == {"\n"}
@@ -423,6 +635,24 @@ def test_summary_says_little_of_many_classes():
     assert "confusion matrix" not in summary(many(21))
     assert " 1 of 10  class-0 -> class-1" in summary(many(21))
     assert "the 20 weakest of 120 classes" in summary(many(120))
+
+
+def test_summary_has_a_line_for_each_stage():
+    stages = (
+        stage(1, metrics={"val_accuracy": 0.9}),
+        stage(10, stopped_epoch=9, augment="flip", metrics={"val_accuracy": 0.96125}),
+        stage(1000, head="plain", **{"from": "block5_conv1"}),
+    )
+    lines = [re.sub(" {2,}", "  ", line) for line in summary(evaluation(stages=stages)).splitlines()]
+    start = lines.index("trained in 3 stages")
+    assert lines[start + 1 : start + 6] == [
+        "  trained  epochs  validation accuracy",
+        " 1  head only (dense-256)  1 epoch  0.9000",
+        " 2  head only (dense-256), augmented  10 epochs, stopped early  0.9613",
+        " 3  from block5_conv1 on (plain)  1,000 epochs  0.9996",
+        "",
+    ]
+    assert "trained" not in summary(evaluation())
 
 
 def test_summary_shows_the_five_worst():

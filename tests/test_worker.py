@@ -1,15 +1,20 @@
-"""What a head plugin may be; the training itself is in test_main_job.py."""
+"""What a head plugin may be, and the training loop of one worker without Ray."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tlray.config import FitConfig
+from tlray import plugins
+from tlray.batches import GlobalBatches
+from tlray.config import FitConfig, NetworkConfig
 from tlray.errors import UserError
 from tlray.head import Head
+from tlray.network import FrozenPart
 from tlray.runtime import prepare_keras
 
 pytestmark = pytest.mark.slow
@@ -30,7 +35,7 @@ def keras():
 
 
 def test_a_head_of_the_wrong_width_is_refused(keras):
-    from tlray.worker import build_head
+    from tlray.model import build_head
 
     made = head(lambda shape, _: keras.Sequential([keras.Input(shape), keras.layers.Dense(3)]))
     assert build_head(made, (4,), 3).output_shape == (None, 3)
@@ -42,7 +47,7 @@ def test_a_head_of_the_wrong_width_is_refused(keras):
 
 
 def test_a_head_that_does_not_fit_the_features_is_refused(keras):
-    from tlray.worker import build_head
+    from tlray.model import build_head
 
     made = head(lambda shape, _: keras.Sequential([keras.Input(shape), keras.layers.Conv2D(3, 3)]))
     with pytest.raises(UserError, match=r"'made' does not fit features of shape \(8,\)"):
@@ -50,7 +55,7 @@ def test_a_head_that_does_not_fit_the_features_is_refused(keras):
 
 
 def test_a_layer_of_its_own_is_refused(keras):
-    from tlray.worker import build_head
+    from tlray.model import build_head
 
     class Own(keras.layers.Dense):
         pass
@@ -58,30 +63,6 @@ def test_a_layer_of_its_own_is_refused(keras):
     made = head(lambda shape, classes: keras.Sequential([keras.Input(shape), Own(classes)]))
     with pytest.raises(UserError, match="a layer of its own, Own"):
         build_head(made, (8,), 3)
-
-
-def test_batch_statistics_are_refused_with_several_workers(keras):
-    from tlray import worker
-
-    layers = keras.layers
-    made = head(
-        lambda shape, classes: keras.Sequential(
-            [keras.Input(shape), layers.BatchNormalization(), layers.Dense(classes, "softmax")]
-        )
-    )
-    examples = worker.Examples(np.zeros((4, 8), np.float32), np.arange(4) % 3)
-    with pytest.raises(UserError, match="--workers 1"):
-        worker.train(
-            config=FitConfig(workers=2),
-            head=made,
-            classes=3,
-            training=examples,
-            validation=None,
-            frozen=None,
-            rank=0,
-            workers=SimpleNamespace(count=2),
-            report=print,
-        )
 
 
 def test_each_worker_drops_other_units_and_the_first_those_of_keras(keras):
@@ -97,3 +78,221 @@ def test_each_worker_drops_other_units_and_the_first_those_of_keras(keras):
     plain, first, second = states(-1), states(0), states(1)
     assert plain == first
     assert len({tuple(state) for state in [*first, *second]}) == 4
+
+
+ROWS, HELD_OUT = 50, 10
+CONFIG = FitConfig(epochs=3, batch_size=16, optimizer="sgd", learning_rate=0.01, head="linear")
+RNG = np.random.default_rng(0)
+FEATURES = RNG.random((ROWS, 507), np.float32)
+"""As many features as 13 by 13 pixels have."""
+CLASSES = (FEATURES[:, 0] > 0.5).astype(np.int64)
+
+
+class Checkpoints:
+    """Ray Train's part: keeps copies, and can end the worker as a kill would."""
+
+    def __init__(self, folder, ends_after=None):
+        self.folder, self.ends_after, self.count, self.last = folder, ends_after, 0, None
+
+    @contextmanager
+    def latest(self):
+        yield self.last
+
+    def save(self, folder):
+        self.count += 1
+        copy = self.folder / str(self.count)
+        shutil.copytree(folder, copy)
+        self.last = str(copy)
+        if self.count == self.ends_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def train(keras, tmp_path, monkeypatch):
+    """Train a head on FEATURES in this process; returns what the worker brings home, and the reports."""
+    from tlray import worker
+
+    monkeypatch.chdir(tmp_path)
+    frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=13))
+
+    def run(config=CONFIG, checkpoints=None, features=None, **options):
+        reports = []
+        options = {"class_weights": None, "learning_rate": config.learning_rate, **options}
+        trained = worker.train(
+            config=config,
+            head=plugins.head(config.head),
+            classes=2,
+            frozen=frozen,
+            end="pixels",
+            start=None,
+            features=features or (lambda batches, epochs: worker.InMemory(FEATURES)),
+            targets=CLASSES,
+            validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
+            rank=0,
+            workers=worker.Workers(1),
+            checkpoints=checkpoints or Checkpoints(tmp_path / str(len(list(tmp_path.iterdir())))),
+            checkpoint_seconds=0,
+            report=reports.append,
+            **options,
+        )
+        return trained, reports
+
+    return run
+
+
+def head_weights(trained):
+    from tlray.model import load
+
+    return load(trained.files["model.keras"]).get_layer("head").get_weights()
+
+
+def plain(keras, optimizer, epochs=3, weights=None):
+    """The same with nothing but Keras."""
+    keras.utils.set_random_seed(CONFIG.seed)
+    model = plugins.head("linear").build((507,), 2)
+    model.compile(optimizer, "binary_crossentropy")
+    batches = GlobalBatches(rows=ROWS, batch_size=16, workers=1, rank=0, seed=CONFIG.seed)
+    for epoch in range(epochs):
+        order = batches.order(epoch)
+        model.fit(
+            FEATURES[order],
+            CLASSES[order],
+            sample_weight=None if weights is None else weights[CLASSES[order]],
+            batch_size=16,
+            shuffle=False,
+            verbose=0,
+        )
+    return model.get_weights()
+
+
+def same(first, second, atol=1e-6):
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, two, atol=atol)
+
+
+def test_the_learning_rate_falls_as_published(keras, train):
+    """SGD with decay is the old Keras' learning rate / (1 + decay * steps)."""
+    schedules = keras.optimizers.schedules
+    found, _ = train(replace(CONFIG, decay="0.5"))
+    same(head_weights(found), plain(keras, keras.optimizers.SGD(schedules.InverseTimeDecay(0.01, 1, 0.5))))
+    found, _ = train(replace(CONFIG, decay="cosine"))
+    same(head_weights(found), plain(keras, keras.optimizers.SGD(schedules.CosineDecay(0.01, 3 * 4))))
+    found, _ = train()
+    same(head_weights(found), plain(keras, keras.optimizers.SGD(0.01)))
+
+
+def test_class_weights_weigh_the_loss_and_not_the_metrics(keras, train):
+    weights = np.array([0.2, 3.0], np.float32)
+    found, reports = train(class_weights=weights)
+    same(head_weights(found), plain(keras, keras.optimizers.SGD(0.01), weights=weights))
+    unweighted = train()[1]
+    assert found.history == reports
+    assert reports[-1]["loss"] != unweighted[-1]["loss"]
+    assert 0 <= reports[-1]["accuracy"] <= 1
+    assert reports[-1]["accuracy"] * ROWS == pytest.approx(round(reports[-1]["accuracy"] * ROWS))
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(keras, train, tmp_path, after):
+    """With dropout, Adam's moments and a schedule, to the last bit; also after the last epoch."""
+    config = replace(CONFIG, head="dense-256", optimizer="adam", decay="cosine", keep="best")
+    undisturbed, _ = train(config)
+    broken = Checkpoints(tmp_path / "broken", ends_after=after)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, broken)
+    again, reports = train(config, broken)
+    assert [metrics["epoch"] for metrics in reports] == list(range(after + 1, 4))
+    assert again.history == undisturbed.history
+    for one, two in zip(head_weights(again), head_weights(undisturbed), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_checkpoint_holds_no_pickle(keras, train, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "kept")
+    train(replace(CONFIG, keep="best"), checkpoints)
+    files = {path.name for path in (tmp_path / "kept" / "1").iterdir()}
+    assert files == {"state.npz", "history.json", "best.npz"}
+    with np.load(tmp_path / "kept" / "1" / "state.npz", allow_pickle=False) as state:
+        assert all(state[name].dtype != object for name in state.files)
+
+
+def test_early_stopping_stops_and_keeps_what_was_asked_for(keras, train):
+    config = replace(CONFIG, epochs=40, learning_rate=2.0, early_stopping=2, monitor="val_accuracy")
+    best, _ = train(config)
+    values = [metrics["val_accuracy"] for metrics in best.history]
+    assert len(values) < 40
+    assert int(np.argmax(values)) == len(values) - 3
+    shorter, _ = train(replace(config, epochs=len(values) - 2, early_stopping=None))
+    same(head_weights(best), head_weights(shorter), 0)
+    last, _ = train(replace(config, keep="last"))
+    assert last.history == best.history
+    longer, _ = train(replace(config, epochs=len(values), early_stopping=None))
+    same(head_weights(last), head_weights(longer), 0)
+    assert any((one != two).any() for one, two in zip(head_weights(last), head_weights(best), strict=True))
+
+
+def test_every_epoch_takes_its_view(keras, train):
+    from tlray import worker
+
+    seen = []
+
+    class Recorded(worker.InMemory):
+        def take(self, epoch, step, rows):
+            found = super().take(epoch, step, rows)
+            seen.append((epoch, found.mean()))
+            return found
+
+    views = np.stack([np.zeros_like(FEATURES), np.ones_like(FEATURES)], axis=1)
+    train(features=lambda batches, epochs: Recorded(views, views=True))
+    assert {(epoch, mean) for epoch, mean in seen} == {(0, 0), (1, 1), (2, 0)}
+
+
+def test_counts_and_trained_part_are_those_of_the_cut(keras):
+    """30 tensors in all, 4 with the base frozen, 10 with block 5, as published."""
+    from tlray.model import assemble, trained_part
+
+    counts = {}
+    for cut in ("block5_pool", "block4_pool", "input"):
+        frozen = FrozenPart.decide(NetworkConfig(cut=cut, image_size=32, weights="none"))
+        trained = trained_part(frozen, "block5_pool", plugins.head("dense-256"), 2)
+        counts[cut] = len(trained.trainable_variables)
+        whole = assemble(frozen, trained)
+        assert len(whole.trainable_variables) == counts[cut]
+    assert counts == {"block5_pool": 4, "block4_pool": 10, "input": 30}
+
+
+def test_batch_statistics_of_padded_rows_do_not_count(keras):
+    """The moments over two workers' padded slices are those of the whole batch, and so are gradients."""
+    import tensorflow as tf
+
+    from tlray.worker import _Network
+
+    rows = tf.constant(np.random.default_rng(1).normal(3, 2, (5, 4)), tf.float32)
+
+    class Two:
+        """Adds what the other worker would add, which is known here."""
+
+        count = 2
+
+        def __init__(self, other):
+            self.other, self.calls = other, 0
+
+        def sum(self, tensor):
+            self.calls += 1
+            return tensor + self.other[self.calls - 1]
+
+    layer = keras.layers.BatchNormalization()
+    inputs = keras.Input((4,))
+    network = _Network(inputs, layer(inputs), name="trained")
+    theirs, mine = rows[3:], tf.concat([rows[:3], tf.fill((2, 4), 99.0)], 0)
+    mean = tf.reduce_mean(rows, 0)
+    others = [
+        tf.fill((4,), 2.0),
+        tf.reduce_sum(theirs, 0),
+        tf.reduce_sum(tf.square(theirs - mean), 0),
+    ]
+    network.share_statistics(Two(others))
+    network.weights_of_rows = tf.constant([1.0, 1, 1, 0, 0])
+    found = layer._moments(mine, None)
+    np.testing.assert_allclose(found[0], mean, rtol=1e-6)
+    np.testing.assert_allclose(found[1], tf.math.reduce_variance(rows, 0), rtol=1e-6)

@@ -22,7 +22,7 @@ class KnownWeights:
 
 
 class Backbone(ABC):
-    """A pretrained network without its classifier. Subclass it and register the class as an entry point.
+    """A network without its classifier. Subclass it and register the class as an entry point.
 
     The class is instantiated without arguments. Its module must import without Keras (import it
     in the methods): the driver of a job never loads TensorFlow.
@@ -37,6 +37,7 @@ class Backbone(ABC):
     cuts: ClassVar[tuple[str, ...]]
     """Layers that make good cuts, from the input to the end; the last is the default cut."""
     weights: ClassVar[Mapping[str, KnownWeights]] = {}
+    """By name; the first are the default. Empty: there are none, and training starts from random ones."""
 
     @abstractmethod
     def build(self, image_size: int) -> keras.Model:
@@ -47,7 +48,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def preprocess(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
-        """What the weights were trained with, as a part of the graph.
+        """What the weights were trained with, or are to be, as a part of the graph.
 
         Args:
             pixels: symbolic float32 tensor (batch, image_size, image_size, 3), RGB, 0 to 255.

@@ -68,7 +68,7 @@ def evaluate(
         rows = _from_features(trained, features, split)
         root = _images_of(features)
     else:
-        source = Images.open(data)
+        source = trained.images(data)
         counts = Counter((image.split, image.label) for image in source)
         split = _check(counts, config.split, data, trained)
         rows = _from_images(trained, source, folder.uri, split, report, config, address, progress)
@@ -86,11 +86,11 @@ def evaluate(
         images=images,
         errors=images - tally.rows,
         unlabelled=sum(count for label, count in chosen if label is None),
-        history=tuple(trained.manifest["history"]),
+        stages=tuple(trained.manifest["stages"]),
         provenance={
             "head": trained.manifest["head"],
             **trained.provenance.to_json(),
-            "training": trained.manifest["job"]["fit"],
+            "training": trained.manifest["job"]["training"],
             "versions": trained.manifest["versions"],
         },
         started=started,

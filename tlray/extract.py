@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +15,7 @@ from tlray.config import ExtractConfig
 from tlray.errors import UserError
 from tlray.featureset import FORMAT, MANIFEST, part_name
 from tlray.index import Index
-from tlray.listing import Images, Listed, assign_split
+from tlray.listing import Images
 from tlray.network import FrozenPart
 from tlray.plain import dump
 from tlray.provenance import Provenance, versions
@@ -49,7 +48,7 @@ def extract(
         JobError: the job failed; run it again to go on.
     """
     started = time.monotonic()
-    source = Images.open(images)
+    source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     if folder.is_local and f"{folder.path}/".startswith(f"{source.root.path}/") and not source.is_table:
         raise UserError(f"--out {out} lies among the images: choose a folder beside {source.root.uri}")
@@ -61,7 +60,7 @@ def extract(
         "seed": config.seed if config.split is not None else None,
         "provenance": frozen.provenance.identity(),
     }
-    index = Index.start(folder, _with_split(source, config), config.batch_size, job)
+    index = Index.start(folder, source, config.batch_size, job)
     labels = index.count("split", "label")
     work = pipeline.Pass(
         root=source.root,
@@ -91,19 +90,6 @@ def extract(
         folder.sweep("errors")
         _finish(work, frozen.provenance, labels, errors, result)
     return {"out": folder.uri, **result}
-
-
-def _with_split(source: Images, config: ExtractConfig) -> Iterator[Listed]:
-    for image in source:
-        if config.split is not None:
-            if image.split is not None:
-                raise UserError(
-                    f"--split {config.split:g} given, but the images have splits already ({image.split}): "
-                    "leave --split away, or give one of the folders"
-                )
-            yield image._replace(split=assign_split(image.path, config.split, config.seed))
-        else:
-            yield image
 
 
 def _classes(labels: Counter[tuple[str | None, ...]]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,7 @@ class Rows:
     """Features in memory, with what they are of."""
 
     paths: list[str]
+    splits: list[str | None]
     labels: list[str | None]
     """None for a row without one, where such rows are read at all."""
     features: npt.NDArray[Any]
@@ -199,13 +201,15 @@ class Rows:
     def of(cls, table: pa.Table) -> Rows:
         """The rows of a table of a part file."""
         features = table["features"].combine_chunks().to_numpy_ndarray()
-        return cls(table["path"].to_pylist(), table["label"].to_pylist(), features)
+        paths, splits, labels = (table[name].to_pylist() for name in ("path", "split", "label"))
+        return cls(paths, splits, labels, features)
 
     @classmethod
     def join(cls, parts: Sequence[Rows], empty: tuple[int, ...]) -> Rows:
         """All rows of the parts; `empty` is the shape of the features if there are none."""
         return cls(
             [path for part in parts for path in part.paths],
+            [split for part in parts for split in part.splits],
             [label for part in parts for label in part.labels],
             np.concatenate([part.features for part in parts]) if parts else np.empty(empty, np.float32),
         )
@@ -213,8 +217,9 @@ class Rows:
     def where(self, chosen: npt.NDArray[np.bool_]) -> Rows:
         """The rows at which `chosen`, (rows,), is true."""
         return Rows(
-            [path for path, keep in zip(self.paths, chosen, strict=True) if keep],
-            [label for label, keep in zip(self.labels, chosen, strict=True) if keep],
+            list(compress(self.paths, chosen)),
+            list(compress(self.splits, chosen)),
+            list(compress(self.labels, chosen)),
             self.features[chosen],
         )
 

@@ -50,7 +50,12 @@ class Index:
 
     @classmethod
     def start(
-        cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any]
+        cls,
+        folder: Folder,
+        images: Iterable[Listed],
+        batch_size: int,
+        job: Mapping[str, Any],
+        copies: int = 1,
     ) -> Index:
         """Begin a job in a folder, or go on with the same job there.
 
@@ -59,6 +64,7 @@ class Index:
             images: listed and written down for a new job; not looked at when the job goes on.
             batch_size: of the network; a shard is a multiple of it.
             job: JSON values that say all that the job's result depends on.
+            copies: how many rows of the network's input an image makes; shards have so many fewer images.
 
         Raises:
             UserError: the folder holds another job or other files, or there is no image; nothing
@@ -82,7 +88,7 @@ class Index:
                 f"{', ...' if len(strangers) > 3 else ''}): choose a new folder"
             )
         try:
-            return cls._write(folder, images, batch_size, job)
+            return cls._write(folder, images, batch_size, job, copies)
         except BaseException as error:
             folder.remove("index")
             if not isinstance(error, OSError):
@@ -91,13 +97,13 @@ class Index:
 
     @classmethod
     def _write(
-        cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any]
+        cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any], copies: int
     ) -> Index:
         rows = iter(images)
         first = next(rows)  # Without any image this raises before there is a file.
         schema = SCHEMA.with_metadata(stamp(job))
         with folder.writing(NAME) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-            for group in _groups(chain([first], rows), batch_size):
+            for group in _groups(chain([first], rows), batch_size, copies):
                 columns = zip(*group, strict=True)
                 arrays = [
                     pa.array(column, type_) for column, type_ in zip(columns, SCHEMA.types, strict=True)
@@ -155,13 +161,13 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator
             yield f"{name} {old}, not {new}"
 
 
-def _groups(rows: Iterator[Listed], batch_size: int) -> Iterator[list[tuple[Any, ...]]]:
+def _groups(rows: Iterator[Listed], batch_size: int, copies: int) -> Iterator[list[tuple[Any, ...]]]:
     """Row groups: the listed rows, each with its shard."""
     shard = 0
     group: list[tuple[Any, ...]] = []
     in_shard = 0
     for row in rows:
-        size = _FIRST if shard < _SHARDS_PER_GROUP else _LATER
+        size = max(1, (_FIRST if shard < _SHARDS_PER_GROUP else _LATER) // copies)
         if in_shard >= -(-size // batch_size) * batch_size:
             shard, in_shard = shard + 1, 0
             if shard % _SHARDS_PER_GROUP == 0:

@@ -8,7 +8,7 @@ import os
 import posixpath
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +75,8 @@ class Images:
     """How many files the last whole iteration passed over because they are no images."""
     _start: _Entry = _TOP
     _has_splits: bool = False
+    _assigned: tuple[float, int] | None = None
+    """Fraction and seed of the split that `assign` gives."""
 
     @classmethod
     def open(cls, uri: str) -> Images:
@@ -108,7 +110,24 @@ class Images:
         return images
 
     def __iter__(self) -> Iterator[Listed]:
-        return self._rows() if self.is_table else self._walk()
+        rows = self._rows() if self.is_table else self._walk()
+        return rows if self._assigned is None else self._with_split(rows, *self._assigned)
+
+    def assign(self, fraction: float | None, seed: int) -> Images:
+        """The same images, each with the split that `assign_split` gives it; as they are without a fraction.
+
+        Iterating then raises a UserError if they have splits of their own.
+        """
+        return self if fraction is None else replace(self, _assigned=(fraction, seed))
+
+    def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:
+        for row in rows:
+            if row.split is not None:
+                raise UserError(
+                    f"--split {fraction:g} given, but the images have splits already ({row.split}): "
+                    "leave --split away, or give one of the folders"
+                )
+            yield row._replace(split=assign_split(row.path, fraction, seed))
 
     @property
     def is_table(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlray.errors import UserError
+from tlray.head import Head
+from tlray.listing import Images
 from tlray.network import FrozenPart, Network, compile_network
 from tlray.provenance import Provenance, check_manifest
+from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
 if TYPE_CHECKING:
@@ -42,13 +46,24 @@ class Model:
         folder = Folder.open(uri)
         if not folder.is_file(MANIFEST):
             raise UserError(
-                f"{folder.uri} is no model: it has no {MANIFEST}; expected the --out of `tlray fit`"
+                f"{folder.uri} is no model: it has no {MANIFEST}; "
+                "expected the --out of `tlray fit` or `tlray finetune`"
             )
         try:
             manifest = json.loads(folder.read(MANIFEST))
             if manifest["format"] != FORMAT:
                 raise UserError(f"{folder.uri} is a {manifest['format']}; expected a {FORMAT}")
-            check_manifest(manifest, job=dict, classes=list, history=list, head=str, created=str)
+            check_manifest(
+                manifest,
+                job=dict,
+                classes=list,
+                head=str,
+                end=str,
+                stages=list,
+                images=str,
+                history=list,
+                created=str,
+            )
             return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; fit again") from error
@@ -57,17 +72,79 @@ class Model:
     def classes(self) -> list[str]:
         return list(self.manifest["classes"])
 
+    def images(self, uri: str) -> Images:
+        """The images there, split as for training if they are those that the model was trained on.
 
-def assemble(frozen: FrozenPart, head: keras.Model) -> keras.Model:
-    """The whole network, made of Keras' own layers only: "resize", "frozen", "head".
+        Raises:
+            UserError: as of `Images.open`.
+        """
+        images = Images.open(uri)
+        if Folder.open(uri).uri != self.manifest["images"]:
+            return images
+        return images.assign(self.manifest["split"], self.manifest["split_seed"])
 
-    Its input is "image", uint8 RGB (batch, height, width, 3) of any size; its output is
-    (batch, classes) probabilities. "head" takes features to the same probabilities.
+
+def trained_part(frozen: FrozenPart, end: str, head: Head, classes: int) -> keras.Model:
+    """What is trained: "tail", the backbone from the cut to `end`, if that is not the cut, and "classifier".
+
+    Takes features at the cut, float32 (batch, *shape), to the output of the head.
+
+    Raises:
+        UserError: the network cannot be cut there, or the head does not fit it or the classes.
     """
     import keras
 
-    features = keras.Input(head.input_shape[1:], name="features")
-    probabilities = head(features)
+    tail = frozen.build_tail(end)
+    shape = tail.input_shape if tail is not None else frozen.build().output_shape
+    features = keras.Input(shape[1:], name="features")
+    output = tail(features) if tail is not None else features
+    classifier = build_head(head, output.shape[1:], classes)
+    return keras.Model(features, classifier(output), name="trained")
+
+
+def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Build a head, as the model "classifier", and check what the plugin made.
+
+    Raises:
+        UserError: it does not fit the features or the classes.
+    """
+    import keras
+
+    try:
+        made = head.build(feature_shape, classes)
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
+        ) from error
+    for layer in made._flatten_layers():
+        if not type(layer).__module__.startswith("keras."):
+            raise UserError(
+                f"head {head.name!r} uses a layer of its own, {type(layer).__name__}, without which its "
+                "model would not load: use Keras' layers and keras.ops"
+            )
+    width = made.output_shape[-1]
+    if len(made.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
+        raise UserError(
+            f"head {head.name!r} does not fit {classes} classes: its output has shape {made.output_shape}, "
+            f"expected (batch, {classes})"
+        )
+    return keras.Model(made.inputs, made.outputs[0], name="classifier")
+
+
+def assemble(frozen: FrozenPart, trained: keras.Model) -> keras.Model:
+    """The whole network, made of Keras' own layers only: "resize", "frozen", "head".
+
+    Its input is "image", uint8 RGB (batch, height, width, 3) of any size; its output is
+    (batch, classes) probabilities. "head" takes features to the same probabilities: it holds "tail",
+    if anything of the backbone was trained, and "classifier".
+    """
+    import keras
+
+    features = keras.Input(trained.input_shape[1:], name="features")
+    probabilities = features
+    for layer in trained.layers[1:]:
+        probabilities = layer(probabilities)
     if probabilities.shape[-1] == 1:
         probabilities = keras.ops.concatenate([1 - probabilities, probabilities], axis=-1)
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
@@ -93,6 +170,7 @@ def load(data: bytes) -> keras.Model:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
             for layer in ("resize", "frozen", "head"):
                 model.get_layer(layer)
+            model.get_layer("head").get_layer("classifier")
         except Exception as error:
             raise UserError(
                 f"{NETWORK} is damaged or not made by tlray: {str(error).splitlines()[0]}"
@@ -110,6 +188,7 @@ def loader(data: bytes, image_size: int, precision: str) -> Callable[[], Network
 def _load_network(data: Any, image_size: int, precision: str) -> Network:
     import ray
 
+    prepare_keras(len(os.sched_getaffinity(0)))
     return compile_network(without_resize(load(ray.get(data)), image_size), image_size, precision)
 
 

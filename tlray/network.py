@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from tlray.weights import Arrays
 if TYPE_CHECKING:
     import keras
 
+DEFAULT = "vgg16"
+"""The backbone that is used unless another is named."""
+INPUT = "input"
+"""The cut before the first layer."""
+
 Network = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """From RGB pixels (rows, size, size, 3) to one row of features each."""
 
@@ -42,7 +48,7 @@ class FrozenPart:
         Raises:
             UserError: an unknown or broken plugin, an unknown layer, or weights that are not to be had.
         """
-        plugin = plugins.find("backbones", config.backbone)
+        plugin = plugins.find("backbones", config.backbone or DEFAULT)
         backbone: Backbone = plugin.load()
         cut = config.cut or backbone.cuts[-1]
         _check_cut(backbone, cut)
@@ -51,14 +57,15 @@ class FrozenPart:
             raise UserError(
                 f"--image-size {size}: {backbone.name} needs at least {backbone.minimum_size} pixels"
             )
-        found = weights.resolve(backbone, config.weights, plugins.weights_providers())
+        name = config.weights or next(iter(backbone.weights), "none")
+        found = weights.resolve(backbone, name, plugins.weights_providers())
         provenance = Provenance(
             backbone=backbone.name,
             package=f"{plugin.package} {plugin.version}",
             weights=found.name,
             weights_sha256=found.sha256,
             cut=cut,
-            preprocess=config.preprocess,
+            preprocess=config.preprocess or "imagenet",
             image_size=size,
             precision=fastest_precision() if config.precision == "auto" else config.precision,
             store=config.store,
@@ -88,24 +95,51 @@ class FrozenPart:
         import keras
 
         size = self.provenance.image_size
+        pixels = keras.Input((size, size, 3), name="input_pixels")  # No backbone is called so.
+        if self.provenance.preprocess == "imagenet":
+            output = self.backbone.preprocess(pixels)
+        elif self.provenance.preprocess == "rescale":
+            output = keras.layers.Rescaling(1 / 255, name="rescale")(pixels)
+        else:
+            output = keras.layers.Identity(name="raw")(pixels)
+        if self.provenance.cut != INPUT:
+            whole = self.network()
+            cut = whole.get_layer(self.provenance.cut).output
+            output = keras.Model(whole.inputs, cut, name=self.backbone.name)(output)
+        frozen = keras.Model(pixels, output, name="frozen")
+        frozen.trainable = False
+        return frozen
+
+    def build_tail(self, end: str) -> keras.Model | None:
+        """The network "tail", from the output of the cut to that of the layer `end`; None if that is the cut.
+
+        Raises:
+            UserError: what comes after the cut needs more than its output, or `end` comes before it.
+        """
+        import keras
+
+        cut = self.provenance.cut
+        if end == cut:
+            return None
+        whole = self.network()
+        start = whole.inputs[0] if cut == INPUT else whole.get_layer(cut).output
         try:
-            network = self.backbone.build(size)
+            return keras.Model(start, whole.get_layer(end).output, name="tail")
+        except ValueError as error:
+            raise UserError(
+                f"{self.backbone.name} cannot be split at {cut}: other paths lead around it to {end}, or it "
+                f"comes later; it can be split at {', '.join(self.backbone.cuts)}"
+            ) from error
+
+    def network(self) -> keras.Model:
+        """The whole network of the backbone, from preprocessed pixels to its end; errors as of `build`."""
+        try:
+            network = self.backbone.build(self.provenance.image_size)
             network.set_weights(self.arrays)
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self.backbone.name} at {size} px: {reason}") from error
-        output = network.get_layer(self.provenance.cut).output
-        network = keras.Model(network.inputs, output, name=self.backbone.name)
-        pixels = keras.Input((size, size, 3), name="pixels")
-        if self.provenance.preprocess == "imagenet":
-            prepared = self.backbone.preprocess(pixels)
-        elif self.provenance.preprocess == "rescale":
-            prepared = keras.layers.Rescaling(1 / 255, name="rescale")(pixels)
-        else:
-            prepared = pixels
-        frozen = keras.Model(pixels, network(prepared), name="frozen")
-        frozen.trainable = False
-        return frozen
+            raise UserError(f"{self.backbone.name} at {self.provenance.image_size} px: {reason}") from error
+        return network
 
     def loader(self) -> Callable[[], Network]:
         """What loads the network in an actor; the weights travel in Ray's object store."""
@@ -117,6 +151,7 @@ class FrozenPart:
 def _load(backbone: Backbone, arrays: Any, provenance: Provenance) -> Network:
     import ray
 
+    prepare_keras(len(os.sched_getaffinity(0)))
     frozen = FrozenPart(backbone, ray.get(arrays), provenance)
     return compile_network(frozen.build(), provenance.image_size, provenance.precision)
 
@@ -140,12 +175,41 @@ def _check_cut(backbone: Backbone, cut: str) -> None:
 
     Only a layer that the backbone does not list as a good cut costs the building of the network.
     """
-    if cut in backbone.cuts:
-        return
+    if cut != INPUT and cut not in backbone.cuts:
+        _layer(backbone, cut)
+
+
+def cut_before(backbone: Backbone, layer: str) -> str:
+    """The cut that leaves a layer, and all that comes after it, to be trained.
+
+    Raises:
+        UserError: there is no such layer, or it does not follow on exactly one other.
+    """
+    if layer == INPUT:
+        return INPUT
+    import keras
+
+    above = _layer(backbone, layer).input
+    if isinstance(above, list):
+        raise UserError(
+            f"{backbone.name} cannot be split before {layer}, which joins {len(above)} paths: "
+            f"choose a layer after one of {', '.join(backbone.cuts)}"
+        )
+    producer = above._keras_history.operation
+    if not isinstance(producer, keras.Layer):
+        raise UserError(
+            f"{backbone.name} cannot be split before {layer}, which follows on no layer with a name of its "
+            f"own: choose a layer after one of {', '.join(backbone.cuts)}, or {INPUT}"
+        )
+    return INPUT if isinstance(producer, keras.layers.InputLayer) else str(producer.name)
+
+
+def _layer(backbone: Backbone, name: str) -> keras.Layer:
     prepare_keras()
-    layers = [layer.name for layer in backbone.build(backbone.image_size).layers]
-    if cut not in layers:
-        raise unknown(f"layer of {backbone.name}", cut, layers)
+    layers = {layer.name: layer for layer in backbone.build(backbone.image_size).layers}
+    if name not in layers:
+        raise unknown(f"layer of {backbone.name}", name, [INPUT, *layers])
+    return layers[name]
 
 
 def compile_network(model: keras.Model, image_size: int, precision: str) -> Network:
@@ -154,7 +218,8 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
     Args:
         model: takes pixels (batch, image_size, image_size, 3); its weights stay float32.
         image_size: in pixels.
-        precision: "float32", "bfloat16" or "float16": what the backbone computes in, but for its first layer.
+        precision: "float32", "bfloat16" or "float16": what the backbone computes in, after its first
+            layer with weights.
     """
     import keras
     import tensorflow as tf
@@ -162,12 +227,11 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
     if precision != "float32":
         policy = keras.DTypePolicy(f"mixed_{precision}")
         layers = _backbone_layers(model)
-        # The layer that sees the pixels keeps float32: bfloat16 has no room for their 256 values.
-        # That halves the error of VGG16's features and costs one hundredth of the speed.
-        first = next((layer for layer in layers if layer.weights), None)
-        for layer in layers:
-            if layer is not first:
-                layer.dtype_policy = policy
+        # What sees the pixels keeps float32: bfloat16 has no room for their 256 values. That
+        # halves the error of VGG16's features and costs one hundredth of the speed.
+        first = next((place for place, layer in enumerate(layers) if layer.weights), len(layers))
+        for layer in layers[first + 1 :]:
+            layer.dtype_policy = policy
 
     @tf.function(
         autograph=False,  # Its conversion would leave a file in the temporary folder.
@@ -185,9 +249,30 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
 
 
 def _backbone_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of the backbone in a frozen part, or in a whole model that holds one."""
+    """The layers of the backbone in a frozen part, or in a whole model, in their order."""
     import keras
 
-    frozen = model if model.name == "frozen" else model.get_layer("frozen")
-    inside = frozen.layers[-1]._flatten_layers(include_self=False)
-    return [layer for layer in inside if not isinstance(layer, keras.Model)]
+    parts = [model, *(layer for layer in model.layers if isinstance(layer, keras.Model))]
+    inside = [network for part in parts for network in part.layers if isinstance(network, keras.Model)]
+    return [
+        layer
+        for network in inside
+        if network.name not in ("frozen", "head", "classifier")
+        for layer in network._flatten_layers(include_self=False)
+        if not isinstance(layer, keras.Model)
+    ]
+
+
+def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int) -> Arrays:
+    """The weights of a backbone in Keras order, as they are in a whole model.
+
+    Layers after those that the model uses have new ones.
+    """
+    inside = {layer.name: layer for layer in _backbone_layers(model)}
+    network = backbone.build(image_size)
+    return [
+        array
+        for layer in network.layers
+        if layer.weights
+        for array in inside.get(layer.name, layer).get_weights()
+    ]

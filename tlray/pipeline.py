@@ -4,7 +4,6 @@ and each is written as one file. A shard whose file exists is done.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tlray import cluster, decoder, featureset
+from tlray.augment import Views
 from tlray.errors import JobError, UserError
 from tlray.index import NAME as INDEX
 from tlray.index import Index
 from tlray.network import Network
-from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
 Progress = Callable[[int, int], None]
@@ -41,6 +40,9 @@ class Pass:
     metadata: Mapping[str, Any]
     """For every file; under "job" it holds what the index was started with."""
     max_bad_fraction: float = 1.0
+    views: Views | None = None
+    copies: int = 1
+    """With `views`: so many of each image, which give a row (copies, *shape) of features."""
 
 
 @dataclass(frozen=True)
@@ -187,11 +189,15 @@ def _actors() -> tuple[int, int]:
 
 
 def _decode(batch: dict[str, npt.NDArray[Any]], job: Pass) -> pa.Table:
-    """A shard's rows with their pixels; a bad image has its error and no pixels worth reading."""
+    """A shard's rows with their pixels, (size, size, 3) or with views (copies, size, size, 3).
+
+    A bad image has its error and no pixels worth reading.
+    """
     (shard,) = batch["shard"]
     rows = job.index.rows(int(shard)).select(["path", "split", "label", "shard"])
     size = job.image_size
-    pixels = np.zeros((rows.num_rows, size, size, 3), np.uint8)
+    copies = (job.copies,) if job.views else ()
+    pixels = np.zeros((rows.num_rows, *copies, size, size, 3), np.uint8)
     errors: dict[str, list[str | None]] = {
         name: [None] * rows.num_rows for name in ("stage", "error", "message")
     }
@@ -202,6 +208,9 @@ def _decode(batch: dict[str, npt.NDArray[Any]], job: Pass) -> pa.Table:
             data = decoder.read_image(job.root, path)
             read = time.perf_counter()
             pixels[row] = decoder.decode(data, size)
+            if job.views:
+                plain = pixels[row, 0].copy()
+                pixels[row] = [job.views.view(plain, path, number) for number in range(job.copies)]
         except decoder.BadImage as bad:
             for name, column in errors.items():
                 column[row] = getattr(bad, name)
@@ -218,7 +227,6 @@ class _NetworkActor:
     """Holds the network; one call is one shard."""
 
     def __init__(self, job: Pass, load_network: Callable[[], Network]) -> None:
-        prepare_keras(len(os.sched_getaffinity(0)))
         import ray
 
         self.job = job
@@ -226,6 +234,8 @@ class _NetworkActor:
         self.network = load_network()
         warm_up = np.zeros((job.batch_size, job.image_size, job.image_size, 3), np.uint8)
         self.shape = self.network(warm_up).shape[1:]
+        if job.views:
+            self.shape = (job.copies, *self.shape)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         started, clock = time.time(), time.perf_counter()
@@ -265,9 +275,11 @@ class _NetworkActor:
         return pa.Table.from_pylist([vars(done)])
 
     def _features(self, pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[Any]]:
-        for start in range(0, len(pixels), self.job.batch_size):
+        rows = max(1, self.job.batch_size // self.job.copies)
+        for start in range(0, len(pixels), rows):
             clock = time.perf_counter()
-            features = self.network(pixels[start : start + self.job.batch_size])
+            some = pixels[start : start + rows]
+            features = self.network(some.reshape(-1, *some.shape[-3:])).reshape(len(some), *self.shape)
             with np.errstate(over="ignore"):
                 kept = features.astype(self.job.store, copy=False)
             if not np.isfinite(kept).all():

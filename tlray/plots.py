@@ -13,6 +13,10 @@ COUNTED = 20
 """Up to this many classes a confusion matrix is shown with its counts; above, its largest confusions."""
 NAMED = 40
 """Up to this many classes are named along the picture of the matrix; above, they are numbered."""
+SMOOTHED = 10
+"""From this many epochs on the curves are also shown smoothed; fewer show no trend that noise could hide."""
+FACTOR = 0.8
+"""Of the published plots: the share of the average so far in the next smoothed value."""
 
 
 def prepare_matplotlib() -> None:
@@ -30,31 +34,53 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def curves(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Loss and accuracy by epoch, in the published form: training as points, validation as a line."""
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential moving average with the published factor; a missing value stays missing."""
+    result: list[float] = []
+    last = math.nan
+    for value in values:
+        if math.isfinite(value):
+            last = last * FACTOR + value * (1 - FACTOR) if math.isfinite(last) else value
+        result.append(last if math.isfinite(value) else math.nan)
+    return result
+
+
+def curves(history: Sequence[Mapping[str, Any]], *, smooth: bool = False) -> bytes:
+    """Accuracy and loss by epoch, in the published form: training as points, validation as a line."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+    from PIL import Image
 
     figure = Figure(figsize=(11.5, 4.2), dpi=160, layout="constrained")
     epochs = [row["epoch"] for row in history]
     line = "-" if len(epochs) > 1 else "D"  # a line needs two ends
+    # Each of the two plots is some 370 points wide: among many epochs, larger dots would run together.
+    size, width = max(min(5.5, 260 / len(epochs)), 1.5), max(min(2.2, 140 / len(epochs)), 1.0)
+    look = {"markersize": size, "markeredgewidth": 0, "linewidth": width}
     margin = min(0.9, 0.2 + 0.03 * len(epochs))
     both = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
-    for axes, name in zip(both, ("loss", "accuracy"), strict=True):
-        kinds = ((name, "training", "o", "#8492a4"), (f"val_{name}", "validation", line, "#1d5fbf"))
+    for axes, name in zip(both, ("accuracy", "loss"), strict=True):
+        kinds = ((name, "training", "o", "#c8600a"), (f"val_{name}", "validation", line, "#1d5fbf"))
         for key, label, style, color in kinds:
             if any(key in row for row in history):
-                values = [row.get(key, math.nan) for row in history]
-                axes.plot(epochs, values, style, color=color, label=label, markersize=4.5, linewidth=2.2)
+                # A number that was not finite is null in the manifest.
+                values = [math.nan if (value := row.get(key)) is None else value for row in history]
+                shown = smoothed(values) if smooth else values
+                order = 3 if key == name else 2  # no point is hidden by the line
+                axes.plot(epochs, shown, style, color=color, label=label, zorder=order, clip_on=False, **look)
         axes.set(xlabel="epoch", xlim=(min(epochs) - margin, max(epochs) + margin))
-        axes.set_title(name, loc="left")
+        axes.set_title(f"{name}, smoothed" if smooth else name, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color("#8492a4")
         axes.tick_params(length=0)
-        axes.legend(frameon=False)
-    return _png(figure)
+        axes.legend(facecolor="white", edgecolor="none", framealpha=0.85)
+    # A page may hold many of these: with a palette each takes a quarter of the bytes.
+    picture = Image.open(io.BytesIO(_png(figure))).convert("RGB")
+    picture = picture.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(buffer := io.BytesIO(), format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:

@@ -107,7 +107,7 @@ def predict(
     """
     started = time.monotonic()
     trained = Model.open(model)
-    source = Images.open(images)
+    source = trained.images(images)
     if not out.endswith(SUFFIXES):
         raise UserError(f"--out {out}: expected a file name ending in {' or '.join(SUFFIXES)}")
     place = Folder.open(out)
@@ -118,7 +118,15 @@ def predict(
         raise UserError(f"--out {out} is there already: choose another name, or remove it")
     if config.annotate is not None:
         annotate.check_target(source.root, Folder.open(config.annotate))
-    work = start(trained, source.root, source, Folder.open(images).uri, parts, config)
+    what = Folder.open(images).uri
+    chosen: Iterable[Listed] = source
+    if config.split is not None:
+        what = f"{what} ({config.split})"
+        chosen = (image for image in source if image.split == config.split)
+        if config.split not in (splits := {image.split for image in source}):
+            there = ", ".join(sorted(filter(None, splits))) or "no splits"
+            raise UserError(f"--split {config.split}: {images} has no such split: it has {there}")
+    work = start(trained, source.root, chosen, what, parts, config)
     done = run(work, trained, progress, address=address)
     errors = pipeline.reconcile(work)
     if errors.num_rows == work.index.images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -70,10 +71,10 @@ class Evaluation:
     scores: tuple[ClassScore, ...]
     mistakes: tuple[Mistake, ...]
     """The most confidently wrong first."""
-    history: tuple[Mapping[str, float], ...]
-    """For each epoch: epoch (from 1), loss, accuracy and, if there was validation, val_loss, val_accuracy."""
     provenance: Mapping[str, Any]
     seconds: float
+    stages: tuple[Mapping[str, Any], ...] = ()
+    """How the model was trained, oldest stage first: the entries of "stages" in the model's manifest."""
 
     @property
     def evaluated(self) -> int:
@@ -143,6 +144,8 @@ def summary(evaluation: Evaluation) -> str:
         precision, recall, f1 = (_number(value, 3) for value in score.meaningful)
         table.append((score.label, precision, recall, f1, f"{score.support:,}"))
     blocks = [_columns(facts, "ll"), _columns(table, "lrrrr")]
+    if len(found.stages) > 1:
+        blocks.insert(1, f"trained in {len(found.stages)} stages\n{_stages(found.stages)}")
     if matrix := _matrix(found):
         blocks.append(f"confusion matrix (rows: true, columns: predicted)\n{matrix}")
     elif pairs := [(f" {count:,} of {of:,}", f"{a} -> {b}") for count, of, a, b in found.confusions()]:
@@ -159,14 +162,15 @@ def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
     """Write report.json, the plots and index.html into a folder.
 
     Returns:
-        The names of the files. curves.png is among them only if there is a history.
+        The names of the files. The last stage's curves are curves.png and, if it is long enough to be
+        smoothed, curves_smoothed.png; those of an earlier stage N are curves_N.png, curves_N_smoothed.png.
     """
     # A line for each entry: a matrix of 200 classes would be 40,000 lines of indented JSON.
     entries = (f'"{name}": {dump(value)}' for name, value in evaluation.to_json().items())
     plots.prepare_matplotlib()
     classes = [_shown(name) for name in evaluation.classes]
     confusion = plots.confusion(classes, evaluation.confusion_matrix)
-    curves = plots.curves(evaluation.history) if evaluation.history else None
+    curves = [_curves(stage) for stage in evaluation.stages]
     texts = {
         "report.json": "{\n" + ",\n".join(entries) + "\n}\n",
         "index.html": _page(evaluation, confusion, curves),
@@ -174,13 +178,43 @@ def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
     # A file name that is no UTF-8 comes as half surrogate pairs, which only escaped can be written.
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
     files["confusion_matrix.png"] = confusion
-    if curves:
-        files["curves.png"] = curves
-    else:
-        folder.remove("curves.png")  # of an earlier report
+    for number, pictures in enumerate(curves, 1):
+        stage = "" if number == len(curves) else f"_{number}"
+        files |= {f"curves{stage}{kind}.png": picture for kind, picture in pictures.items()}
+    for name in folder.names():
+        if name not in files and re.fullmatch(r"curves(_[0-9]+)?(_smoothed)?\.png", name):
+            folder.remove(name)  # of an earlier report
     for name, data in files.items():
         folder.write(name, data)
     return sorted(files)
+
+
+def _curves(stage: Mapping[str, Any]) -> dict[str, bytes]:
+    """The pictures of a stage, by what stands in their file names."""
+    history = stage["history"]
+    if len(history) < plots.SMOOTHED:
+        return {"": plots.curves(history)} if history else {}
+    return {"": plots.curves(history), "_smoothed": plots.curves(history, smooth=True)}
+
+
+def _trained(stage: Mapping[str, Any]) -> str:
+    """Which part of the network a stage trained."""
+    if stage["from"] == "input":
+        return "everything"
+    return "head only" if stage["from"] is None else f"from {stage['from']} on"
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each stage."""
+    rows = []
+    for number, stage in enumerate(stages, 1):
+        what = f"{_trained(stage)} ({stage['head']}){', augmented' if stage['augment'] else ''}"
+        stopped = "" if stage["stopped_epoch"] is None else ", stopped early"
+        accuracy = _number(stage["metrics"].get("val_accuracy"), 4)
+        epochs = f"{stage['epochs']:,} epoch{'' if stage['epochs'] == 1 else 's'}"
+        rows.append((f" {number}", what, epochs + stopped, accuracy))
+    head = (" ", "trained", "epochs", "validation accuracy")
+    return _columns([head, *rows], "rllr")
 
 
 def _shown(text: str) -> str:
@@ -197,9 +231,9 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def _percent(share: float, digits: int = 1) -> str:
+def _percent(share: float | None, digits: int = 1) -> str:
     """A percentage that says 100 only of the whole."""
-    if not math.isfinite(share):
+    if share is None or not math.isfinite(share):
         return "-"
     return f"{min(100 * share, 100 - 10**-digits) if share < 1 else 100:.{digits}f} %"
 
@@ -236,7 +270,7 @@ def _matrix(found: Evaluation) -> str:
     return _columns(rows, "l" + "r" * count, gap=2 if (digits + 2) * count <= 70 else 1)
 
 
-def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:
+def _page(found: Evaluation, confusion: bytes, curves: Sequence[Mapping[str, bytes]]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from tlray import __version__
@@ -247,6 +281,7 @@ def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:
     environment.filters |= {
         "shown": _shown,
         "number": _number,
+        "trained": _trained,
         "percent": lambda *share: _percent(*share).replace(" ", "\N{NO-BREAK SPACE}"),
         "text": lambda value: _shown(value if isinstance(value, str) else dump(value)),
         "base64": lambda data: base64.b64encode(data).decode(),
@@ -262,6 +297,7 @@ def _page(found: Evaluation, confusion: bytes, curves: bytes | None) -> str:
         usual=max(zip(totals, found.classes, strict=True), key=lambda pair: pair[0]),
         digits=1 if found.evaluated <= 1000 else 2,
         provenance=plain(found.provenance),
+        factor=plots.FACTOR,
         many=len(found.classes) > COUNTED,
         tiles=TILES,
         version=__version__,

@@ -5,20 +5,44 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Empty, Queue
 
-from tlray.errors import JobError, UserError
+from tlray.errors import JobError, TlrayError, UserError
 from tlray.storage import Folder
+from tlray.stream import STREAM_CPUS
 
-Loop = Callable[[Mapping[str, Any], int, int, Callable[[dict[str, float]], None]], Any]
-"""Called in each worker with the settings, its rank, the number of workers, and where to report an epoch."""
+Report = Callable[[dict[str, float]], None]
+Loop = Callable[[Mapping[str, Any], "Worker"], Any]
+"""Called in each worker with the settings."""
+
+
+class Worker:
+    """One of the training processes, as Ray Train sees it; its checkpoints lie in the run's storage."""
+
+    def __init__(self, report: Report) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.count: int = context.get_world_size()
+        self.report: Report = report if self.rank == 0 else lambda metrics: None
+
+    @contextmanager
+    def latest(self) -> Iterator[str | None]:
+        """The folder of the last checkpoint of this run, of an earlier driver too, while the block lasts."""
+        checkpoint = ray.train.get_checkpoint()
+        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+            yield folder
+
+    def save(self, folder: str | None) -> None:
+        """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
+        ray.train.report({}, checkpoint=Checkpoint.from_directory(folder) if folder else None)
 
 
 class _TensorFlowBackend(Backend):
@@ -52,57 +76,73 @@ def _set_tf_config(addresses: list[str], rank: int) -> None:
     os.environ["TF_CONFIG"] = json.dumps(task)
 
 
+def check(workers: int, streaming: bool) -> int:
+    """Whether so many workers can be; gives the GPUs of this Ray.
+
+    Raises:
+        UserError: there are not enough CPUs or GPUs.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0)
+    available = min(gpus or workers, int(cpus / (1 + STREAM_CPUS if streaming else 1)))
+    if workers > available:
+        raise UserError(
+            f"--workers {workers}: expected at most {available}, for which this Ray has CPUs and GPUs "
+            f"({cpus:g} and {gpus})"
+        )
+    return gpus
+
+
 def run(
     loop: Loop,
     settings: Mapping[str, Any],
     *,
     workers: int,
     storage: Folder,
-    report: Callable[[dict[str, float]], None],
+    streaming: bool,
+    report: Report,
 ) -> Any:
-    """Run `loop` on every worker.
+    """Run `loop` on every worker; it goes on from the last checkpoint in the storage, if there is one.
 
     Args:
         loop: the training loop.
         settings: given to it; values may be references to objects in Ray's store.
         workers: how many.
-        storage: a folder that all nodes see, for Ray Train's own state.
+        storage: a folder that all nodes see, for checkpoints and Ray Train's own state.
+        streaming: each worker also needs room for tasks that decode and an actor with the frozen network.
         report: called here with what the first worker reports of each epoch.
 
     Returns:
         What the loop returned on the first worker.
 
     Raises:
-        UserError: raised by the loop.
-        JobError: there are not enough CPUs or GPUs, or training failed.
+        UserError: raised by the loop, or as of `check`.
+        JobError: training failed.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    available = gpus or int(ray.cluster_resources().get("CPU", 0))
-    if workers > available:
-        raise UserError(
-            f"--workers {workers}: expected at most {available}, the {'GPUs' if gpus else 'CPUs'} of this Ray"
-        )
+    gpus = check(workers, streaming)
     epochs = Queue(actor_options={"num_cpus": 0})
 
     def work(config: Mapping[str, Any]) -> Any:
-        context = ray.train.get_context()
-        rank = context.get_world_rank()
         try:
-            return loop(
-                config, rank, context.get_world_size(), epochs.put if rank == 0 else lambda metrics: None
-            )
-        except UserError as error:  # Raised, it would be tried again.
-            return error
+            return loop(config, Worker(epochs.put))
+        except (TlrayError, ValueError, TypeError) as error:
+            return error  # Raised, it would be tried again, and come again.
 
     trainer = DataParallelTrainer(
         work,
         train_loop_config=dict(settings),
         backend_config=_TensorFlowConfig(),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            # A streaming worker shares its GPU with the network that feeds it.
+            resources_per_worker={"CPU": 1, **({"GPU": 0.5 if streaming else 1} if gpus else {})},
+        ),
         run_config=RunConfig(
-            name="training",
+            name="checkpoints",
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=3),
         ),
     )
@@ -112,7 +152,7 @@ def run(
         epochs.shutdown(force=True)
 
 
-def _outcome(trainer: DataParallelTrainer, epochs: Queue, report: Callable[[dict[str, float]], None]) -> Any:
+def _outcome(trainer: DataParallelTrainer, epochs: Queue, report: Report) -> Any:
     """Wait for the end, passing reports on; errors as in `run`."""
     found: list[Any] = []
 

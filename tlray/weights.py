@@ -74,7 +74,7 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider])
     Args:
         backbone: the network they are for.
         name: a name from `backbone.weights`; "none" for random ones (the same every time);
-            or the path of a file that Keras' `load_weights` reads.
+            the path of a file that Keras' `load_weights` reads, or of a model's folder.
         providers: asked in order when the Keras cache does not have a named file.
 
     Raises:
@@ -169,6 +169,14 @@ def _built(backbone: Backbone, path: str | None) -> Arrays:
 
     keras.utils.set_random_seed(0)
     model = backbone.build(backbone.image_size)
+    if path and os.path.isdir(path):
+        from tlray.model import NETWORK, Model, load
+        from tlray.network import backbone_arrays
+
+        trained = Model.open(path)
+        if trained.provenance.backbone != backbone.name:
+            raise UserError(f"{path} is a model with {trained.provenance.backbone}, not {backbone.name}")
+        return backbone_arrays(load(trained.folder.read(NETWORK)), backbone, trained.provenance.image_size)
     try:
         if path and path.endswith(".npz"):
             model.set_weights(_arrays(Path(path)))

@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tlray import stopping
 from tlray.batches import GlobalBatches
-from tlray.config import FitConfig
-from tlray.errors import UserError
+from tlray.config import TrainConfig
 from tlray.head import Head
-from tlray.model import assemble
+from tlray.model import NETWORK, assemble, trained_part
 from tlray.network import FrozenPart
+from tlray.training import Trained
+
+_STATE, _HISTORY, _BEST, _TENSORBOARD = "state.npz", "history.json", "best.npz", "tensorboard"
+"""The files of a checkpoint; the third only where the best weights are kept."""
+
+
+class Features(Protocol):
+    """Where the inputs of the trained part come from."""
+
+    def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The features of these rows in that step of that epoch, (rows, *shape)."""
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Training or validation rows; the arrays may lie in Ray's object store, read-only."""
+class InMemory:
+    """Features that are the same in every epoch, or K views of every row, taken in turn.
+
+    The arrays may lie in Ray's object store, read-only.
+    """
 
     features: npt.NDArray[Any]
-    """(rows, *shape)."""
-    targets: npt.NDArray[np.int64]
-    """Class of each row, (rows,)."""
+    """(rows, *shape), or (rows, K, *shape)."""
+    views: bool = False
+
+    def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        where = (rows, epoch % self.features.shape[1]) if self.views else rows
+        found: npt.NDArray[Any] = self.features[where]
+        return found
+
+
+class Checkpoints(Protocol):
+    """Where the state of training is kept."""
+
+    def latest(self) -> AbstractContextManager[str | None]:
+        """The folder of the last checkpoint, for as long as the block lasts."""
+
+    def save(self, folder: str | None) -> None:
+        """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
 
 
 class Workers:
@@ -42,9 +74,17 @@ class Workers:
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else None
 
     def sum(self, tensor: Any) -> Any:
-        """Sum; every worker must call it equally often, inside a traced function."""
+        """Sum; every worker must call it equally often, inside a traced function. It has a gradient."""
         if self.count == 1:
             return tensor
+
+        @tf.custom_gradient
+        def total(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
+            return self._reduce(tensor), self._reduce
+
+        return total(tensor)
+
+    def _reduce(self, tensor: Any) -> Any:
         self._calls += 1
         return tf.raw_ops.CollectiveReduceV2(
             input=tensor,
@@ -60,23 +100,35 @@ class Workers:
 class _Slices(keras.utils.PyDataset):
     """This worker's part of the batches of an epoch, for Keras' fit."""
 
-    def __init__(self, examples: Examples, batches: GlobalBatches, outputs: int) -> None:
+    def __init__(
+        self,
+        features: Features,
+        targets: npt.NDArray[np.int64],
+        batches: GlobalBatches,
+        outputs: int,
+        class_weights: npt.NDArray[np.float32] | None = None,
+        epoch: int = 0,
+    ) -> None:
         super().__init__()
-        self.examples, self.batches, self.outputs = examples, batches, outputs
-        self.order = batches.order(0)
+        self.features, self.targets, self.batches = features, targets, batches
+        self.outputs, self.class_weights = outputs, class_weights
+        self.start(epoch)
 
     def __len__(self) -> int:
         return self.batches.steps
 
     def __getitem__(self, step: int) -> tuple[Any, Any, Any]:
         rows, weights = self.batches.slice(self.order, step)
-        targets = self.examples.targets[rows]
+        targets = self.targets[rows]
         encoded = targets[:, None] if self.outputs == 1 else np.eye(self.outputs)[targets]
-        return self.examples.features[rows].astype(np.float32), encoded.astype(np.float32), weights
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[targets]
+        features = self.features.take(self.epoch, step, rows)
+        return features.astype(np.float32, copy=False), encoded.astype(np.float32), weights
 
     def start(self, epoch: int) -> None:
         """Put the rows in the order of an epoch. Keras' own `on_epoch_end` also comes before the first."""
-        self.order = self.batches.order(epoch)
+        self.epoch, self.order = epoch, self.batches.order(epoch)
 
 
 class _RowMean(keras.metrics.MeanMetricWrapper):
@@ -86,8 +138,38 @@ class _RowMean(keras.metrics.MeanMetricWrapper):
         super().update_state(y_true, y_pred, keras.ops.sign(sample_weight))
 
 
+class _Network(keras.Model):
+    """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
+
+    def share_statistics(self, workers: Workers) -> None:
+        """Take the moments of a batch over all workers, as one worker would.
+
+        Keras' own `synchronized=True` needs a strategy's scope, under which its fit does not work
+        (keras#20585).
+        """
+        for layer in self._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer._moments = self._moments(layer, workers)
+
+    def _moments(self, layer: Any, workers: Workers) -> Callable[[Any, Any], tuple[Any, Any]]:
+        def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
+            axes = layer._reduction_axes
+            real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
+            counted = tf.broadcast_to(real, tf.shape(inputs))
+            count = workers.sum(tf.reduce_sum(counted, axes))
+            mean = workers.sum(tf.reduce_sum(inputs * real, axes)) / count
+            # In two steps: a difference of squares would lose what float32 has.
+            return mean, workers.sum(tf.reduce_sum(tf.square(inputs - mean) * real, axes)) / count
+
+        return moments
+
+    def train_step(self, data: Any) -> Any:
+        self.weights_of_rows = data[2]
+        return super().train_step(data)
+
+
 class _GlobalEpochs(keras.callbacks.Callback):
-    """Gives an epoch its rows, and makes its logs those of all workers' rows.
+    """Gives an epoch its rows, makes its logs those of all workers' rows, and ends it with a checkpoint.
 
     Must stand before the callbacks that read the logs.
     """
@@ -98,33 +180,41 @@ class _GlobalEpochs(keras.callbacks.Callback):
         metrics: list[_RowMean],
         training: _Slices,
         validation: _Slices | None,
-        report: Callable[[dict[str, float]], None],
+        end: Callable[[dict[str, float], bool], None],
+        checkpoint_seconds: float,
     ) -> None:
         super().__init__()
         self.training, self.validation = training, validation
-        self.metrics, self.report = metrics, report
+        self.metrics, self.end = metrics, end
+        self.checkpoint_seconds, self.last = checkpoint_seconds, time.monotonic()
         self._sum = tf.function(workers.sum, autograph=False)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.training.start(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        means, due = self._means()
         logs.clear()
-        logs.update(self._means())
+        logs.update(means)
         if self.validation is not None:
             self.model.evaluate(self.validation, verbose=0)
-            logs.update({f"val_{name}": value for name, value in self._means().items()})
-        self.report({"epoch": epoch + 1, **logs})
+            logs.update({f"val_{name}": value for name, value in self._means()[0].items()})
+        if due:
+            self.last = time.monotonic()
+        self.end({"epoch": epoch + 1, **logs}, due)
 
-    def _means(self) -> dict[str, float]:
+    def _means(self) -> tuple[dict[str, float], bool]:
+        """The metrics over all workers, and whether any of them finds that a checkpoint is due."""
+        due = time.monotonic() - self.last >= self.checkpoint_seconds
         state = np.array(
-            [[metric.total.numpy(), metric.count.numpy()] for metric in self.metrics], np.float64
+            [*([metric.total.numpy(), metric.count.numpy()] for metric in self.metrics), [due, 0]], np.float64
         )
-        sums = self._sum(tf.constant(state)).numpy()
-        return {
+        *sums, (due_somewhere, _) = self._sum(tf.constant(state)).numpy()
+        means = {
             metric.name.removeprefix("row_"): float(total / count)
             for metric, (total, count) in zip(self.metrics, sums, strict=True)
         }
+        return means, bool(due_somewhere)
 
 
 def _averaging(optimizer: keras.Optimizer, workers: Workers) -> keras.Optimizer:
@@ -143,126 +233,222 @@ def _averaging(optimizer: keras.Optimizer, workers: Workers) -> keras.Optimizer:
     return averaging
 
 
-def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> keras.Model:
-    """Build a head and check what the plugin made.
+class _State:
+    """All that training goes on from: weights, dropout, optimizer, history, and the best weights so far."""
 
-    Raises:
-        UserError: it does not fit the features or the classes.
-    """
-    try:
-        model = head.build(feature_shape, classes)
-    except (ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
-        ) from error
-    for layer in model._flatten_layers():
-        if not type(layer).__module__.startswith("keras."):
-            raise UserError(
-                f"head {head.name!r} uses a layer of its own, {type(layer).__name__}, without which its "
-                "model would not load: use Keras' layers and keras.ops"
-            )
-    width = model.output_shape[-1]
-    if len(model.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
-        raise UserError(
-            f"head {head.name!r} does not fit {classes} classes: its output has shape {model.output_shape}, "
-            f"expected (batch, {classes})"
-        )
-    return model
+    def __init__(self, model: keras.Model, config: TrainConfig, folder: Path) -> None:
+        self.model, self.config, self.folder = model, config, folder
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def _variables(self) -> list[Any]:
+        return [*self.model.weights, *_seeds(self.model), *self.model.optimizer.variables]
+
+    def restore(self, checkpoint: str) -> None:
+        """Go on from a checkpoint, of which a copy becomes the folder."""
+        for path in Path(checkpoint).rglob("*"):
+            if path.is_file():
+                copy = self.folder / path.relative_to(checkpoint)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+        self.history = json.loads((self.folder / _HISTORY).read_text())
+        for variable, value in zip(self._variables, _read(self.folder / _STATE), strict=True):
+            variable.assign(value)
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take in an epoch."""
+        self.history.append(metrics)
+        if self.config.keeps_best and stopping.kept(self.history, self.config) == len(self.history) - 1:
+            _write(self.folder / _BEST, self.model.get_weights())
+
+    def write(self) -> None:
+        """Bring the folder up to date."""
+        (self.folder / _HISTORY).write_text(json.dumps(self.history))
+        _write(self.folder / _STATE, [variable.numpy() for variable in self._variables])
+
+    def kept_weights(self) -> list[npt.NDArray[Any]]:
+        return _read(self.folder / _BEST) if self.config.keeps_best else self.model.get_weights()
+
+
+def _write(path: Path, arrays: Sequence[npt.NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, *arrays)
+
+
+def _read(path: Path) -> list[npt.NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return [file[name] for name in file.files]
 
 
 def train(
     *,
-    config: FitConfig,
+    config: TrainConfig,
+    learning_rate: float,
     head: Head,
     classes: int,
-    training: Examples,
-    validation: Examples | None,
     frozen: FrozenPart,
+    end: str,
+    start: Sequence[npt.NDArray[Any]] | None,
+    features: Callable[[GlobalBatches, range], Features],
+    targets: npt.NDArray[np.int64],
+    class_weights: npt.NDArray[np.float32] | None,
+    validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None,
     rank: int,
     workers: Workers,
+    checkpoints: Checkpoints,
+    checkpoint_seconds: float,
     report: Callable[[dict[str, float]], None],
-) -> dict[str, bytes]:
-    """Train a head and assemble the model.
+) -> Trained | None:
+    """Train what comes after the cut and assemble the model; goes on from the last checkpoint.
 
     Args:
         config: settings.
+        learning_rate: the first one.
         head: the plugin.
         classes: how many.
-        training: all training rows; this worker takes its part of each batch.
-        validation: all validation rows, or None.
-        frozen: what made the features; becomes a part of the model.
+        frozen: what makes the features, with the weights of the whole network; a part of the model.
+        end: the layer of the backbone that the head follows on; the cut, if only the head is trained.
+        start: weights of the head; None: new ones.
+        features: makes the training rows' features, given this worker's batches and the epochs to come.
+        targets: class of each training row, (rows,).
+        class_weights: weight of each class in the loss, (classes,), or None.
+        validation: features and classes of all validation rows, or None.
         rank: of this worker.
         workers: all of them.
+        checkpoints: where the state is kept.
+        checkpoint_seconds: the least time between checkpoints; 0 is one after each epoch.
         report: called with the metrics of each epoch, the same on each worker.
 
     Returns:
-        The files of the model's folder, by name; only on rank 0.
+        The model; only on rank 0.
 
     Raises:
-        UserError: the head does not fit.
+        UserError: the head does not fit, or the network cannot be cut there.
     """
     keras.utils.set_random_seed(config.seed)
-    model = build_head(head, training.features.shape[1:], classes)
-    if workers.count > 1 and any("moving" in variable.path for variable in model.non_trainable_variables):
-        raise UserError(
-            f"head {head.name!r} has batch statistics, which each worker would take of its own rows: "
-            "train it with --workers 1"
-        )
-    _drop_differently(model, rank)
-    metrics = _compile(model, head, config, workers)
-
-    def slices(examples: Examples, seed: int | None) -> _Slices:
-        batches = GlobalBatches(
-            rows=len(examples.targets),
-            batch_size=config.batch_size if seed is not None else 1024,
-            workers=workers.count,
-            rank=rank,
-            seed=seed,
-        )
-        return _Slices(examples, batches, model.output_shape[-1])
-
+    part = trained_part(frozen, end, head, classes)
+    if start is not None:
+        part.get_layer("classifier").set_weights(start)
+    model = _Network(part.input, part.output, name=part.name)
+    batches = GlobalBatches(
+        rows=len(targets),
+        batch_size=config.batch_size,
+        workers=workers.count,
+        rank=rank,
+        seed=config.seed,
+    )
+    metrics = _compile(model, head, config, learning_rate, batches.steps, workers)
+    outputs = model.output_shape[-1]
     # Below Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere.
     with tempfile.TemporaryDirectory(prefix="tlray-", dir=".") as name:
-        folder = Path(name)
-        seen = slices(training, config.seed)
-        held_out = slices(validation, None) if validation is not None else None
-        callbacks: list[keras.callbacks.Callback] = [_GlobalEpochs(workers, metrics, seen, held_out, report)]
-        if config.early_stopping:
-            patience = config.early_stopping
-            callbacks.append(
-                keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True)
-            )
+        state = _State(model, config, Path(name))
+        with checkpoints.latest() as checkpoint:
+            if checkpoint is not None:
+                state.restore(checkpoint)
+        _drop_differently(model, rank)
+        ahead = range(len(state.history), config.epochs)
+        if stopping.stops(state.history, config) or not ahead:
+            return _finish(state, frozen, end, head, classes) if rank == 0 else None
+
+        def finish_epoch(logs: dict[str, float], due: bool) -> None:
+            state.add(logs)
+            model.stop_training = stopping.stops(state.history, config)
+            report(logs)
+            if due:
+                if rank == 0:
+                    state.write()
+                checkpoints.save(name if rank == 0 else None)
+
+        training = features(batches, ahead)
+        seen = _Slices(training, targets, batches, outputs, class_weights, ahead.start)
+        held_out = _held_out(validation, batches, outputs) if validation is not None else None
+        callbacks: list[keras.callbacks.Callback] = [
+            _GlobalEpochs(workers, metrics, seen, held_out, finish_epoch, checkpoint_seconds)
+        ]
         if config.tensorboard and rank == 0:
-            callbacks.append(keras.callbacks.TensorBoard(str(folder / "tensorboard"), histogram_freq=1))
-        model.fit(seen, epochs=config.epochs, shuffle=False, verbose=0, callbacks=callbacks)
-        if rank != 0:
-            return {}
-        trained = build_head(head, training.features.shape[1:], classes)
-        trained.set_weights(model.get_weights())
-        # A fresh copy: the trained one would bring its optimizer into the file.
-        assemble(frozen, trained).save(folder / "model.keras")
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+            begun = sorted(Path(name, _TENSORBOARD).glob("*"))
+            logs = begun[0] if begun else Path(name, _TENSORBOARD, f"{datetime.now():%Y%m%d-%H%M%S}")
+            callbacks.append(keras.callbacks.TensorBoard(str(logs), histogram_freq=1))
+        model.fit(
+            seen,
+            initial_epoch=ahead.start,
+            epochs=config.epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+        return _finish(state, frozen, end, head, classes) if rank == 0 else None
+
+
+def _held_out(
+    validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]], training: GlobalBatches, outputs: int
+) -> _Slices:
+    """This worker's part of the validation rows, in their own order."""
+    features, targets = validation
+    # As many as make a step of sensible size, whatever the rows are.
+    batch_size = max(training.workers, min(1024, (64 << 20) // max(1, features[0].nbytes)))
+    batches = GlobalBatches(
+        rows=len(targets), batch_size=batch_size, workers=training.workers, rank=training.rank, seed=None
+    )
+    return _Slices(InMemory(features), targets, batches, outputs)
+
+
+def _finish(state: _State, frozen: FrozenPart, end: str, head: Head, classes: int) -> Trained:
+    """The files of the model. A fresh copy is saved: the trained one would bring its optimizer along."""
+    trained = trained_part(frozen, end, head, classes)
+    trained.set_weights(state.kept_weights())
+    below = frozen.build()
+    below.trainable = True
+    own, frozen_ones = trained.trainable_variables, below.trainable_variables
+    counts = {
+        "trainable_tensors": len(own),
+        "tensors": len(own) + len(frozen_ones),
+        "trainable_parameters": _size(own),
+        "parameters": _size(own) + _size(frozen_ones),
+    }
+    assemble(frozen, trained).save(state.folder / NETWORK)
+    kept = [state.folder / NETWORK, *(state.folder / _TENSORBOARD).rglob("*")]
+    files = {str(path.relative_to(state.folder)): path.read_bytes() for path in kept if path.is_file()}
+    return Trained(files, state.history, counts)
+
+
+def _size(variables: Sequence[Any]) -> int:
+    return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
 def _drop_differently(model: keras.Model, rank: int) -> None:
     """Give the dropout of each worker a seed of its own; the first worker keeps Keras'."""
-    for variable in model.non_trainable_variables:
-        if "seed_generator_state" in variable.path:
-            seed, count = (int(value) for value in variable.numpy())
-            variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
+    for variable in _seeds(model):
+        seed, count = (int(value) for value in variable.numpy())
+        variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
 
 
-def _compile(model: keras.Model, head: Head, config: FitConfig, workers: Workers) -> list[_RowMean]:
+def _seeds(model: keras.Model) -> list[Any]:
+    return [variable for variable in model.variables if "seed_generator_state" in variable.path]
+
+
+def _compile(
+    model: _Network, head: Head, config: TrainConfig, learning_rate: float, steps: int, workers: Workers
+) -> list[_RowMean]:
     """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
     binary = model.output_shape[-1] == 1
     loss = head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
     accuracy = keras.metrics.binary_accuracy if binary else keras.metrics.categorical_accuracy
     metrics = [_RowMean(keras.losses.get(loss), name="row_loss"), _RowMean(accuracy, name="row_accuracy")]
     optimizer = keras.optimizers.get(config.optimizer or head.optimizer)
-    optimizer.learning_rate = config.learning_rate or head.learning_rate
+    optimizer.learning_rate = _schedule(config, learning_rate, steps * config.epochs)
     if workers.count > 1:
         optimizer = _averaging(optimizer, workers)
+        model.share_statistics(workers)
     model.compile(optimizer, loss, weighted_metrics=metrics, jit_compile=False)
+    optimizer.build(model.trainable_variables)  # So that a checkpoint has variables to go to.
     return metrics
+
+
+def _schedule(config: TrainConfig, learning_rate: float, steps: int) -> Any:
+    """The learning rate by step."""
+    if config.decay == "cosine":
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    if config.decay_rate is not None:
+        return keras.optimizers.schedules.InverseTimeDecay(learning_rate, 1, config.decay_rate)
+    return learning_rate

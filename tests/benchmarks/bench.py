@@ -63,24 +63,12 @@ def main() -> None:
     lines = [
         f"| {name} | {seconds:.1f} | {rate:.1f} | {base / seconds:.2f} |" for name, seconds, rate in rows
     ]
-    versions = json.loads(
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import json; from tlray.provenance import versions; print(json.dumps(versions()))",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
     text = TEMPLATE.format(
         count=count,
         size=SIZE,
         rows="\n".join(lines),
-        machine=_machine(),
-        versions=", ".join(f"{name} {value}" for name, value in versions.items()),
+        machine=machine(),
+        versions=versions(),
     )
     (HERE / "README.md").write_text(text)
     print(text)
@@ -104,7 +92,15 @@ include them. tlray's seconds include starting and stopping Ray.
 """
 
 
-def _machine() -> str:
+def versions() -> str:
+    """Of all that has a hand in the numbers."""
+    from tlray import provenance
+
+    return ", ".join(f"{name} {value}" for name, value in provenance.versions().items())
+
+
+def machine() -> str:
+    """The processor of this machine."""
     models = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]

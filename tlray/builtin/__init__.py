@@ -1,1 +1,1 @@
-"""The backbone and the heads that come with tlray; registered like any plugin."""
+"""The backbones and the heads that come with tlray; registered like any plugin."""

@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from tlray.cli import demo, evaluate, extract, fit, inspect, plan, plugins, predict, verify
+from tlray.cli import (
+    demo,
+    evaluate,
+    extract,
+    finetune,
+    fit,
+    inspect,
+    plan,
+    plugins,
+    predict,
+    recipes,
+    run,
+    verify,
+)
 
 app = typer.Typer(
     name="tlray",
@@ -20,8 +33,10 @@ app = typer.Typer(
 for command in (
     extract.extract,
     fit.fit,
+    finetune.finetune,
     evaluate.evaluate,
     predict.predict,
+    run.run,
     plan.plan,
     verify.verify,
     inspect.inspect,
@@ -29,6 +44,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(plugins.app)
+app.add_typer(recipes.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
 from tlray.cli.arguments import Features
 from tlray.cli.options import OnRay, Result, command
+from tlray.cli.progress import print_epoch
 from tlray.config import FitConfig
 
 
@@ -22,14 +23,19 @@ def fit(
     """Train a head on a feature set; any number of workers gives the same weights."""
     from tlray.fit import fit
 
-    def line(metrics: dict[str, float]) -> None:
-        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "epoch")
-        print(f"epoch {metrics['epoch']:>3}/{config.epochs}  {values}", file=sys.stderr, flush=True)
+    report = partial(print_epoch, epochs=config.epochs)
+    found = fit(features, out, config, address=run.address, report=report)
+    return Result(found, summary(found))
 
-    found = fit(features, out, config, address=run.address, report=line)
+
+def summary(found: dict[str, Any]) -> str:
+    """What became of a training, for people."""
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
-    return Result(
-        found,
-        f"{found['rows']:,} rows, {found['epochs']} epochs in {found['seconds']:.1f} s; "
-        f"kept epoch {found['kept_epoch']}: {metrics}\nmodel: {found['out']}",
+    early = ""
+    if (stopped := found["stopped_epoch"]) is not None:
+        early = f"stopped after epoch {stopped + 1} ({stopped} as Keras counts, from zero)\n"
+    return (
+        f"{found['rows']:,} rows, {found['trainable_tensors']} of {found['tensors']} tensors trained, "
+        f"{found['epochs']} epochs in {found['seconds']:.1f} s\n{early}"
+        f"kept epoch {found['kept_epoch']}: {metrics}\nmodel: {found['out']}"
     )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from annotated_doc import Doc
 
+from tlray.config import option as option_name
 from tlray.errors import TlrayError
 from tlray.plain import dump
 
@@ -119,9 +120,10 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
     found = []
     for field in fields(group):
         kind, doc = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
-        # A flag is named alone: there is no use for --no-json.
-        names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
-        option = typer.Option(*names, help=doc.documentation, show_default=field.default is not None)
+        # Named, or typer would add --no-json to a flag.
+        option = typer.Option(
+            option_name(field.name), help=doc.documentation, show_default=field.default is not None
+        )
         found.append(
             inspect.Parameter(
                 field.name,

@@ -48,7 +48,7 @@ def _show(
         raise unknown("plugin", name, {plugin.name for plugin in everything})
     blocks = [
         "\n".join(
-            f"{key:<12} {', '.join(value) if isinstance(value, list) else value}"
+            f"{key:<12} {(', '.join(value) or 'none') if isinstance(value, list) else value}"
             for key, value in row.items()
             if key != "what"
         )

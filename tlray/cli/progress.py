@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Progress:
-    """Called with images done and to do; a context manager."""
+    """Called with images done and to do, of one pass after the other; a context manager."""
 
     _SECONDS_BETWEEN_LINES = 10
 
@@ -20,7 +20,29 @@ class Progress:
         self.task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        self._open()
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self._open()
+        rate = f"{done / (now - self.started):.1f} images/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total, rate=rate)
+        elif now - self.last >= self._SECONDS_BETWEEN_LINES or done == total:
+            self.last = now
+            print(f"{self.what}: {done:,} of {total:,} images, {rate}", file=sys.stderr, flush=True)
+        if done == total:  # Another pass may follow.
+            self._close()
+            self.started = now
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _open(self) -> None:
+        if self.bar is None and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
 
@@ -35,19 +57,14 @@ class Progress:
             )
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=None, rate="starting")
-        return self
 
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        rate = f"{done / (now - self.started):.1f} images/s"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=total, rate=rate)
-        elif now - self.last >= self._SECONDS_BETWEEN_LINES or done == total:
-            self.last = now
-            print(f"{self.what}: {done:,} of {total:,} images, {rate}", file=sys.stderr, flush=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+            self.bar = None
+
+
+def print_epoch(metrics: dict[str, float], epochs: int) -> None:
+    """One line for an epoch of at most so many."""
+    values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "epoch")
+    print(f"epoch {metrics['epoch']:>3}/{epochs}  {values}", file=sys.stderr, flush=True)

@@ -1,0 +1,273 @@
+"""The backbones and heads that come with tlray are what was published, and keep the plugins' contract."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import entry_points
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlray import plugins
+from tlray.config import NetworkConfig
+from tlray.decoder import decode
+from tlray.network import FrozenPart, compile_network
+from tlray.runtime import prepare_keras
+
+RNG = np.random.default_rng(0)
+
+FEATURES = {
+    "vgg16": (150, (4, 4, 512)),
+    "small-vggnet": (64, (8, 8, 128)),
+    "pixels": (32, (3072,)),
+    "grey-pixels": (28, (784,)),
+}
+"""Size of the images, and shape of the features."""
+
+DROP = ("Dropout", 0.5)
+NORM = ("BatchNormalization",)
+HEADS = {
+    "dense-256": ([("Dense", 256, "relu"), DROP], True),
+    "dense-256-no-dropout": ([("Dense", 256, "relu")], True),
+    "dense-512": ([("Dense", 512, "relu"), NORM, DROP], False),
+    "dense-800": ([("Dense", 800, "relu")], False),
+    "dense-1024": ([("Dense", 1024, "relu"), DROP], False),
+    "linear": ([], True),
+    "simple-nn": ([("Dense", 1024, "sigmoid"), ("Dense", 512, "sigmoid")], False),
+}
+"""The hidden layers of each head, and whether it has one sigmoid for two classes."""
+
+OPTIMIZERS = {"dense-800": ("adam", 1e-3), "simple-nn": ("sgd", 0.01)}
+"""Of the heads that do not have the one of `tlray.head.Head`."""
+
+
+def built_in(kind: str) -> list[str]:
+    return [point.name for point in entry_points(group=f"tlray.{kind}") if point.dist.name == "tlray"]
+
+
+every_backbone = pytest.mark.parametrize("name", built_in("backbones"))
+every_head = pytest.mark.parametrize("name", built_in("heads"))
+
+
+@pytest.fixture
+def keras():
+    prepare_keras()
+    import keras
+
+    return keras
+
+
+def reloaded(keras, model, path: Path):
+    """Saved and loaded in safe mode; nothing in the file comes from outside of Keras."""
+    model.save(path)
+    with zipfile.ZipFile(path) as file:
+        found = modules(json.loads(file.read("config.json")))
+    assert {module.partition(".")[0] for module in found} <= {"keras", "builtins"}
+    return keras.saving.load_model(path, safe_mode=True)
+
+
+def modules(config) -> set[str]:
+    if isinstance(config, list):
+        return set().union(*map(modules, config))
+    if not isinstance(config, dict):
+        return set()
+    return modules(list(config.values())) | ({config["module"]} if config.get("module") else set())
+
+
+def frozen(name: str, **options) -> FrozenPart:
+    return FrozenPart.decide(NetworkConfig(backbone=name, weights="none", precision="float32", **options))
+
+
+def features(name: str, images: np.ndarray) -> np.ndarray:
+    size = images.shape[1]
+    return compile_network(frozen(name, image_size=size).build(), size, "float32")(images)
+
+
+def noise(rows: int, size: int) -> np.ndarray:
+    return RNG.integers(0, 256, (rows, size, size, 3), np.uint8)
+
+
+def shake(model) -> None:
+    """Give biases and batch norms random values: fresh ones do nothing."""
+    arrays = model.get_weights()
+    model.set_weights([RNG.uniform(0.5, 1, a.shape) if a.ndim == 1 else a for a in arrays])
+
+
+def test_importing_them_does_not_import_keras():
+    code = (
+        "import sys; from tlray import plugins\n"
+        "loaded = [p.load() for kind in ('backbones', 'heads') for p in plugins.installed(kind)]\n"
+        "print(*({'ray', 'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# Backbones
+
+
+@pytest.mark.slow
+@every_backbone
+def test_a_backbone_has_its_cuts_and_the_same_layers_every_time(keras, name):
+    backbone = plugins.backbone(name)
+    model, again = (backbone.build(backbone.image_size) for _ in range(2))
+    inputs = keras.layers.InputLayer  # VGG16 is Keras' own, which counts its inputs.
+    names, later = ([x.name for x in built.layers if not isinstance(x, inputs)] for built in (model, again))
+    assert names == later
+    assert [layer for layer in names if layer in backbone.cuts] == list(backbone.cuts)
+    assert model.get_layer(backbone.cuts[-1]).output is model.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEATURES)
+def test_the_published_sizes(keras, name):
+    backbone = plugins.backbone(name)
+    assert (backbone.image_size, backbone.build(backbone.image_size).output_shape[1:]) == FEATURES[name]
+
+
+@pytest.mark.slow
+@every_backbone
+def test_the_smallest_image_leaves_a_feature_map(keras, name):
+    backbone = plugins.backbone(name)
+    smallest = backbone.minimum_size
+    assert 0 not in backbone.build(smallest).output_shape
+    if smallest > 1:
+        with pytest.raises(ValueError, match=r"at least|zero or negative"):
+            backbone.build(smallest - 1)
+
+
+@pytest.mark.slow
+@every_backbone
+def test_a_frozen_part_saves_and_loads_without_us(keras, name, tmp_path):
+    size = max(plugins.backbone(name).minimum_size, 12)
+    made = frozen(name, image_size=size).build()
+    shake(made)
+    loaded = reloaded(keras, made, tmp_path / "frozen.keras")
+    images = noise(2, size).astype(np.float32)
+    expected = made.predict(images, verbose=0)
+    assert np.ptp(expected) > 0
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), expected)
+
+
+@pytest.mark.slow
+def test_small_vggnet_is_the_published_network(keras):
+    """Written down once more, in the words of the publication."""
+    layers = keras.layers
+    published = keras.Sequential([keras.Input((64, 64, 3))])
+    for filters, times in ((32, 1), (64, 2), (128, 3)):
+        for _ in range(times):
+            published.add(layers.Conv2D(filters, (3, 3), padding="same"))
+            published.add(layers.Activation("relu"))
+            published.add(layers.BatchNormalization(axis=-1))
+        published.add(layers.MaxPooling2D(pool_size=(2, 2)))
+        published.add(layers.Dropout(0.25))
+    published.add(layers.Flatten())
+    published.add(layers.Dense(512))
+    published.add(layers.Activation("relu"))
+    published.add(layers.BatchNormalization())
+    published.add(layers.Dropout(0.5))
+    published.add(layers.Dense(3))
+    published.add(layers.Activation("softmax"))
+
+    backbone = plugins.backbone("small-vggnet").build(64)
+    head = plugins.head("dense-512").build(backbone.output_shape[1:], 3)
+    ours = keras.Sequential([backbone, head])
+
+    convolutions = 896 + 18_496 + 36_928 + 73_856 + 2 * 147_584
+    norms = 4 * (32 + 2 * 64 + 3 * 128)
+    assert backbone.count_params() == convolutions + norms == 427_520
+    assert head.count_params() == (8192 * 512 + 512) + 4 * 512 + (512 * 3 + 3) == 4_198_403
+    shake(published)
+    ours.set_weights(published.get_weights())
+    images = RNG.random((4, 64, 64, 3), np.float32)
+    expected = published.predict(images, verbose=0)
+    assert np.ptp(expected, axis=0).max() > 1e-3
+    np.testing.assert_allclose(ours.predict(images, verbose=0), expected, atol=1e-6)
+    rates = [[x.rate for x in part._flatten_layers() if hasattr(x, "rate")] for part in (ours, published)]
+    assert rates[0] == rates[1] == [0.25, 0.25, 0.25, 0.5]
+
+
+@pytest.mark.slow
+def test_small_vggnet_takes_pixels_times_1_255(keras):
+    images = noise(2, 64)
+    network = plugins.backbone("small-vggnet").build(64)
+    network.set_weights(frozen("small-vggnet").arrays)
+    expected = network(images / np.float32(255), training=False).numpy()
+    np.testing.assert_allclose(features("small-vggnet", images), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pixels_are_the_resized_image(keras):
+    picture = Image.fromarray(RNG.integers(0, 256, (41, 67, 3), np.uint8))
+    file = BytesIO()
+    picture.save(file, "PNG")
+    small = picture.resize((32, 32), Image.Resampling.BILINEAR)
+    expected = [value / 255 for y in range(32) for x in range(32) for value in small.getpixel((x, y))]
+    (found,) = features("pixels", decode(file.getvalue(), 32)[None])
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_grey_pixels_of_a_grey_picture_are_its_pixels(keras):
+    grey = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
+    found = features("grey-pixels", np.stack([grey] * 3, axis=-1))
+    np.testing.assert_allclose(found, grey.reshape(1, 784) / 255, atol=2e-7)
+
+
+@pytest.mark.slow
+def test_grey_pixels_of_colours_are_those_of_pillow(keras):
+    (colours,) = noise(1, 28)
+    expected = np.array(Image.fromarray(colours).convert("L"), np.float32).ravel()
+    (found,) = features("grey-pixels", colours[None])
+    np.testing.assert_allclose(found * 255, expected, atol=0.501)  # Pillow rounds to whole numbers.
+
+
+# Heads
+
+
+def test_every_built_in_head_is_checked():
+    assert set(built_in("heads")) == set(HEADS)
+
+
+@every_head
+def test_the_defaults_of_a_head(name):
+    head = plugins.head(name)
+    assert (head.optimizer, head.learning_rate) == OPTIMIZERS.get(name, ("rmsprop", 1e-4))
+    assert head.loss == ""
+
+
+def described(layer) -> tuple:
+    found = (type(layer).__name__,)
+    if hasattr(layer, "units"):
+        found += (layer.units, layer.activation.__name__)
+    return (*found, layer.rate) if hasattr(layer, "rate") else found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("shape", [(2, 2, 4), (16,)])
+@every_head
+def test_a_head_is_the_published_one(keras, name, shape, classes):
+    hidden, one_output = HEADS[name]
+    output = ("Dense", 1, "sigmoid") if one_output and classes == 2 else ("Dense", classes, "softmax")
+    model = plugins.head(name).build(shape, classes)
+    assert [described(layer) for layer in model.layers] == [("Flatten",), *hidden, output]
+    assert model.input_shape == (None, *shape)
+    assert model.output_shape == (None, output[1])
+
+
+@pytest.mark.slow
+@every_head
+def test_a_head_saves_and_loads_without_us(keras, name, tmp_path):
+    made = plugins.head(name).build((2, 2, 4), 3)
+    loaded = reloaded(keras, made, tmp_path / "head.keras")
+    rows = RNG.random((5, 2, 2, 4), np.float32)
+    expected = made.predict(rows, verbose=0)
+    np.testing.assert_allclose(expected.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(loaded.predict(rows, verbose=0), expected)

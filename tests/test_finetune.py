@@ -1,0 +1,424 @@
+"""Fine-tuning end to end: real images, real weights, a local Ray, workers that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_main_job import _tlray, _wait_for
+from tlray import cluster
+from tlray.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
+from tlray.demo import write_digits
+from tlray.errors import UserError
+from tlray.evaluate import evaluate
+from tlray.extract import extract
+from tlray.finetune import finetune
+from tlray.fit import fit
+from tlray.predict import predict
+
+pytestmark = pytest.mark.slow
+
+SIZE = 32
+TRAINING, VALIDATION, TEST = 101, 30, 30
+"""No batch size divides the first."""
+CUT = ExtractConfig(image_size=SIZE, precision="float32", cut="block4_pool")
+TUNE = FinetuneConfig(
+    from_="block5_conv1", epochs=2, batch_size=16, precision="float32", optimizer="sgd", learning_rate=1e-4
+)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One local Ray for all tests of this file; it is stopped at the end."""
+    with cluster.connect(None, cpus=8):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Threes and fives, in splits."""
+    folder = tmp_path_factory.mktemp("images")
+    write_digits(str(folder))
+    for split, count in {"train": TRAINING, "validation": VALIDATION, "test": TEST}.items():
+        files = sorted(folder.glob(f"{split}/[35]/*.png"), key=lambda path: path.name)
+        kept = set(files[:count])
+        for path in folder.glob(f"{split}/*/*.png"):
+            if path not in kept:
+                path.unlink()
+        for path in folder.glob(f"{split}/*"):
+            if not any(path.iterdir()):
+                path.rmdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(images, ray, tmp_path_factory) -> Path:
+    """A head without dropout on the network's end."""
+    folder = tmp_path_factory.mktemp("model")
+    extract(str(images), str(folder / "features"), replace(CUT, cut=None))
+    fit(str(folder / "features"), str(folder / "head"), FitConfig(head="linear", epochs=3))
+    return folder / "head"
+
+
+@pytest.fixture(scope="module")
+def tuned(images, model, ray, tmp_path_factory) -> Path:
+    """Two epochs from block5_conv1 on, on images without augmentation."""
+    out = tmp_path_factory.mktemp("tuned") / "model"
+    finetune(str(images), str(out), TUNE, model=str(model))
+    return out
+
+
+def network(model: Path):
+    import keras
+
+    return keras.saving.load_model(model / "model.keras")
+
+
+def trained(model: Path) -> list[np.ndarray]:
+    return network(model).get_layer("head").get_weights()
+
+
+def backbone(model: Path) -> dict[str, list[np.ndarray]]:
+    """The weights of every layer of the backbone, by its name."""
+    from tlray.network import _backbone_layers
+
+    return {layer.name: layer.get_weights() for layer in _backbone_layers(network(model)) if layer.weights}
+
+
+def close(first: Path, second: Path, atol: float) -> None:
+    for one, two in zip(trained(first), trained(second), strict=True):
+        np.testing.assert_allclose(one, two, atol=atol)
+
+
+def test_fine_tuning_is_keras_end_to_end_with_the_lower_layers_frozen(images, model, tuned):
+    """The same loss after each epoch, and nothing below the cut moves by a bit."""
+    import keras
+    from PIL import Image
+
+    from tlray.batches import GlobalBatches
+
+    files = sorted(images.glob("train/*/*.png"))
+    pixels = np.stack(
+        [
+            np.asarray(Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+            for path in files
+        ]
+    )
+    targets = np.array([path.parent.name == "5" for path in files], np.float32)[:, None]
+    whole = network(model)
+    whole.trainable = True
+    vgg16 = next(layer for layer in whole.get_layer("frozen").layers if layer.name == "vgg16")
+    for layer in vgg16.layers:
+        layer.trainable = layer.name.startswith("block5")
+    image = keras.Input((SIZE, SIZE, 3))
+    classifier = whole.get_layer("head").get_layer("classifier")
+    plain = keras.Model(image, classifier(whole.get_layer("frozen")(image)))
+    plain.compile(keras.optimizers.SGD(1e-4), "binary_crossentropy")
+    batches = GlobalBatches(rows=TRAINING, batch_size=16, workers=1, rank=0, seed=0)
+    losses = []
+    for epoch in range(2):
+        order = batches.order(epoch)
+        found = plain.fit(pixels[order], targets[order], batch_size=16, shuffle=False, verbose=0)
+        losses.append(found.history["loss"][0])
+    manifest = json.loads((tuned / "manifest.json").read_text())
+    assert [epoch["loss"] for epoch in manifest["history"]] == pytest.approx(losses, abs=1e-3)
+    before, after = backbone(model), backbone(tuned)
+    assert set(before) == set(after)
+    for name, arrays in before.items():
+        moved = any(not np.array_equal(*pair) for pair in zip(arrays, after[name], strict=True))
+        assert moved == name.startswith("block5"), name
+    for name, arrays in after.items():
+        expected = vgg16.get_layer(name).get_weights()
+        for one, two in zip(arrays, expected, strict=True):
+            np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_the_manifest_tells_the_stages(model, tuned):
+    manifest = json.loads((tuned / "manifest.json").read_text())
+    first, second = manifest["stages"]
+    assert first == json.loads((model / "manifest.json").read_text())["stages"][0]
+    assert (first["command"], first["trainable_tensors"], first["tensors"]) == ("fit", 2, 28)
+    assert (second["command"], second["from"]) == ("finetune", "block5_conv1")
+    assert (second["trainable_tensors"], second["tensors"]) == (8, 28)
+    assert second["history"] == manifest["history"]
+    assert len(second["history"]) == 2
+    assert manifest["provenance"]["cut"] == "block4_pool"
+    assert sorted(path.name for path in tuned.iterdir()) == ["history.csv", "manifest.json", "model.keras"]
+
+
+def test_a_feature_set_at_the_cut_and_two_workers_give_the_same(images, model, tuned, ray, tmp_path):
+    extract(str(images), str(tmp_path / "features"), CUT)
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        config = replace(TUNE, workers=workers)
+        found = finetune(str(tmp_path / "features"), str(out), config, model=str(model))
+        close(out, tuned, 1e-5)
+        assert found["rows"] == TRAINING
+    for on in (tmp_path / "features", images):
+        report = tmp_path / f"report-{on.name}"
+        scores = evaluate(str(tuned), str(on), EvaluateConfig(precision="float32"), out=str(report))
+        assert scores.evaluated == TEST
+        assert (report / "index.html").exists()
+    with pytest.raises(UserError, match=r"--augment flip: .* is a feature set"):
+        finetune(
+            str(tmp_path / "features"), str(tmp_path / "x"), replace(TUNE, augment="flip"), model=str(model)
+        )
+    config = replace(TUNE, from_="block4_conv1")
+    with pytest.raises(UserError, match=r"cut block4_pool, not block3_pool.*--cut block3_pool"):
+        finetune(str(tmp_path / "features"), str(tmp_path / "x"), config, model=str(model))
+    assert not (tmp_path / "x").exists()
+
+
+def test_augmented_views_are_new_in_each_epoch_and_the_same_on_any_number_of_workers(
+    images, model, ray, tmp_path
+):
+    config = replace(TUNE, augment="rotation=30,zoom=0.2,flip")
+    for workers in (1, 2):
+        finetune(
+            str(images), str(tmp_path / str(workers)), replace(config, workers=workers), model=str(model)
+        )
+    close(tmp_path / "1", tmp_path / "2", 1e-5)
+    # Two cached views, taken in turn, are those of the first two epochs.
+    finetune(str(images), str(tmp_path / "cached"), replace(config, views=2), model=str(model))
+    close(tmp_path / "1", tmp_path / "cached", 1e-5)
+    finetune(str(images), str(tmp_path / "one"), replace(config, views=1), model=str(model))
+    histories = {
+        name: json.loads((tmp_path / name / "manifest.json").read_text())["history"] for name in ("1", "one")
+    }
+    assert histories["1"][0]["loss"] == pytest.approx(histories["one"][0]["loss"], rel=1e-4)
+    assert histories["1"][1]["loss"] != pytest.approx(histories["one"][1]["loss"], rel=1e-4)
+
+
+def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
+    """Against each view decoded, augmented and computed here."""
+    import ray as ray_module
+
+    from tlray import decoder
+    from tlray.augment import Augmentation, Views
+    from tlray.batches import GlobalBatches
+    from tlray.config import NetworkConfig
+    from tlray.network import FrozenPart
+    from tlray.storage import Folder
+    from tlray.stream import Source, Stream
+
+    frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=SIZE))
+    paths = sorted(str(path.relative_to(images)) for path in images.glob("train/*/*.png"))
+    views = Views(Augmentation.parse("strong"), 7)
+    root = Folder.open(str(images))
+    source = Source(
+        root=root,
+        paths=ray_module.put(paths),
+        views=views,
+        image_size=SIZE,
+        load_network=frozen.loader(),
+    )
+    for rank in (0, 1):
+        batches = GlobalBatches(rows=len(paths), batch_size=24, workers=2, rank=rank, seed=3)
+        stream = Stream(source, batches, range(1, 3))
+        looked_at = [(1, 0), (1, 1)]  # As Keras does before it begins.
+        steps = [(epoch, step) for epoch in (1, 2) for step in range(batches.steps)]
+        for epoch, step in looked_at + steps:
+            rows, weights = batches.slice(batches.order(epoch), step)
+            found = stream.take(epoch, step, rows)
+            assert len(found) == 12
+            for row, weight, features in zip(rows, weights, found, strict=True):
+                plain = decoder.decode(decoder.read_image(root, paths[row]), SIZE)
+                expected = views.view(plain, paths[row], epoch) / 255 if weight else np.zeros_like(plain)
+                np.testing.assert_allclose(features, expected.ravel(), atol=1e-6)
+
+
+def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, ray, tmp_path):
+    """Batch normalisation, dropout, augmentation, two workers, all from the input on."""
+    config = FinetuneConfig(
+        backbone="small-vggnet",
+        image_size=16,
+        from_="input",
+        head="dense-512",
+        augment="light",
+        epochs=2,
+        batch_size=20,
+        split=0.75,
+        seed=42,
+        validation="test",
+        workers=2,
+    )
+    found = finetune(str(images / "train"), str(tmp_path / "model"), config)
+    assert found["rows"] + found["validation_rows"] == TRAINING
+    assert found["trainable_tensors"] == found["tensors"]
+    scores = evaluate(str(tmp_path / "model"), str(images / "train"), EvaluateConfig(precision="float32"))
+    assert scores.split == "test"
+    assert scores.evaluated == found["validation_rows"]
+    assert scores.accuracy == pytest.approx(found["metrics"]["val_accuracy"], abs=1e-6)
+    assert scores.loss == pytest.approx(found["metrics"]["val_loss"], rel=1e-3)
+    predicted = predict(
+        str(tmp_path / "model"),
+        str(images / "train"),
+        str(tmp_path / "p.csv"),
+        PredictConfig(split="test"),
+    )
+    assert predicted["rows"] == found["validation_rows"]
+    with pytest.raises(UserError, match="no such split: it has test, train"):
+        predict(
+            str(tmp_path / "model"),
+            str(images / "train"),
+            str(tmp_path / "q.csv"),
+            PredictConfig(split="validation"),
+        )
+
+
+def test_a_tuned_model_is_tuned_again_and_its_backbone_is_weights(images, tuned, ray, tmp_path):
+    """Frozen above what was trained before, the frozen part is no longer ImageNet's."""
+    again = tmp_path / "again"
+    finetune(str(images), str(again), replace(TUNE, from_="block5_conv3", epochs=1), model=str(tuned))
+    before, after = backbone(tuned), backbone(again)
+    moved = {name for name in before if not all(map(np.array_equal, before[name], after[name]))}
+    assert moved == {"block5_conv3"}
+    provenance = json.loads((again / "manifest.json").read_text())["provenance"]
+    assert provenance["weights"] == str(tuned)
+    out = tmp_path / "features"
+    extract(str(images), str(out), replace(CUT, cut="block5_conv2", weights=str(tuned)))
+    made = json.loads((out / "manifest.json").read_text())["provenance"]
+    assert made["weights_sha256"] == provenance["weights_sha256"]
+    assert evaluate(str(again), str(out), EvaluateConfig(), out=str(tmp_path / "r")).evaluated == TEST
+
+
+def test_images_that_cannot_be_decoded_are_told_and_left_out(images, model, ray, tmp_path):
+    folder = tmp_path / "images"
+    for path in images.glob("*/*/*.png"):
+        target = folder / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    (folder / "train" / "3" / "bad.png").write_bytes(b"no image")
+    config = replace(TUNE, epochs=1, augment="flip")
+    found = finetune(str(folder), str(tmp_path / "model"), config, model=str(model))
+    assert found["rows"] == TRAINING
+    import pyarrow.parquet as pq
+
+    errors = pq.read_table(tmp_path / "model" / "errors").to_pydict()
+    assert errors["path"] == ["train/3/bad.png"]
+
+
+BAD = {
+    "unknown layer": (
+        {"from_": "block5_con1"},
+        "unknown layer of vgg16 .* did you mean block5_conv1",
+    ),
+    "another backbone": ({"backbone": "pixels"}, r"--backbone pixels: .* was made with vgg16"),
+    "another size": ({"image_size": 64}, "--image-size 64: .* was made with 32"),
+    "unknown augmentation": ({"augment": "strogn"}, "did you mean strong"),
+    "unknown head": ({"head": "dense-25"}, "did you mean dense-256"),
+    "order of a trained head": ({"classes": "5,3"}, "the model's order is 3,5"),
+    "split twice": ({"split": 0.5}, "have splits already"),
+    "unknown split": ({"validation": "held-out"}, "no such split"),
+    "more workers than images": ({"workers": 500}, "only 101 training rows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_calls_say_what_is_wrong_and_write_nothing(name, images, model, ray, tmp_path):
+    options, message = BAD[name]
+    with pytest.raises(UserError, match=message):
+        finetune(str(images), str(tmp_path / "out"), replace(TUNE, **options), model=str(model))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_is_refused(images, model, ray, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="one class"):
+        finetune(_only(images, tmp_path, "3"), out, TUNE, model=str(model))
+    with pytest.raises(UserError, match="does not know"):
+        finetune(_only(images, tmp_path, "3", "new"), out, TUNE, model=str(model))
+    with pytest.raises(UserError, match="--model is missing"):
+        finetune(str(images), out, TUNE)
+    assert not (tmp_path / "out").exists()
+
+
+def _only(images: Path, tmp_path: Path, *classes: str) -> str:
+    folder = tmp_path / "-".join(classes)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for path in list(images.glob("train/3/*.png"))[:4]:
+            (folder / name / path.name).symlink_to(path)
+    return str(folder)
+
+
+def _workers() -> list[int]:
+    """The training workers among this machine's processes that this process started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if "RayTrainWorker" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_worker_changes_nothing(images, model, ray, tmp_path):
+    """SIGKILL in the middle of an epoch, in a training with dropout."""
+    config = replace(TUNE, head="dense-256", epochs=6, batch_size=4, optimizer="adam")
+    others = set(_workers())
+    killed = []
+
+    def report(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 2 and not killed:
+
+            def kill() -> None:
+                time.sleep(0.5)
+                (worker,) = set(_workers()) - others
+                killed.append(worker)
+                os.kill(worker, signal.SIGKILL)
+
+            threading.Thread(target=kill).start()
+
+    epochs = []
+    finetune(
+        str(images),
+        str(tmp_path / "killed"),
+        config,
+        model=str(model),
+        report=lambda metrics: (epochs.append(metrics["epoch"]), report(metrics)),
+    )
+    assert killed
+    assert epochs.count(1) == 1  # It went on, and did not begin again.
+    finetune(str(images), str(tmp_path / "undisturbed"), config, model=str(model))
+    close(tmp_path / "killed", tmp_path / "undisturbed", 0)
+    histories = [
+        json.loads((tmp_path / name / "manifest.json").read_text())["history"]
+        for name in ("killed", "undisturbed")
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_a_killed_command_goes_on_where_it_was(images, model, tuned, tmp_path):
+    out = tmp_path / "out"
+    command = ["finetune", images, "--model", model, "--out", out, "--from", "block5_conv1"]
+    command += ["--batch-size", 16, "--precision", "float32", "--optimizer", "sgd", "--learning-rate", 1e-4]
+    command += ["--epochs", 8]
+    first = _tlray(*command, start_new_session=True)
+    _wait_for(lambda: list((out / ".training" / "checkpoints").glob("checkpoint_*/state.npz")))
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    assert not (out / "manifest.json").exists()
+    other = _tlray(*command[:-1], 9)
+    _, errors = other.communicate(timeout=120)
+    assert other.returncode == 2
+    assert "holds another job, which is not finished" in errors
+    again = _tlray(*command, "--json")
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    found = json.loads(output)
+    assert found["epochs"] == 8
+    assert "epoch   1/8" not in errors
+    assert "epoch   8/8" in errors
+    reference = json.loads((tuned / "manifest.json").read_text())["history"]
+    assert found["history"][:2] == [pytest.approx(epoch, rel=1e-5) for epoch in reference]
+    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "manifest.json", "model.keras"]

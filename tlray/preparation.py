@@ -1,0 +1,137 @@
+"""Goes through the images once before a fine-tuning: features at the cut, cached views, or just a look.
+
+The training and the validation images are two passes, whose parts lie in the model's work folder. A
+pass that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tlray import featureset, holdout, pipeline, training
+from tlray.augment import Views
+from tlray.config import FinetuneConfig
+from tlray.featureset import Rows
+from tlray.index import Index
+from tlray.listing import Images, Listed
+from tlray.network import Network
+from tlray.origin import Origin
+from tlray.provenance import versions
+from tlray.storage import Folder
+from tlray.stream import Source
+
+_BATCH = 32
+"""Images that go through the frozen network at once."""
+_LOOK = 8
+"""Side in pixels, where images are only decoded to see which can be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The rows, as training takes them."""
+
+    training: Rows
+    """Without features worth having, if there is a source."""
+    validation: Rows
+    source: Source | None
+    """Where the training rows' features come from in each epoch."""
+    errors: pa.Table
+    """The images that cannot be decoded, with the columns of `featureset.ERRORS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What a fine-tuning needs of its images, decided on in full."""
+
+    images: Images
+    """With their splits."""
+    uri: str
+    """Where they are, for messages."""
+    config: FinetuneConfig
+    origin: Origin
+    views: Views | None
+    """Of the training images: `config.views` of each are kept, or without a number new ones are streamed."""
+
+    @property
+    def streams(self) -> bool:
+        return self.views is not None and self.config.views is None
+
+    def run(self, work: Folder, progress: pipeline.Progress) -> Prepared:
+        """Go through the images, on the Ray this process is connected to.
+
+        Raises:
+            UserError: there are not enough images.
+            JobError: too many are bad, features do not fit into memory, or a pass failed.
+        """
+        counts = Counter(map(self._use, self.images))
+        found: dict[str, Rows] = {}
+        errors = [featureset.ERRORS.empty_table()]
+        for use in ("training", "validation"):
+            found[use] = Rows.join([], (0, 1))
+            if counts[use]:
+                done = self._pass(use, work.child(use))
+                loader = _looker if self._only_looks(use) else self.origin.frozen.loader
+                pipeline.run(done, loader, progress, address=None)
+                errors.append(pipeline.reconcile(done))
+                found[use] = _rows(done)
+        holdout.check_rows(self.config, self.uri, found["training"], found["validation"])
+        source = None
+        if self.streams:
+            assert self.views is not None
+            source = Source(
+                root=self.images.root,
+                paths=ray.put(found["training"].paths),
+                views=self.views,
+                image_size=self.origin.frozen.provenance.image_size,
+                load_network=self.origin.frozen.loader(),
+            )
+        return Prepared(source=source, errors=pa.concat_tables(errors), **found)
+
+    def _use(self, image: Listed) -> str | None:
+        return None if image.label is None else holdout.part(self.config, image.split, image.path)
+
+    def _only_looks(self, use: str) -> bool:
+        return self.streams and use == "training"
+
+    def _pass(self, use: str, out: Folder) -> pipeline.Pass:
+        views = self.views if use == "training" and not self.streams else None
+        copies = self.config.views or 1 if views else 1
+        job = {"pass": use}
+        chosen = (image for image in self.images if self._use(image) == use)
+        index = Index.start(out, chosen, _BATCH, job, copies)
+        provenance = self.origin.frozen.provenance
+        if not self._only_looks(use):
+            row_bytes = np.dtype(provenance.store).itemsize * math.prod(self.origin.feature_shape) * copies
+            training.check_memory(index.images, row_bytes, self.uri)
+        return pipeline.Pass(
+            root=self.images.root,
+            index=index,
+            out=out,
+            image_size=_LOOK if self._only_looks(use) else provenance.image_size,
+            batch_size=_BATCH,
+            store=provenance.store,
+            metadata={"job": job, "versions": versions()},
+            max_bad_fraction=self.config.max_bad_fraction,
+            views=views,
+            copies=copies,
+        )
+
+
+def _rows(done: pipeline.Pass) -> Rows:
+    parts = featureset.read_parts(done.out, len(done.index.shard_sizes), done.metadata["job"])
+    return Rows.join(list(map(Rows.of, parts)), (0, 1))
+
+
+def _looker() -> Callable[[], Network]:
+    return _no_network
+
+
+def _no_network() -> Network:
+    return lambda pixels: np.zeros((len(pixels), 1), np.float32)

@@ -1,0 +1,325 @@
+"""What `fit` and `finetune` share: running the training on the workers, and the model's folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from tlray import stopping
+from tlray.config import TrainConfig
+from tlray.errors import JobError, UserError, unknown
+from tlray.featureset import Rows
+from tlray.head import Head
+from tlray.model import FORMAT, MANIFEST, Model
+from tlray.network import FrozenPart
+from tlray.plain import dump, plain
+from tlray.provenance import versions
+from tlray.storage import Folder
+from tlray.stream import STREAM_CPUS, Source
+from tlray.weights import Arrays
+
+Report = Callable[[dict[str, float]], None]
+OPTIMIZERS = (
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
+    *("ftrl", "lion", "muon", "nadam", "rmsprop", "sgd"),
+)
+"""Keras' own, by the names that `keras.optimizers.get` takes."""
+WORK = ".training"
+"""In the model's folder as long as it is not complete; only beside it are other files of an earlier run."""
+_JOB = "job.json"
+_RESULT = (
+    *("rows", "validation_rows", "epochs", "kept_epoch", "stopped_epoch", "trainable_tensors", "tensors"),
+    *("metrics", "history", "seconds"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training, decided on in full."""
+
+    config: TrainConfig
+    learning_rate: float
+    head: Head
+    classes: list[str]
+    frozen: FrozenPart
+    """With the weights of the whole network, in the tail those to start from."""
+    end: str
+    """The layer of the backbone that the head follows on; the cut, if only the head is trained."""
+    start: Arrays | None
+    """Of the head; None: new ones."""
+    training: Rows
+    """Without features worth having, if there is a source."""
+    validation: Rows
+    """There may be none."""
+    source: Source | None = None
+    """Where the features of the training rows come from, if not with them."""
+    views: bool = False
+    """Whether each training row has several views, (rows, views, *shape)."""
+    checkpoint_seconds: float = 0
+    """The least time between checkpoints; 0 is one after each epoch."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the first worker brings home; here, because the driver does without Keras."""
+
+    files: dict[str, bytes]
+    """Of the model's folder, by name."""
+    history: list[dict[str, float]]
+    counts: dict[str, int]
+    """trainable_tensors, tensors, trainable_parameters, parameters: of the whole network."""
+
+
+def check(config: TrainConfig, classes: Sequence[str], where: str) -> list[str]:
+    """The classes in the order that the user wants.
+
+    Raises:
+        UserError: the settings ask for what is not there, or there are fewer than two classes.
+    """
+    if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UserError(
+            "--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'"
+        )
+    if len(classes) < 2:
+        what = f"one class ({classes[0]})" if classes else "no labels"
+        raise UserError(
+            f"{where} has {what}: a head needs at least two classes; "
+            "give images with one folder for each class"
+        )
+    if config.classes is None:
+        return list(classes)
+    asked = [name.strip() for name in config.classes.split(",")]
+    if sorted(asked) != sorted(classes):
+        raise UserError(
+            f"--classes {config.classes}: expected each class of {where} once: {','.join(classes)}"
+        )
+    return asked
+
+
+def begin(folder: Folder, job: Mapping[str, Any]) -> bool:
+    """Claim a model's folder for a job, or go on with the same job there.
+
+    Returns:
+        Whether the job was begun before.
+
+    Raises:
+        UserError: the folder holds another job, or other files.
+    """
+    names = set(folder.names())
+    work = folder.child(WORK)
+    if work.is_file(_JOB):
+        if json.loads(work.read(_JOB)) != plain(job):
+            raise UserError(
+                f"{folder.uri} holds another job, which is not finished: choose another folder, "
+                "or remove this one"
+            )
+        return True
+    if any(not name.endswith(".tmp") for name in names - {WORK}):
+        raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
+    folder.remove(WORK)
+    work.write(_JOB, dump(job).encode())
+    return False
+
+
+def abandon(folder: Folder, keep: bool) -> None:
+    """Leave nothing of a job that turned out to be impossible.
+
+    Args:
+        folder: of the model.
+        keep: whether the folder was there before.
+    """
+    folder.remove(WORK)
+    if not keep:
+        folder.remove_empty()
+
+
+def finished(folder: Folder, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of the same job, if it was finished before.
+
+    Raises:
+        UserError: the model there is of another job.
+    """
+    if not folder.is_file(MANIFEST):
+        return None
+    there = Model.open(folder.uri).manifest
+    if there["job"] != plain(job):
+        raise UserError(
+            f"{folder.uri} holds a model of another job: choose another folder, or remove this one"
+        )
+    return _result(folder, there)
+
+
+def run(
+    training: Training,
+    folder: Folder,
+    job: Mapping[str, Any],
+    *,
+    facts: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    before: Sequence[Mapping[str, Any]],
+    started: float,
+    report: Report,
+) -> dict[str, Any]:
+    """Train on the Ray this process is connected to, and write the model.
+
+    Args:
+        training: what is trained, on what.
+        folder: of the model; `begin` has claimed it.
+        job: stands in the manifest.
+        facts: more for the manifest.
+        stage: what to say of this stage of the model's training.
+        before: the stages before this one.
+        started: when the command was, by `time.monotonic`.
+        report: called with the metrics of each epoch.
+
+    Returns:
+        JSON values, as `fit` returns them.
+
+    Raises:
+        UserError: the head or the cut does not fit.
+        JobError: training failed.
+    """
+    from tlray import trainer
+
+    config = training.config
+    trained = trainer.run(
+        _loop,
+        _shared(training),
+        workers=config.workers,
+        storage=folder.child(WORK),
+        streaming=training.source is not None,
+        report=report,
+    )
+    history = trained.history
+    best = stopping.kept(history, config)
+    early = len(history) < config.epochs or stopping.stops(history, config)
+    this = {
+        **stage,
+        "head": training.head.name,
+        "epochs": len(history),
+        "kept_epoch": best + 1,
+        "stopped_epoch": len(history) - 1 if early else None,
+        "monitor": config.monitor,
+        **trained.counts,
+        "metrics": {name: value for name, value in history[best].items() if name != "epoch"},
+        "history": history,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    manifest = {
+        "format": FORMAT,
+        "job": job,
+        "provenance": training.frozen.provenance.to_json(),
+        "end": training.end,
+        "head": training.head.name,
+        "classes": training.classes,
+        **facts,
+        "rows": len(training.training.paths),
+        "validation_rows": len(training.validation.paths),
+        **{name: this[name] for name in _RESULT if name in this},
+        "stages": [*before, this],
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for name, content in trained.files.items():
+        folder.write(name, content)
+    folder.write("history.csv", _csv(history))
+    folder.write(MANIFEST, dump(manifest, indent=2).encode())
+    folder.remove(WORK)
+    return _result(folder, manifest)
+
+
+def cpus(config: TrainConfig, streaming: bool) -> int:
+    """The CPUs that a local Ray needs for a training."""
+    return int(config.workers * (1 + STREAM_CPUS if streaming else 1) + 1)
+
+
+def _shared(training: Training) -> dict[str, Any]:
+    """What the workers need; the arrays lie in Ray's object store, once for each node."""
+    import ray
+
+    number: dict[str | None, int] = {label: index for index, label in enumerate(training.classes)}
+
+    def targets(rows: Rows) -> Any:
+        return np.array([number[label] for label in rows.labels], np.int64)
+
+    in_training = targets(training.training)
+    weights = None
+    if training.config.class_weights:
+        counts = np.bincount(in_training, minlength=len(number))
+        weights = (len(in_training) / (len(number) * np.maximum(counts, 1))).astype(np.float32)
+    held_out = training.validation
+    shared = {field.name: getattr(training, field.name) for field in fields(training)}
+    return {
+        **shared,
+        "classes": len(training.classes),
+        "frozen": replace(training.frozen, arrays=ray.put(list(training.frozen.arrays))),
+        "training": ray.put((None if training.source else training.training.features, in_training)),
+        "validation": ray.put((held_out.features, targets(held_out))) if held_out.paths else None,
+        "class_weights": weights,
+    }
+
+
+def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
+    """Runs in each worker."""
+    import ray
+
+    from tlray.runtime import prepare_keras
+
+    prepare_keras(max(1, len(os.sched_getaffinity(0)) // worker.count))
+    from tlray import worker as keras_worker
+    from tlray.stream import Stream
+
+    given = dict(settings)
+    source, views = given.pop("source"), given.pop("views")
+    features, targets = ray.get(given.pop("training"))
+    frozen = given.pop("frozen")
+    validation = given.pop("validation")
+    return keras_worker.train(
+        **given,
+        frozen=replace(frozen, arrays=ray.get(frozen.arrays)),
+        features=lambda batches, epochs: (
+            Stream(source, batches, epochs) if source else keras_worker.InMemory(features, views)
+        ),
+        targets=targets,
+        validation=ray.get(validation) if validation else None,
+        rank=worker.rank,
+        workers=keras_worker.Workers(worker.count),
+        checkpoints=worker,
+        report=worker.report,
+    )
+
+
+def check_memory(rows: int, row_bytes: int, where: str) -> None:
+    """Raise JobError if features would not fit: once as they are read, and once in Ray's object store."""
+    import psutil
+
+    needed, available = 2 * rows * row_bytes, psutil.virtual_memory().available
+    if needed > available:
+        raise JobError(
+            f"training on {where} needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
+            "free: keep features as --store float16, cut later, or take fewer --views"
+        )
+
+
+def _result(folder: Folder, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {"out": folder.uri, **{name: manifest[name] for name in _RESULT}}
+
+
+def _csv(history: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
