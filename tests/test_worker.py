@@ -111,6 +111,7 @@ class Checkpoints:
 def train(keras, tmp_path, monkeypatch):
     """Train a head on FEATURES in this process; returns what the worker brings home, and the reports."""
     from tlray import worker
+    from tlray.collective import Workers
 
     monkeypatch.chdir(tmp_path)
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=13))
@@ -129,7 +130,7 @@ def train(keras, tmp_path, monkeypatch):
             targets=CLASSES,
             validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
             rank=0,
-            workers=worker.Workers(1),
+            workers=Workers(1),
             checkpoints=checkpoints or Checkpoints(tmp_path / str(len(list(tmp_path.iterdir())))),
             checkpoint_seconds=0,
             report=reports.append,
@@ -265,7 +266,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
     """The moments over two workers' padded slices are those of the whole batch, and so are gradients."""
     import tensorflow as tf
 
-    from tlray.worker import _Network
+    from tlray.collective import Network
 
     rows = tf.constant(np.random.default_rng(1).normal(3, 2, (5, 4)), tf.float32)
 
@@ -283,7 +284,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
 
     layer = keras.layers.BatchNormalization()
     inputs = keras.Input((4,))
-    network = _Network(inputs, layer(inputs), name="trained")
+    network = Network(inputs, layer(inputs), name="trained")
     theirs, mine = rows[3:], tf.concat([rows[:3], tf.fill((2, 4), 99.0)], 0)
     mean = tf.reduce_mean(rows, 0)
     others = [

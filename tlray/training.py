@@ -279,6 +279,7 @@ def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
 
     prepare_keras(max(1, len(os.sched_getaffinity(0)) // worker.count))
     from tlray import worker as keras_worker
+    from tlray.collective import Workers
     from tlray.stream import Stream
 
     given = dict(settings)
@@ -295,7 +296,7 @@ def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
         targets=targets,
         validation=ray.get(validation) if validation else None,
         rank=worker.rank,
-        workers=keras_worker.Workers(worker.count),
+        workers=Workers(worker.count),
         checkpoints=worker,
         report=worker.report,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +18,15 @@ import tensorflow as tf
 
 from tlray import stopping
 from tlray.batches import GlobalBatches
+from tlray.collective import Network, Workers, averaging
 from tlray.config import TrainConfig
 from tlray.head import Head
 from tlray.model import NETWORK, assemble, trained_part
 from tlray.network import FrozenPart
+from tlray.state import State, seeds
 from tlray.training import Trained
 
-_STATE, _HISTORY, _BEST, _TENSORBOARD = "state.npz", "history.json", "best.npz", "tensorboard"
-"""The files of a checkpoint; the third only where the best weights are kept."""
+_TENSORBOARD = "tensorboard"
 
 
 class Features(Protocol):
@@ -61,40 +61,6 @@ class Checkpoints(Protocol):
 
     def save(self, folder: str | None) -> None:
         """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
-
-
-class Workers:
-    """The sum of a tensor over all training workers; with one worker, the tensor."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._calls = 0
-        # Only for the collective runtime it brings up from TF_CONFIG: Keras 3's fit does not
-        # work under this strategy (keras#20585), so nothing is built in its scope.
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else None
-
-    def sum(self, tensor: Any) -> Any:
-        """Sum; every worker must call it equally often, inside a traced function. It has a gradient."""
-        if self.count == 1:
-            return tensor
-
-        @tf.custom_gradient
-        def total(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
-            return self._reduce(tensor), self._reduce
-
-        return total(tensor)
-
-    def _reduce(self, tensor: Any) -> Any:
-        self._calls += 1
-        return tf.raw_ops.CollectiveReduceV2(
-            input=tensor,
-            group_size=self.count,
-            group_key=1,
-            instance_key=self._calls,
-            ordering_token=[],
-            merge_op="Add",
-            final_op="Id",
-        )
 
 
 class _Slices(keras.utils.PyDataset):
@@ -136,36 +102,6 @@ class _RowMean(keras.metrics.MeanMetricWrapper):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         super().update_state(y_true, y_pred, keras.ops.sign(sample_weight))
-
-
-class _Network(keras.Model):
-    """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
-
-    def share_statistics(self, workers: Workers) -> None:
-        """Take the moments of a batch over all workers, as one worker would.
-
-        Keras' own `synchronized=True` needs a strategy's scope, under which its fit does not work
-        (keras#20585).
-        """
-        for layer in self._flatten_layers():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer._moments = self._moments(layer, workers)
-
-    def _moments(self, layer: Any, workers: Workers) -> Callable[[Any, Any], tuple[Any, Any]]:
-        def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
-            axes = layer._reduction_axes
-            real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
-            counted = tf.broadcast_to(real, tf.shape(inputs))
-            count = workers.sum(tf.reduce_sum(counted, axes))
-            mean = workers.sum(tf.reduce_sum(inputs * real, axes)) / count
-            # In two steps: a difference of squares would lose what float32 has.
-            return mean, workers.sum(tf.reduce_sum(tf.square(inputs - mean) * real, axes)) / count
-
-        return moments
-
-    def train_step(self, data: Any) -> Any:
-        self.weights_of_rows = data[2]
-        return super().train_step(data)
 
 
 class _GlobalEpochs(keras.callbacks.Callback):
@@ -217,69 +153,6 @@ class _GlobalEpochs(keras.callbacks.Callback):
         return means, bool(due_somewhere)
 
 
-def _averaging(optimizer: keras.Optimizer, workers: Workers) -> keras.Optimizer:
-    """The same optimizer, made to average the gradients over the workers before each step."""
-    kind: Any = type(optimizer)
-
-    class Averaging(kind):
-        def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-            # One collective for all: many small ones would wait for each other.
-            flat = workers.sum(tf.concat([tf.reshape(grad, [-1]) for grad in grads], 0)) / workers.count
-            parts = tf.split(flat, [int(np.prod(grad.shape)) for grad in grads])
-            averaged = [tf.reshape(part, grad.shape) for part, grad in zip(parts, grads, strict=True)]
-            super().apply(averaged, trainable_variables)
-
-    averaging: keras.Optimizer = Averaging.from_config(optimizer.get_config())
-    return averaging
-
-
-class _State:
-    """All that training goes on from: weights, dropout, optimizer, history, and the best weights so far."""
-
-    def __init__(self, model: keras.Model, config: TrainConfig, folder: Path) -> None:
-        self.model, self.config, self.folder = model, config, folder
-        self.history: list[dict[str, float]] = []
-
-    @property
-    def _variables(self) -> list[Any]:
-        return [*self.model.weights, *_seeds(self.model), *self.model.optimizer.variables]
-
-    def restore(self, checkpoint: str) -> None:
-        """Go on from a checkpoint, of which a copy becomes the folder."""
-        for path in Path(checkpoint).rglob("*"):
-            if path.is_file():
-                copy = self.folder / path.relative_to(checkpoint)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(path.read_bytes())
-        self.history = json.loads((self.folder / _HISTORY).read_text())
-        for variable, value in zip(self._variables, _read(self.folder / _STATE), strict=True):
-            variable.assign(value)
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Take in an epoch."""
-        self.history.append(metrics)
-        if self.config.keeps_best and stopping.kept(self.history, self.config) == len(self.history) - 1:
-            _write(self.folder / _BEST, self.model.get_weights())
-
-    def write(self) -> None:
-        """Bring the folder up to date."""
-        (self.folder / _HISTORY).write_text(json.dumps(self.history))
-        _write(self.folder / _STATE, [variable.numpy() for variable in self._variables])
-
-    def kept_weights(self) -> list[npt.NDArray[Any]]:
-        return _read(self.folder / _BEST) if self.config.keeps_best else self.model.get_weights()
-
-
-def _write(path: Path, arrays: Sequence[npt.NDArray[Any]]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, *arrays)
-
-
-def _read(path: Path) -> list[npt.NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return [file[name] for name in file.files]
-
-
 def train(
     *,
     config: TrainConfig,
@@ -329,7 +202,7 @@ def train(
     part = trained_part(frozen, end, head, classes)
     if start is not None:
         part.get_layer("classifier").set_weights(start)
-    model = _Network(part.input, part.output, name=part.name)
+    model = Network(part.input, part.output, name=part.name)
     batches = GlobalBatches(
         rows=len(targets),
         batch_size=config.batch_size,
@@ -341,7 +214,7 @@ def train(
     outputs = model.output_shape[-1]
     # Below Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere.
     with tempfile.TemporaryDirectory(prefix="tlray-", dir=".") as name:
-        state = _State(model, config, Path(name))
+        state = State(model, config, Path(name))
         with checkpoints.latest() as checkpoint:
             if checkpoint is not None:
                 state.restore(checkpoint)
@@ -393,7 +266,7 @@ def _held_out(
     return _Slices(InMemory(features), targets, batches, outputs)
 
 
-def _finish(state: _State, frozen: FrozenPart, end: str, head: Head, classes: int) -> Trained:
+def _finish(state: State, frozen: FrozenPart, end: str, head: Head, classes: int) -> Trained:
     """The files of the model. A fresh copy is saved: the trained one would bring its optimizer along."""
     trained = trained_part(frozen, end, head, classes)
     trained.set_weights(state.kept_weights())
@@ -418,17 +291,13 @@ def _size(variables: Sequence[Any]) -> int:
 
 def _drop_differently(model: keras.Model, rank: int) -> None:
     """Give the dropout of each worker a seed of its own; the first worker keeps Keras'."""
-    for variable in _seeds(model):
+    for variable in seeds(model):
         seed, count = (int(value) for value in variable.numpy())
         variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
 
 
-def _seeds(model: keras.Model) -> list[Any]:
-    return [variable for variable in model.variables if "seed_generator_state" in variable.path]
-
-
 def _compile(
-    model: _Network, head: Head, config: TrainConfig, learning_rate: float, steps: int, workers: Workers
+    model: Network, head: Head, config: TrainConfig, learning_rate: float, steps: int, workers: Workers
 ) -> list[_RowMean]:
     """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
     binary = model.output_shape[-1] == 1
@@ -438,7 +307,7 @@ def _compile(
     optimizer = keras.optimizers.get(config.optimizer or head.optimizer)
     optimizer.learning_rate = _schedule(config, learning_rate, steps * config.epochs)
     if workers.count > 1:
-        optimizer = _averaging(optimizer, workers)
+        optimizer = averaging(optimizer, workers)
         model.share_statistics(workers)
     model.compile(optimizer, loss, weighted_metrics=metrics, jit_compile=False)
     optimizer.build(model.trainable_variables)  # So that a checkpoint has variables to go to.

@@ -1,0 +1,90 @@
+"""What makes N training workers one: sums over all of them, of gradients and of batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Workers:
+    """The sum of a tensor over all training workers; with one worker, the tensor."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._calls = 0
+        # Only for the collective runtime it brings up from TF_CONFIG: Keras 3's fit does not
+        # work under this strategy (keras#20585), so nothing is built in its scope.
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else None
+
+    def sum(self, tensor: Any) -> Any:
+        """Sum; every worker must call it equally often, inside a traced function. It has a gradient."""
+        if self.count == 1:
+            return tensor
+
+        @tf.custom_gradient
+        def total(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
+            return self._reduce(tensor), self._reduce
+
+        return total(tensor)
+
+    def _reduce(self, tensor: Any) -> Any:
+        self._calls += 1
+        return tf.raw_ops.CollectiveReduceV2(
+            input=tensor,
+            group_size=self.count,
+            group_key=1,
+            instance_key=self._calls,
+            ordering_token=[],
+            merge_op="Add",
+            final_op="Id",
+        )
+
+
+class Network(keras.Model):
+    """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
+
+    def share_statistics(self, workers: Workers) -> None:
+        """Take the moments of a batch over all workers, as one worker would.
+
+        Keras' own `synchronized=True` needs a strategy's scope, under which its fit does not work
+        (keras#20585).
+        """
+        for layer in self._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer._moments = self._moments(layer, workers)
+
+    def _moments(self, layer: Any, workers: Workers) -> Callable[[Any, Any], tuple[Any, Any]]:
+        def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
+            axes = layer._reduction_axes
+            real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
+            counted = tf.broadcast_to(real, tf.shape(inputs))
+            count = workers.sum(tf.reduce_sum(counted, axes))
+            mean = workers.sum(tf.reduce_sum(inputs * real, axes)) / count
+            # In two steps: a difference of squares would lose what float32 has.
+            return mean, workers.sum(tf.reduce_sum(tf.square(inputs - mean) * real, axes)) / count
+
+        return moments
+
+    def train_step(self, data: Any) -> Any:
+        self.weights_of_rows = data[2]
+        return super().train_step(data)
+
+
+def averaging(optimizer: keras.Optimizer, workers: Workers) -> keras.Optimizer:
+    """The same optimizer, made to average the gradients over the workers before each step."""
+    kind: Any = type(optimizer)
+
+    class Averaging(kind):
+        def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+            # One collective for all: many small ones would wait for each other.
+            flat = workers.sum(tf.concat([tf.reshape(grad, [-1]) for grad in grads], 0)) / workers.count
+            parts = tf.split(flat, [int(np.prod(grad.shape)) for grad in grads])
+            averaged = [tf.reshape(part, grad.shape) for part, grad in zip(parts, grads, strict=True)]
+            super().apply(averaged, trainable_variables)
+
+    averaging: keras.Optimizer = Averaging.from_config(optimizer.get_config())
+    return averaging
