@@ -433,6 +433,7 @@ def test_a_result_as_text_and_as_json(monkeypatch):
         "seconds": 1.5,
         "kept_epoch": 1,
         "stopped_epoch": 1,
+        "errors": 0,
         "trainable_tensors": 4,
         "tensors": 30,
         "metrics": {"loss": 0.25},

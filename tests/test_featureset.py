@@ -97,6 +97,7 @@ def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: A
         "feature_shape": list(SHAPE),
         "classes": ["a", "b"],
         "splits": {"train": 40, "test": 40},
+        "created": "now",
         "shards": len(sizes),
         "rows": done,
         "errors": 0,

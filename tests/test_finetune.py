@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,18 +12,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.test_main_job import _tlray, _wait_for
 from tlray import cluster
-from tlray.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
+from tlray.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    FitConfig,
+    NetworkConfig,
+    PredictConfig,
+)
 from tlray.demo import write_digits
-from tlray.errors import UserError
+from tlray.errors import JobError, UserError
 from tlray.evaluate import evaluate
 from tlray.extract import extract
-from tlray.finetune import finetune
+from tlray.finetune import _from_images, finetune
 from tlray.fit import fit
+from tlray.network import FrozenPart
 from tlray.predict import predict
+from tlray.storage import Folder
 
 pytestmark = pytest.mark.slow
 
@@ -156,12 +167,10 @@ def test_the_manifest_tells_the_stages(model, tuned):
 
 def test_a_feature_set_at_the_cut_and_two_workers_give_the_same(images, model, tuned, ray, tmp_path):
     extract(str(images), str(tmp_path / "features"), CUT)
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        config = replace(TUNE, workers=workers)
-        found = finetune(str(tmp_path / "features"), str(out), config, model=str(model))
-        close(out, tuned, 1e-5)
-        assert found["rows"] == TRAINING
+    config = replace(TUNE, workers=2)
+    found = finetune(str(tmp_path / "features"), str(tmp_path / "two"), config, model=str(model))
+    close(tmp_path / "two", tuned, 1e-5)
+    assert found["rows"] == TRAINING
     for on in (tmp_path / "features", images):
         report = tmp_path / f"report-{on.name}"
         scores = evaluate(str(tuned), str(on), EvaluateConfig(precision="float32"), out=str(report))
@@ -177,24 +186,18 @@ def test_a_feature_set_at_the_cut_and_two_workers_give_the_same(images, model, t
     assert not (tmp_path / "x").exists()
 
 
-def test_augmented_views_are_new_in_each_epoch_and_the_same_on_any_number_of_workers(
-    images, model, ray, tmp_path
-):
+def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model, tuned, ray, tmp_path):
+    """Two cached views, taken in turn, are those of the first two epochs."""
     config = replace(TUNE, augment="rotation=30,zoom=0.2,flip")
-    for workers in (1, 2):
-        finetune(
-            str(images), str(tmp_path / str(workers)), replace(config, workers=workers), model=str(model)
-        )
-    close(tmp_path / "1", tmp_path / "2", 1e-5)
-    # Two cached views, taken in turn, are those of the first two epochs.
+    finetune(str(images), str(tmp_path / "streamed"), replace(config, workers=2), model=str(model))
     finetune(str(images), str(tmp_path / "cached"), replace(config, views=2), model=str(model))
-    close(tmp_path / "1", tmp_path / "cached", 1e-5)
-    finetune(str(images), str(tmp_path / "one"), replace(config, views=1), model=str(model))
-    histories = {
-        name: json.loads((tmp_path / name / "manifest.json").read_text())["history"] for name in ("1", "one")
-    }
-    assert histories["1"][0]["loss"] == pytest.approx(histories["one"][0]["loss"], rel=1e-4)
-    assert histories["1"][1]["loss"] != pytest.approx(histories["one"][1]["loss"], rel=1e-4)
+    close(tmp_path / "streamed", tmp_path / "cached", 1e-5)
+    plain, streamed, cached = (
+        json.loads((folder / "manifest.json").read_text())["history"]
+        for folder in (tuned, tmp_path / "streamed", tmp_path / "cached")
+    )
+    assert streamed == [pytest.approx(epoch, rel=1e-4) for epoch in cached]
+    assert streamed[0]["loss"] != pytest.approx(plain[0]["loss"], rel=1e-3)
 
 
 def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
@@ -204,9 +207,6 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
     from tlray import decoder
     from tlray.augment import Augmentation, Views
     from tlray.batches import GlobalBatches
-    from tlray.config import NetworkConfig
-    from tlray.network import FrozenPart
-    from tlray.storage import Folder
     from tlray.stream import Source, Stream
 
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=SIZE))
@@ -236,7 +236,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
 
 
 def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, ray, tmp_path):
-    """Batch normalisation, dropout, augmentation, two workers, all from the input on."""
+    """Batch normalisation, dropout, augmentation, two workers, a bad image, all from the input on."""
     config = FinetuneConfig(
         backbone="small-vggnet",
         image_size=16,
@@ -250,17 +250,27 @@ def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, r
         validation="test",
         workers=2,
     )
-    found = finetune(str(images / "train"), str(tmp_path / "model"), config)
+    folder = tmp_path / "images"
+    for path in images.glob("train/*/*.png"):
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (folder / path.parent.name / path.name).symlink_to(path)
+    (folder / "3" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(JobError, match=r"1 of 102 images are bad, more than --max-bad-fraction 0 allows"):
+        finetune(str(folder), str(tmp_path / "model"), replace(config, max_bad_fraction=0.0))
+    # The same job, which goes on with what was done.
+    found = finetune(str(folder), str(tmp_path / "model"), config)
     assert found["rows"] + found["validation_rows"] == TRAINING
+    assert found["errors"] == 1
+    assert pq.read_table(tmp_path / "model" / "errors")["path"].to_pylist() == ["3/bad.png"]
     assert found["trainable_tensors"] == found["tensors"]
-    scores = evaluate(str(tmp_path / "model"), str(images / "train"), EvaluateConfig(precision="float32"))
+    scores = evaluate(str(tmp_path / "model"), str(folder), EvaluateConfig(precision="float32"))
     assert scores.split == "test"
     assert scores.evaluated == found["validation_rows"]
     assert scores.accuracy == pytest.approx(found["metrics"]["val_accuracy"], abs=1e-6)
     assert scores.loss == pytest.approx(found["metrics"]["val_loss"], rel=1e-3)
     predicted = predict(
         str(tmp_path / "model"),
-        str(images / "train"),
+        str(folder),
         str(tmp_path / "p.csv"),
         PredictConfig(split="test"),
     )
@@ -268,10 +278,34 @@ def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, r
     with pytest.raises(UserError, match="no such split: it has test, train"):
         predict(
             str(tmp_path / "model"),
-            str(images / "train"),
+            str(folder),
             str(tmp_path / "q.csv"),
             PredictConfig(split="validation"),
         )
+
+    # Nor is it trained further on what it has held out.
+    out = Folder.open(str(tmp_path / "new"))
+    further = _from_images(str(folder), out, FinetuneConfig(seed=1), str(tmp_path / "model"), print)
+    assert further.facts == {"images": str(folder), "split": 0.75, "split_seed": 42}
+    with pytest.raises(UserError, match=r"with --split 0.75 --seed 42, not with --split 0.75 --seed 1"):
+        finetune(str(folder), out.uri, FinetuneConfig(split=0.75, seed=1), model=str(tmp_path / "model"))
+
+
+def test_from_a_layer_after_the_head_is_refused(images, model, tmp_path):
+    """A head may follow on a layer in the middle; what comes after is not in the model."""
+    early = tmp_path / "early"
+    shutil.copytree(model, early)
+    manifest = json.loads((early / "manifest.json").read_text())
+    (early / "manifest.json").write_text(json.dumps({**manifest, "end": "block4_pool"}))
+    with pytest.raises(UserError, match="--from block5_conv1: the network ends at block4_pool"):
+        finetune(str(images), str(tmp_path / "out"), TUNE, model=str(early))
+
+
+def test_a_network_from_scratch_begins_with_the_weights_of_its_seed():
+    config = NetworkConfig(backbone="small-vggnet")
+    first, again, other = (FrozenPart.decide(config, seed).arrays[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_a_tuned_model_is_tuned_again_and_its_backbone_is_weights(images, tuned, ray, tmp_path):
@@ -288,22 +322,6 @@ def test_a_tuned_model_is_tuned_again_and_its_backbone_is_weights(images, tuned,
     made = json.loads((out / "manifest.json").read_text())["provenance"]
     assert made["weights_sha256"] == provenance["weights_sha256"]
     assert evaluate(str(again), str(out), EvaluateConfig(), out=str(tmp_path / "r")).evaluated == TEST
-
-
-def test_images_that_cannot_be_decoded_are_told_and_left_out(images, model, ray, tmp_path):
-    folder = tmp_path / "images"
-    for path in images.glob("*/*/*.png"):
-        target = folder / path.relative_to(images)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(path)
-    (folder / "train" / "3" / "bad.png").write_bytes(b"no image")
-    config = replace(TUNE, epochs=1, augment="flip")
-    found = finetune(str(folder), str(tmp_path / "model"), config, model=str(model))
-    assert found["rows"] == TRAINING
-    import pyarrow.parquet as pq
-
-    errors = pq.read_table(tmp_path / "model" / "errors").to_pydict()
-    assert errors["path"] == ["train/3/bad.png"]
 
 
 BAD = {
@@ -364,7 +382,7 @@ def _workers() -> list[int]:
 
 def test_a_killed_worker_changes_nothing(images, model, ray, tmp_path):
     """SIGKILL in the middle of an epoch, in a training with dropout."""
-    config = replace(TUNE, head="dense-256", epochs=6, batch_size=4, optimizer="adam")
+    config = replace(TUNE, head="dense-256", epochs=4, batch_size=2, optimizer="adam")
     others = set(_workers())
     killed = []
 
@@ -408,10 +426,8 @@ def test_a_killed_command_goes_on_where_it_was(images, model, tuned, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=60)
     assert not (out / "manifest.json").exists()
-    other = _tlray(*command[:-1], 9)
-    _, errors = other.communicate(timeout=120)
-    assert other.returncode == 2
-    assert "holds another job, which is not finished" in errors
+    with pytest.raises(UserError, match="holds another job, which is not finished"):
+        finetune(str(images), str(out), replace(TUNE, epochs=9), model=str(model))
     again = _tlray(*command, "--json")
     output, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors

@@ -740,15 +740,38 @@ def test_a_split_made_by_a_stage_is_known_to_what_comes_after(calls):
     sets = ["features.split=0.8", "model.validation=test", "report.model=model", "tuned.validation=0.1"]
     recipe.run("mine.toml", "images/train", "out", sets)
     assert "predict" in names(calls)
-    # Neither another training nor predictions on the images know of it.
-    for change in ("tuned.validation=test", "predictions.split=test", "report.model=tuned"):
-        with pytest.raises(UserError, match="no split 'test'"):
-            recipe.run("mine.toml", "images/train", "out", [*sets, change])
-    recipe.run("mine.toml", "images/train", "other", [*sets, "tuned.data=features", "tuned.validation=test"])
+    # What is trained further, and predictions of it, know of it too; a training of its own does not.
+    for number, change in enumerate(
+        ("tuned.validation=test", "predictions.split=test", "report.model=tuned")
+    ):
+        recipe.run("mine.toml", "images/train", f"out-{number}", [*sets, change])
+    with pytest.raises(UserError, match="no split 'test'"):
+        recipe.run("mine.toml", "images/train", "new", [*sets, "tuned.model=", "tuned.validation=test"])
+    on_features = ["tuned.data=features", "tuned.augment=", "tuned.validation=test"]
+    recipe.run("mine.toml", "images/train", "other", [*sets, *on_features])
     with pytest.raises(UserError, match=r"stage model needs the split 'validation', but stage features has"):
         recipe.run("mine.toml", "images/train", "out", [*sets, "model.validation=", "model.early-stopping=1"])
     with pytest.raises(UserError, match=r"stage report needs the split 'held', but stage features has"):
         recipe.run("mine.toml", "images/train", "out", [*sets, "report.split=held"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tuned.data=features", r"stage tuned has augment, but its data are features"),
+        ("model.classes=one,two", r"--classes one,two: expected each class of images once"),
+    ],
+)
+def test_what_would_fail_a_late_stage_is_told_at_once(calls, change, message):
+    with pytest.raises(UserError, match=message):
+        recipe.run("mine.toml", "images", "out", [change])
+    assert calls == []
+
+
+def test_the_results_do_not_go_among_the_images(calls):
+    with pytest.raises(UserError, match="lies among the images"):
+        recipe.run("mine.toml", "images", "images/out")
+    assert calls == []
 
 
 def test_a_split_of_images_that_are_split(calls):

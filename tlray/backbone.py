@@ -25,7 +25,7 @@ class Backbone(ABC):
     """A network without its classifier. Subclass it and register the class as an entry point.
 
     The class is instantiated without arguments. Its module must import without Keras (import it
-    in the methods): the driver of a job never loads TensorFlow.
+    in the methods): commands that need no network do without TensorFlow.
     """
 
     name: ClassVar[str]

@@ -202,6 +202,11 @@ class FinetuneConfig(_Backbone, _Frozen, _Source, TrainConfig):
         if self.views is not None and self.augment is None:
             raise UserError(f"--views {self.views}: of what? Add --augment, or leave it away")
 
+    @property
+    def streams(self) -> bool:
+        """Whether the training images are gone through again in each epoch."""
+        return self.augment is not None and self.views is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(_Checked):

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from tlray import pipeline
 from tlray.config import ExtractConfig
-from tlray.errors import UserError
 from tlray.featureset import FORMAT, MANIFEST, part_name
 from tlray.index import Index
 from tlray.listing import Images
@@ -50,8 +49,7 @@ def extract(
     started = time.monotonic()
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
-    if folder.is_local and f"{folder.path}/".startswith(f"{source.root.path}/") and not source.is_table:
-        raise UserError(f"--out {out} lies among the images: choose a folder beside {source.root.uri}")
+    source.check_outside(folder)
     frozen = FrozenPart.decide(config)
     job = {
         "format": FORMAT,

@@ -261,6 +261,7 @@ class FeatureSet:
                 shards=int,
                 rows=int,
                 errors=int,
+                created=str,
             )
             return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
         except (ValueError, KeyError, TypeError) as error:
@@ -278,6 +279,17 @@ class FeatureSet:
     def splits(self) -> dict[str, int]:
         """Rows of each split; a set without splits has none."""
         return dict(self.manifest["splits"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Which images the features are of, and how they were split."""
+        job = self.manifest["job"]
+        return {"images": job["images"], "split": job["split"], "split_seed": job["seed"]}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that tell these features from any others, also from later ones in the same folder."""
+        return {"features": self.folder.uri, "created": self.manifest["created"]}
 
     def batches(self, split: str | None) -> Iterator[Rows]:
         """The labelled rows of one split, or of all, a bounded number at a time, in the order of the listing.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tlray import cluster, featureset, holdout, pipeline, training
+from tlray import claim, cluster, featureset, holdout, pipeline, training
 from tlray.augment import Augmentation, Views
+from tlray.claim import WORK, identity
 from tlray.config import FinetuneConfig, option
 from tlray.errors import UserError
 from tlray.featureset import FeatureSet
-from tlray.fit import facts_of, load
 from tlray.index import NAME as INDEX
 from tlray.listing import Images
+from tlray.model import trained_part
 from tlray.origin import Origin
 from tlray.preparation import Preparation, Prepared
 from tlray.storage import Folder
@@ -47,64 +48,53 @@ def finetune(
         report: called with the metrics of each epoch, as by `tlray.fit.fit`.
 
     Returns:
-        JSON values, as of `tlray.fit.fit`, with `errors`, the number of images that cannot be decoded.
+        JSON values, as of `tlray.fit.fit`.
 
     Raises:
         UserError: the job cannot be; nothing was written.
         JobError: the job failed; run it again to go on.
     """
     started = time.monotonic()
-    given = Folder.open(data)
     folder = Folder.open(out)
-    prepare = _from_features if given.is_file(INDEX) else _from_images
-    found = prepare(data, config, model, progress)
+    decide = _from_features if Folder.open(data).is_file(INDEX) else _from_images
+    found = decide(data, folder, config, model, progress)
     origin = found.origin
-    classes = _classes(config, origin, found.labels, given.uri)
-    job = {"data": found.identity, **origin.identity, "training": asdict(config)}
-    if (result := training.finished(folder, job)) is not None:
+    job = {"data": found.identity, **origin.identity, "training": identity(config)}
+    if (result := claim.finished(folder, job)) is not None:
         return result
-    was_there = folder.exists()
-    begun = training.begin(folder, job)
-    streams = config.augment is not None and config.views is None
-    try:
-        with cluster.connect(address, cpus=max(2, training.cpus(config, streams))):
-            from tlray import trainer
-
-            trainer.check(config.workers, streams)
-            ready = found.rows(folder.child(training.WORK))
-            if ready.errors.num_rows:
-                featureset.write_errors(folder, 0, ready.errors, {"job": job})
-            return training.run(
-                training.Training(
-                    config=config,
-                    learning_rate=origin.learning_rate(config),
-                    head=origin.head,
-                    classes=classes,
-                    frozen=origin.frozen,
-                    end=origin.end,
-                    start=origin.start,
-                    training=ready.training,
-                    validation=ready.validation,
-                    source=ready.source,
-                    views=config.views is not None,
-                ),
-                folder,
-                job,
-                facts={**found.facts, "errors": ready.errors.num_rows},
-                stage={
-                    "command": "finetune",
-                    "from": config.from_,
-                    "augment": config.augment,
-                    "views": config.views,
-                },
-                before=origin.stages,
-                started=started,
-                report=report,
-            )
-    except UserError:
-        if not begun:
-            training.abandon(folder, was_there)
-        raise
+    # Built once here, so that a head that does not fit is told before hours of work.
+    trained_part(origin.frozen, origin.end, origin.head, len(found.classes))
+    with claim.claimed(folder, job), cluster.connect(address, cpus=training.cpus(config, config.streams)):
+        training.check_workers(config, config.streams)
+        ready = found.rows(folder.child(WORK))
+        return training.run(
+            training.Training(
+                config=config,
+                learning_rate=origin.learning_rate(config),
+                head=origin.head,
+                classes=found.classes,
+                frozen=origin.frozen,
+                end=origin.end,
+                start=origin.start,
+                training=ready.training,
+                validation=ready.validation,
+                source=ready.source,
+                views=config.views is not None,
+            ),
+            folder,
+            job,
+            facts=found.facts,
+            errors=ready.errors,
+            stage={
+                "command": "finetune",
+                "from": origin.first_trained(config),
+                "augment": config.augment,
+                "views": config.views,
+            },
+            before=origin.stages,
+            started=started,
+            report=report,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +102,17 @@ class _Data:
     """Images or features, and the network that fits them."""
 
     origin: Origin
-    labels: list[str]
-    """Of all rows, sorted."""
+    classes: list[str]
     identity: Any
     """JSON value that says which data these are."""
     facts: dict[str, Any]
-    """For the manifest."""
+    """For the manifest: which images, and how they are split."""
     rows: Callable[[Folder], Prepared]
     """Called once Ray is connected, with a folder for work in progress."""
 
 
 def _from_features(
-    data: str, config: FinetuneConfig, model: str | None, progress: pipeline.Progress
+    data: str, out: Folder, config: FinetuneConfig, model: str | None, progress: pipeline.Progress
 ) -> _Data:
     features = FeatureSet.open(data)
     for name in ("augment", "split"):
@@ -132,57 +121,80 @@ def _from_features(
                 f"{option(name)} {value}: {features.folder.uri} is a feature set; that needs the images: "
                 "give those, or leave the option away"
             )
-    origin = Origin.decide(config, model).on(features)
-    training_rows, validation = load(features, config)
+    origin = Origin.decide(config, model, features)
+    _check_same_split(origin, features.facts)
+    classes = _classes(config, origin, features.classes, features.folder.uri)
+    rows, validation = holdout.load(features, config)
     prepared = Prepared(
-        training=training_rows,
-        validation=validation,
-        source=None,
-        errors=featureset.ERRORS.empty_table(),
+        training=rows, validation=validation, source=None, errors=featureset.ERRORS.empty_table()
     )
     return _Data(
         origin=origin,
-        labels=features.classes,
-        identity=features.manifest["job"],
-        facts=facts_of(features),
+        classes=classes,
+        identity=features.identity,
+        facts=features.facts,
         rows=lambda work: prepared,
     )
 
 
-def _from_images(data: str, config: FinetuneConfig, model: str | None, progress: pipeline.Progress) -> _Data:
+def _from_images(
+    data: str, out: Folder, config: FinetuneConfig, model: str | None, progress: pipeline.Progress
+) -> _Data:
     views = Views(Augmentation.parse(config.augment), config.seed) if config.augment is not None else None
-    images = Images.open(data).assign(config.split, config.seed)
-    uri = Folder.open(data).uri
-    origin = Origin.decide(config, model)
+    images, uri = Images.open(data), Folder.open(data).uri
+    images.check_outside(out)
+    origin = Origin.decide(config, model, None)
+    facts: dict[str, Any] = {"images": uri, "split": config.split, "split_seed": config.seed}
+    if config.split is None and origin.model is not None and origin.model.manifest["images"] == uri:
+        facts = {name: origin.model.manifest[name] for name in facts}  # What it has not seen, it shall not.
+    _check_same_split(origin, facts)
+    images = images.assign(facts["split"], facts["split_seed"])
     splits: Counter[str | None] = Counter()
     labels: set[str] = set()
     for image in images:
         if image.label is not None:
             splits[image.split] += 1
-            labels.add(image.label)
-    preparation = Preparation(images=images, uri=uri, config=config, origin=origin, views=views)
-    if labels:
+            if holdout.part(config, image.split, image.path) == "training":
+                labels.add(image.label)
+    if splits:
         holdout.check_parts(config, uri, splits)
+    classes = _classes(config, origin, sorted(labels), uri)
+    preparation = Preparation(images=images, uri=uri, config=config, origin=origin, views=views)
     return _Data(
         origin=origin,
-        labels=sorted(labels),
+        classes=classes,
         identity=uri,
-        facts={"images": uri, "split": config.split, "split_seed": config.seed},
+        facts=facts,
         rows=lambda work: preparation.run(work, progress),
     )
 
 
+def _check_same_split(origin: Origin, facts: dict[str, Any]) -> None:
+    """Raise UserError if a model would be trained on images that it has held out so far."""
+    if origin.model is None or origin.model.manifest["images"] != facts["images"]:
+        return
+    rule = ("split", "split_seed")
+    before, now = ([made[name] for name in rule] for made in (origin.model.manifest, facts))
+    if before != now and (before[0], now[0]) != (None, None):
+        raise UserError(
+            f"the model was trained on these images with --split {before[0]} --seed {before[1]}, not with "
+            f"--split {now[0]} --seed {now[1]}: its test images would be trained on; use the same split"
+        )
+
+
 def _classes(config: FinetuneConfig, origin: Origin, labels: list[str], where: str) -> list[str]:
     """All classes, in the order of the model's output."""
-    classes = training.check(config, labels, where) if origin.classes is None else origin.classes
-    if strangers := sorted(set(labels) - set(classes)):
+    if origin.classes is None:
+        return training.check(config, labels, where)
+    training.check(replace(config, classes=None), labels, where)
+    if strangers := sorted(set(labels) - set(origin.classes)):
         raise UserError(
             f"{where} has classes that the model does not know ({', '.join(strangers[:5])}): "
-            f"it knows {', '.join(classes[:10])}; start with a new --head"
+            f"it knows {', '.join(origin.classes[:10])}; start with a new --head"
         )
-    if training.check(config, classes, where) != classes:
+    if training.check(config, origin.classes, where) != origin.classes:
         raise UserError(
-            f"--classes {config.classes}: the model's order is {','.join(classes)}; leave the option "
+            f"--classes {config.classes}: the model's order is {','.join(origin.classes)}; leave the option "
             "away, or start with a new --head"
         )
-    return classes
+    return origin.classes

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from tlray import cluster, holdout, plugins, training
-from tlray.config import FitConfig, TrainConfig
-from tlray.errors import UserError
-from tlray.featureset import FeatureSet, Rows
+from tlray import claim, cluster, holdout, plugins, training
+from tlray.config import FitConfig
+from tlray.featureset import ERRORS, FeatureSet
 from tlray.network import FrozenPart
 from tlray.storage import Folder
 
@@ -42,8 +36,8 @@ def fit(
 
     Returns:
         JSON values: out, rows, validation_rows, epochs, kept_epoch (from 1), stopped_epoch (from 0, as
-        Keras counts; None if not stopped early), trainable_tensors, tensors, metrics (of the weights
-        that were kept), history, seconds.
+        Keras counts; None if not stopped early), trainable_tensors, tensors, errors (images that could not
+        be decoded, of those gone through here), metrics (of the weights that were kept), history, seconds.
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -54,61 +48,31 @@ def fit(
     head = plugins.head(config.head)
     classes = training.check(config, data.classes, data.folder.uri)
     folder = Folder.open(out)
-    job = {"features": data.folder.uri, "extraction": data.manifest["job"], "training": asdict(config)}
-    if (result := training.finished(folder, job)) is not None:
+    job = {**data.identity, "provenance": data.provenance.identity(), "training": claim.identity(config)}
+    if (result := claim.finished(folder, job)) is not None:
         return result
-    rows, validation = load(data, config)
+    rows, validation = holdout.load(data, config)
     frozen = FrozenPart.of(data.provenance)
-    was_there = folder.exists()
-    begun = training.begin(folder, job)
-    try:
-        with cluster.connect(address, cpus=training.cpus(config, streaming=False)):
-            return training.run(
-                training.Training(
-                    config=config,
-                    learning_rate=config.learning_rate or head.learning_rate,
-                    head=head,
-                    classes=classes,
-                    frozen=frozen,
-                    end=data.provenance.cut,
-                    start=None,
-                    training=rows,
-                    validation=validation,
-                    checkpoint_seconds=_CHECKPOINT_SECONDS,
-                ),
-                folder,
-                job,
-                facts=facts_of(data),
-                stage={"command": "fit", "from": None, "augment": None, "views": None},
-                before=[],
-                started=started,
-                report=report,
-            )
-    except UserError:
-        if not begun:
-            training.abandon(folder, was_there)
-        raise
-
-
-def load(data: FeatureSet, config: TrainConfig) -> tuple[Rows, Rows]:
-    """The training rows and the validation rows of a feature set; there may be none of the latter.
-
-    Raises:
-        UserError: the set has not what the settings ask for.
-        JobError: it does not fit into memory, or is damaged.
-    """
-    where, splits = data.folder.uri, data.splits
-    counts: Counter[str | None] = Counter(splits)
-    counts[None] = data.manifest["rows"] - counts.total()
-    holdout.check_parts(config, where, counts)
-    row_bytes = np.dtype(data.provenance.store).itemsize * math.prod(data.shape)
-    training.check_memory(data.manifest["rows"], row_bytes, where)
-    rows, validation = holdout.divide(config, data.batches(None), (0, *data.shape))
-    holdout.check_rows(config, where, rows, validation)
-    return rows, validation
-
-
-def facts_of(data: FeatureSet) -> dict[str, Any]:
-    """Which images features are of, and how they were split, for the manifest of a model."""
-    job = data.manifest["job"]
-    return {"images": job["images"], "split": job["split"], "split_seed": job["seed"]}
+    with claim.claimed(folder, job), cluster.connect(address, cpus=training.cpus(config, streaming=False)):
+        return training.run(
+            training.Training(
+                config=config,
+                learning_rate=config.learning_rate or head.learning_rate,
+                head=head,
+                classes=classes,
+                frozen=frozen,
+                end=data.provenance.cut,
+                start=None,
+                training=rows,
+                validation=validation,
+                checkpoint_seconds=_CHECKPOINT_SECONDS,
+            ),
+            folder,
+            job,
+            facts=data.facts,
+            errors=ERRORS.empty_table(),
+            stage={"command": "fit", "from": None, "augment": None, "views": None},
+            before=[],
+            started=started,
+            report=report,
+        )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from tlray.config import TrainConfig
 from tlray.errors import UserError
-from tlray.featureset import Rows
+from tlray.featureset import FeatureSet, Rows
 from tlray.listing import assign_split
 
 
@@ -25,6 +27,35 @@ def part(config: TrainConfig, split: str | None, path: str) -> str | None:
     return "training"
 
 
+def load(data: FeatureSet, config: TrainConfig) -> tuple[Rows, Rows]:
+    """The training rows and the validation rows of a feature set; there may be none of the latter.
+
+    Raises:
+        UserError: the set has not what the settings ask for, or does not fit into memory.
+        JobError: it is damaged.
+    """
+    where, counts = data.folder.uri, Counter[str | None](data.splits)
+    counts[None] = data.manifest["rows"] - counts.total()
+    check_parts(config, where, counts)
+    row_bytes = np.dtype(data.provenance.store).itemsize * math.prod(data.shape)
+    check_memory(data.manifest["rows"], row_bytes, where)
+    rows, validation = _divide(config, data.batches(None), (0, *data.shape))
+    check_rows(config, where, rows, validation)
+    return rows, validation
+
+
+def check_memory(rows: int, row_bytes: int, where: str) -> None:
+    """Raise UserError if features would not fit: once as they are read, and once in Ray's object store."""
+    import psutil
+
+    needed, available = 2 * rows * row_bytes, psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"training on {where} needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
+            "free: keep features as --store float16, cut later, or take fewer --views"
+        )
+
+
 def check_parts(config: TrainConfig, where: str, splits: Mapping[str | None, int]) -> None:
     """Raise UserError if these splits (rows of each; None: without one) cannot be trained on as asked."""
     names = sorted(name for name, count in splits.items() if name is not None and count)
@@ -34,7 +65,10 @@ def check_parts(config: TrainConfig, where: str, splits: Mapping[str | None, int
         raise UserError(
             f"--validation {config.validation}: {where} has validation rows already; leave the option away"
         )
-    if config.validation and config.validation_fraction is None and config.validation not in names:
+    named = config.validation if config.validation_fraction is None else None
+    if named == "train":
+        raise UserError("--validation train: the model would be validated on what it is trained on")
+    if named and named not in names:
         raise UserError(
             f"--validation {config.validation}: {where} has no such split: it has "
             f"{', '.join(names) or 'no splits'}; give one of those, or a fraction such as 0.2"
@@ -72,7 +106,7 @@ def _check_watched(config: TrainConfig, validates: bool) -> None:
         )
 
 
-def divide(config: TrainConfig, rows: Iterable[Rows], shape: tuple[int, ...]) -> tuple[Rows, Rows]:
+def _divide(config: TrainConfig, rows: Iterable[Rows], shape: tuple[int, ...]) -> tuple[Rows, Rows]:
     """The training rows and the validation rows among these."""
     found: dict[str, list[Rows]] = {"training": [], "validation": []}
     for some in rows:

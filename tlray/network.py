@@ -42,8 +42,12 @@ class FrozenPart:
     provenance: Provenance
 
     @classmethod
-    def decide(cls, config: NetworkConfig) -> FrozenPart:
+    def decide(cls, config: NetworkConfig, seed: int = 0) -> FrozenPart:
         """Find backbone and weights and check that they go with the rest.
+
+        Args:
+            config: settings.
+            seed: of random weights.
 
         Raises:
             UserError: an unknown or broken plugin, an unknown layer, or weights that are not to be had.
@@ -58,7 +62,7 @@ class FrozenPart:
                 f"--image-size {size}: {backbone.name} needs at least {backbone.minimum_size} pixels"
             )
         name = config.weights or next(iter(backbone.weights), "none")
-        found = weights.resolve(backbone, name, plugins.weights_providers())
+        found = weights.resolve(backbone, name, plugins.weights_providers(), seed)
         provenance = Provenance(
             backbone=backbone.name,
             package=f"{plugin.package} {plugin.version}",
@@ -187,9 +191,12 @@ def cut_before(backbone: Backbone, layer: str) -> str:
     """
     if layer == INPUT:
         return INPUT
+    found = _layer(backbone, layer)
     import keras
 
-    above = _layer(backbone, layer).input
+    if isinstance(found, keras.layers.InputLayer):
+        return INPUT
+    above = found.input
     if isinstance(above, list):
         raise UserError(
             f"{backbone.name} cannot be split before {layer}, which joins {len(above)} paths: "
@@ -205,7 +212,7 @@ def cut_before(backbone: Backbone, layer: str) -> str:
 
 
 def _layer(backbone: Backbone, name: str) -> keras.Layer:
-    prepare_keras()
+    prepare_keras(gpu=False)
     layers = {layer.name: layer for layer in backbone.build(backbone.image_size).layers}
     if name not in layers:
         raise unknown(f"layer of {backbone.name}", name, [INPUT, *layers])
@@ -263,16 +270,40 @@ def _backbone_layers(model: keras.Model) -> list[keras.Layer]:
     ]
 
 
-def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int) -> Arrays:
-    """The weights of a backbone in Keras order, as they are in a whole model.
+def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int, end: str) -> Arrays:
+    """The weights of a backbone in Keras order, as they are in a whole model that uses it up to `end`.
 
-    Layers after those that the model uses have new ones.
+    Layers after that have the random weights of "none".
+
+    Raises:
+        UserError: the backbone's layers have other names than when the model was made.
     """
-    inside = {layer.name: layer for layer in _backbone_layers(model)}
+    import keras
+
+    keras.utils.set_random_seed(0)
     network = backbone.build(image_size)
-    return [
-        array
-        for layer in network.layers
-        if layer.weights
-        for array in inside.get(layer.name, layer).get_weights()
-    ]
+    used = layers_up_to(backbone, end)
+    trained = {layer.name: layer for layer in _backbone_layers(model)}
+    for layer in network.layers:
+        for leaf in layer._flatten_layers():
+            if isinstance(leaf, keras.Model) or not leaf.weights:
+                continue
+            if leaf.name in trained:
+                leaf.set_weights(trained[leaf.name].get_weights())
+            elif layer.name in used:
+                raise UserError(
+                    f"the model has no layer {leaf.name} of {backbone.name}: a backbone must give its layers "
+                    "the same names every time it is built"
+                )
+    arrays: Arrays = network.get_weights()
+    return arrays
+
+
+def layers_up_to(backbone: Backbone, cut: str) -> set[str]:
+    """The names of the layers before a cut."""
+    import keras
+
+    if cut == INPUT:
+        return set()
+    whole = backbone.build(backbone.image_size)
+    return {layer.name for layer in keras.Model(whole.inputs, whole.get_layer(cut).output).layers}

@@ -40,6 +40,9 @@ class Pass:
     metadata: Mapping[str, Any]
     """For every file; under "job" it holds what the index was started with."""
     max_bad_fraction: float = 1.0
+    """Of `images`."""
+    images: int = 0
+    """All that the job is about; 0 stands for those of the index."""
     views: Views | None = None
     copies: int = 1
     """With `views`: so many of each image, which give a row (copies, *shape) of features."""
@@ -132,7 +135,7 @@ def _run(
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             done.extend(Shard(**row) for row in batch.to_pylist())
             progress(sum(shard.rows + shard.errors for shard in done), total)
-            check_bad(sum(shard.errors for shard in done), job.index.images, job.max_bad_fraction)
+            _check_bad(job, sum(shard.errors for shard in done))
     except ray.exceptions.RayError as error:
         raise JobError(f"the job failed: {cluster.reason(error)}; run it again to go on") from error
     return done
@@ -149,16 +152,17 @@ def reconcile(job: Pass) -> pa.Table:
             too many images are bad.
     """
     errors = featureset.reconcile(job.out, job.index.shard_sizes, job.metadata["job"])
-    check_bad(errors.num_rows, job.index.images, job.max_bad_fraction)
+    _check_bad(job, errors.num_rows)
     return errors
 
 
-def check_bad(errors: int, images: int, allowed: float) -> None:
+def _check_bad(job: Pass, errors: int) -> None:
     """Raise JobError if more than the allowed fraction of all images is bad."""
+    images, allowed = job.images or job.index.images, job.max_bad_fraction
     if errors > allowed * images:
         raise JobError(
-            f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; "
-            "see errors/; run again with a larger fraction to accept them (finished work is kept)"
+            f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; see "
+            f"{job.out.uri}/errors; run again with a larger fraction to accept them (finished work is kept)"
         )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tlray import plugins, training
+from tlray import network, plugins, training
 from tlray.augment import Augmentation
-from tlray.config import TrainConfig
+from tlray.config import FinetuneConfig, TrainConfig
 from tlray.errors import UserError
 from tlray.listing import Images
 from tlray.model import MANIFEST
@@ -22,9 +22,18 @@ _MADE = ("train", "test")
 def check(stages: Sequence[Stage], images: str, out: str) -> None:
     """Raise UserError for what would otherwise fail a late stage, after hours."""
     source = Images.open(images)
+    source.check_outside(Folder.open(out))
+    by_name = {stage.name: stage for stage in stages}
     for stage in stages:
         _check_settings(stage.config)
-    _check_splits(stages, source, images)
+        if isinstance(stage.config, FinetuneConfig):
+            _check_finetune(stage, stage.config, by_name)
+    if any(getattr(stage.config, "classes", None) for stage in stages):
+        labels = sorted({image.label for image in source if image.label is not None})
+        for stage in stages:
+            if isinstance(stage.config, TrainConfig):
+                training.check(stage.config, labels, images)
+    _check_splits(stages, by_name, source, images)
     for stage in stages:
         output = stage.output(out)
         if COMMANDS[stage.command].recognises or not is_written(output):
@@ -49,14 +58,33 @@ def _check_settings(settings: Any) -> None:
         training.check(replace(settings, classes=None), ("", ""), "")
 
 
+def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:
+    if stage.inputs["data"] != IMAGES and settings.augment is not None:
+        raise UserError(
+            f"stage {stage.name} has augment, but its data are features: new views need the images; take "
+            f'augment away, or write data = "{IMAGES}"'
+        )
+    if settings.from_ is not None:
+        backbone = plugins.backbone(_backbone(stage, by_name))
+        if settings.from_ not in backbone.cuts:  # Those are layers, without a look at the network.
+            network.cut_before(backbone, settings.from_)
+
+
+def _backbone(stage: Stage, by_name: Mapping[str, Stage]) -> str:
+    """The backbone that a stage has, or gets from the one it starts from."""
+    for source in (stage.inputs.get(name, IMAGES) for name in ("model", "features", "data")):
+        if source != IMAGES:
+            return _backbone(by_name[source], by_name)
+    return str(getattr(stage.config, "backbone", None) or network.DEFAULT)
+
+
 def is_written(output: str) -> bool:
     """Whether a table of predictions is there, and not one of a job that still has its parts."""
     place = Folder.open(output)
     return place.is_file() and not Folder.open(f"{output}.parts").exists()
 
 
-def _check_splits(stages: Sequence[Stage], source: Images, images: str) -> None:
-    by_name = {stage.name: stage for stage in stages}
+def _check_splits(stages: Sequence[Stage], by_name: Mapping[str, Stage], source: Images, images: str) -> None:
     needed: dict[str, Stage] = {}
     for stage in stages:
         split, maker = COMMANDS[stage.command].split(stage.config), _splitter(stage, by_name)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from tlray import featureset, holdout, pipeline, training
+from tlray import featureset, holdout, pipeline
 from tlray.augment import Views
 from tlray.config import FinetuneConfig
 from tlray.featureset import Rows
@@ -59,10 +59,6 @@ class Preparation:
     views: Views | None
     """Of the training images: `config.views` of each are kept, or without a number new ones are streamed."""
 
-    @property
-    def streams(self) -> bool:
-        return self.views is not None and self.config.views is None
-
     def run(self, work: Folder, progress: pipeline.Progress) -> Prepared:
         """Go through the images, on the Ray this process is connected to.
 
@@ -76,14 +72,14 @@ class Preparation:
         for use in ("training", "validation"):
             found[use] = Rows.join([], (0, 1))
             if counts[use]:
-                done = self._pass(use, work.child(use))
+                done = self._pass(use, work.child(use), counts["training"] + counts["validation"])
                 loader = _looker if self._only_looks(use) else self.origin.frozen.loader
                 pipeline.run(done, loader, progress, address=None)
                 errors.append(pipeline.reconcile(done))
                 found[use] = _rows(done)
         holdout.check_rows(self.config, self.uri, found["training"], found["validation"])
         source = None
-        if self.streams:
+        if self.config.streams:
             assert self.views is not None
             source = Source(
                 root=self.images.root,
@@ -98,10 +94,10 @@ class Preparation:
         return None if image.label is None else holdout.part(self.config, image.split, image.path)
 
     def _only_looks(self, use: str) -> bool:
-        return self.streams and use == "training"
+        return self.config.streams and use == "training"
 
-    def _pass(self, use: str, out: Folder) -> pipeline.Pass:
-        views = self.views if use == "training" and not self.streams else None
+    def _pass(self, use: str, out: Folder, images: int) -> pipeline.Pass:
+        views = self.views if use == "training" and not self.config.streams else None
         copies = self.config.views or 1 if views else 1
         job = {"pass": use}
         chosen = (image for image in self.images if self._use(image) == use)
@@ -109,7 +105,7 @@ class Preparation:
         provenance = self.origin.frozen.provenance
         if not self._only_looks(use):
             row_bytes = np.dtype(provenance.store).itemsize * math.prod(self.origin.feature_shape) * copies
-            training.check_memory(index.images, row_bytes, self.uri)
+            holdout.check_memory(index.images, row_bytes, self.uri)
         return pipeline.Pass(
             root=self.images.root,
             index=index,
@@ -119,6 +115,7 @@ class Preparation:
             store=provenance.store,
             metadata={"job": job, "versions": versions()},
             max_bad_fraction=self.config.max_bad_fraction,
+            images=images,
             views=views,
             copies=copies,
         )

@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module, resources
 from typing import Any
 
@@ -135,7 +134,12 @@ def _run(
         return {"out": output, "skipped": True}
     job = getattr(import_module(f"tlray.{stage.command}"), stage.command)
     with ExitStack() as shown:
-        hears: dict[str, Any] = {"report": partial(report, stage)}
+
+        def epoch(metrics: dict[str, float]) -> None:
+            shown.close()  # What was gone through before the training is done.
+            report(stage, metrics)
+
+        hears: dict[str, Any] = {"report": epoch}
         if "progress" in command.hears:
             hears["progress"] = shown.enter_context(progress(stage.name))
         found = job(
@@ -156,7 +160,7 @@ def _cpus(stages: Iterable[Stage]) -> int:
     needed = [2]
     for settings in (stage.config for stage in stages):
         if isinstance(settings, TrainConfig):
-            streams = isinstance(settings, FinetuneConfig) and bool(settings.augment) and not settings.views
+            streams = isinstance(settings, FinetuneConfig) and settings.streams
             needed.append(training.cpus(settings, streams))
     return max(needed)
 

@@ -27,11 +27,12 @@ def muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def prepare_keras(cpus: int = 0) -> None:
+def prepare_keras(cpus: int = 0, *, gpu: bool = True) -> None:
     """Import Keras and TensorFlow and set them up in this process; call before anything else does.
 
     Args:
         cpus: threads for one op, 0 for one a core. Ray sets OMP_NUM_THREADS=1; TensorFlow does not heed it.
+        gpu: whether this process may use the GPUs; a driver leaves them to its workers.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -56,6 +57,8 @@ def prepare_keras(cpus: int = 0) -> None:
         # A process that has used TensorFlow before keeps its settings.
         with suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(cpus)
-            for gpu in tf.config.list_physical_devices("GPU"):
+            if not gpu:
+                tf.config.set_visible_devices([], "GPU")
+            for device in tf.config.list_physical_devices("GPU"):
                 # Or TensorFlow takes all memory of a GPU that others use as well.
-                tf.config.experimental.set_memory_growth(gpu, True)
+                tf.config.experimental.set_memory_growth(device, True)

@@ -91,7 +91,7 @@ COMMANDS = {
         inputs=(Input("data", ("extract",), IMAGES), Input("model", _MODEL, optional=True)),
         hears=("progress", "report"),
         split=_validation,
-        splits_of=("data",),
+        splits_of=("data", "model"),
     ),
     "evaluate": Command(
         config=config.EvaluateConfig,

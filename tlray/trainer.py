@@ -15,6 +15,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Empty, Queue
 
+from tlray import cluster
 from tlray.errors import JobError, TlrayError, UserError
 from tlray.storage import Folder
 from tlray.stream import STREAM_CPUS
@@ -127,6 +128,11 @@ def run(
             return loop(config, Worker(epochs.put))
         except (TlrayError, ValueError, TypeError) as error:
             return error  # Raised, it would be tried again, and come again.
+        except Exception as error:
+            # From within a stream it comes as an error of TensorFlow. Several workers must end together.
+            if "tlray.errors." in str(error) and workers == 1:
+                return JobError(cluster.reason(error))
+            raise
 
     trainer = DataParallelTrainer(
         work,
@@ -176,5 +182,5 @@ def _outcome(trainer: DataParallelTrainer, epochs: Queue, report: Report) -> Any
     if isinstance(outcome, Exception):
         failures = getattr(outcome, "worker_failures", None) or {0: outcome}
         first = next(iter(failures.values()))
-        raise JobError(f"training failed: {str(first).strip().splitlines()[-1]}") from outcome
+        raise JobError(f"training failed: {cluster.reason(first)}") from outcome
     return outcome

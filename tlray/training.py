@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +13,17 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tlray import stopping
+from tlray.claim import RESULT, WORK, result
 from tlray.config import TrainConfig
-from tlray.errors import JobError, UserError, unknown
-from tlray.featureset import Rows
+from tlray.errors import UserError, unknown
+from tlray.featureset import Rows, write_errors
 from tlray.head import Head
-from tlray.model import FORMAT, MANIFEST, Model
+from tlray.model import FORMAT, MANIFEST
 from tlray.network import FrozenPart
-from tlray.plain import dump, plain
+from tlray.plain import dump
 from tlray.provenance import versions
 from tlray.storage import Folder
 from tlray.stream import STREAM_CPUS, Source
@@ -34,13 +35,6 @@ OPTIMIZERS = (
     *("ftrl", "lion", "muon", "nadam", "rmsprop", "sgd"),
 )
 """Keras' own, by the names that `keras.optimizers.get` takes."""
-WORK = ".training"
-"""In the model's folder as long as it is not complete; only beside it are other files of an earlier run."""
-_JOB = "job.json"
-_RESULT = (
-    *("rows", "validation_rows", "epochs", "kept_epoch", "stopped_epoch", "trainable_tensors", "tensors"),
-    *("metrics", "history", "seconds"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +65,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the first worker brings home; here, because the driver does without Keras."""
+    """What the first worker brings home; here, so that reading it loads no Keras."""
 
     files: dict[str, bytes]
     """Of the model's folder, by name."""
@@ -108,65 +102,13 @@ def check(config: TrainConfig, classes: Sequence[str], where: str) -> list[str]:
     return asked
 
 
-def begin(folder: Folder, job: Mapping[str, Any]) -> bool:
-    """Claim a model's folder for a job, or go on with the same job there.
-
-    Returns:
-        Whether the job was begun before.
-
-    Raises:
-        UserError: the folder holds another job, or other files.
-    """
-    names = set(folder.names())
-    work = folder.child(WORK)
-    if work.is_file(_JOB):
-        if json.loads(work.read(_JOB)) != plain(job):
-            raise UserError(
-                f"{folder.uri} holds another job, which is not finished: choose another folder, "
-                "or remove this one"
-            )
-        return True
-    if any(not name.endswith(".tmp") for name in names - {WORK}):
-        raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
-    folder.remove(WORK)
-    work.write(_JOB, dump(job).encode())
-    return False
-
-
-def abandon(folder: Folder, keep: bool) -> None:
-    """Leave nothing of a job that turned out to be impossible.
-
-    Args:
-        folder: of the model.
-        keep: whether the folder was there before.
-    """
-    folder.remove(WORK)
-    if not keep:
-        folder.remove_empty()
-
-
-def finished(folder: Folder, job: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of the same job, if it was finished before.
-
-    Raises:
-        UserError: the model there is of another job.
-    """
-    if not folder.is_file(MANIFEST):
-        return None
-    there = Model.open(folder.uri).manifest
-    if there["job"] != plain(job):
-        raise UserError(
-            f"{folder.uri} holds a model of another job: choose another folder, or remove this one"
-        )
-    return _result(folder, there)
-
-
 def run(
     training: Training,
     folder: Folder,
     job: Mapping[str, Any],
     *,
     facts: Mapping[str, Any],
+    errors: pa.Table,
     stage: Mapping[str, Any],
     before: Sequence[Mapping[str, Any]],
     started: float,
@@ -176,9 +118,10 @@ def run(
 
     Args:
         training: what is trained, on what.
-        folder: of the model; `begin` has claimed it.
+        folder: of the model, claimed.
         job: stands in the manifest.
-        facts: more for the manifest.
+        facts: more for the manifest: images, split, split_seed.
+        errors: the images that could not be decoded, with the columns of `featureset.ERRORS`.
         stage: what to say of this stage of the model's training.
         before: the stages before this one.
         started: when the command was, by `time.monotonic`.
@@ -194,7 +137,7 @@ def run(
     from tlray import trainer
 
     config = training.config
-    trained = trainer.run(
+    trained: Trained = trainer.run(
         _loop,
         _shared(training),
         workers=config.workers,
@@ -227,7 +170,8 @@ def run(
         **facts,
         "rows": len(training.training.paths),
         "validation_rows": len(training.validation.paths),
-        **{name: this[name] for name in _RESULT if name in this},
+        "errors": errors.num_rows,
+        **{name: this[name] for name in RESULT if name in this},
         "stages": [*before, this],
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -235,14 +179,23 @@ def run(
     for name, content in trained.files.items():
         folder.write(name, content)
     folder.write("history.csv", _csv(history))
+    if errors.num_rows:
+        write_errors(folder, 0, errors, {"job": job})
     folder.write(MANIFEST, dump(manifest, indent=2).encode())
     folder.remove(WORK)
-    return _result(folder, manifest)
+    return result(folder, manifest)
+
+
+def check_workers(config: TrainConfig, streaming: bool) -> None:
+    """Raise UserError if this Ray has not the CPUs and GPUs for so many workers."""
+    from tlray import trainer
+
+    trainer.check(config.workers, streaming)
 
 
 def cpus(config: TrainConfig, streaming: bool) -> int:
-    """The CPUs that a local Ray needs for a training."""
-    return int(config.workers * (1 + STREAM_CPUS if streaming else 1) + 1)
+    """The CPUs that a local Ray needs for a training and the passes before it."""
+    return max(2, int(config.workers * (1 + STREAM_CPUS if streaming else 1) + 1))
 
 
 def _shared(training: Training) -> dict[str, Any]:
@@ -300,22 +253,6 @@ def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
         checkpoints=worker,
         report=worker.report,
     )
-
-
-def check_memory(rows: int, row_bytes: int, where: str) -> None:
-    """Raise JobError if features would not fit: once as they are read, and once in Ray's object store."""
-    import psutil
-
-    needed, available = 2 * rows * row_bytes, psutil.virtual_memory().available
-    if needed > available:
-        raise JobError(
-            f"training on {where} needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
-            "free: keep features as --store float16, cut later, or take fewer --views"
-        )
-
-
-def _result(folder: Folder, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {"out": folder.uri, **{name: manifest[name] for name in _RESULT}}
 
 
 def _csv(history: list[dict[str, float]]) -> bytes:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tlray.backbone import Backbone
 from tlray.errors import UserError, unknown
 from tlray.runtime import prepare_keras
+from tlray.storage import Folder
 
 Arrays = Sequence[npt.NDArray[np.float32]]
 
@@ -68,24 +69,30 @@ def digest(arrays: Iterable[npt.ArrayLike]) -> str:
     return sha256.hexdigest()
 
 
-def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider]) -> Weights:
+def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], seed: int = 0) -> Weights:
     """Find weights once, on the driver, and verify them.
 
     Args:
         backbone: the network they are for.
-        name: a name from `backbone.weights`; "none" for random ones (the same every time);
+        name: a name from `backbone.weights`; "none" for random ones (the same for a seed);
             the path of a file that Keras' `load_weights` reads, or of a model's folder.
         providers: asked in order when the Keras cache does not have a named file.
+        seed: of random weights.
 
     Raises:
         UserError: no such weights, not to be had here, not for this network, or not the
             ones that the name stands for.
     """
-    if name == "none" or (name not in backbone.weights and os.path.exists(name)):
+    if name == "none":
+        arrays = _built(backbone, None, seed)
+        return Weights(name, digest(arrays), arrays)
+    if name not in backbone.weights and Folder.open(name).is_file("manifest.json"):
+        arrays = _of_model(backbone, name)
+        return Weights(Folder.open(name).uri, digest(arrays), arrays)
+    if name not in backbone.weights and os.path.exists(name):
         # Only the built network knows whether a file fits it, and in which order Keras reads it.
-        given = None if name == "none" else os.path.abspath(name)
-        arrays = _built(backbone, given)
-        return Weights(given or name, digest(arrays), arrays)
+        arrays = _built(backbone, os.path.abspath(name), seed)
+        return Weights(os.path.abspath(name), digest(arrays), arrays)
     if name not in backbone.weights:
         if os.sep in name or name.endswith((".h5", ".npz")):
             raise UserError(f"no weights file {name!r}: expected an existing .weights.h5, .h5 or .npz file")
@@ -163,20 +170,26 @@ def _arrays(path: Path) -> Arrays:
         ]
 
 
-def _built(backbone: Backbone, path: str | None) -> Arrays:
-    prepare_keras()
+def _of_model(backbone: Backbone, uri: str) -> Arrays:
+    """The weights that a model of ours has in its backbone."""
+    prepare_keras(gpu=False)
+    from tlray.model import NETWORK, Model, load
+    from tlray.network import backbone_arrays
+
+    model = Model.open(uri)
+    made = model.provenance
+    if made.backbone != backbone.name:
+        raise UserError(f"--weights {uri}: it is a model with {made.backbone}, not {backbone.name}")
+    whole = load(model.folder.read(NETWORK))
+    return backbone_arrays(whole, backbone, made.image_size, model.manifest["end"])
+
+
+def _built(backbone: Backbone, path: str | None, seed: int) -> Arrays:
+    prepare_keras(gpu=False)
     import keras
 
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     model = backbone.build(backbone.image_size)
-    if path and os.path.isdir(path):
-        from tlray.model import NETWORK, Model, load
-        from tlray.network import backbone_arrays
-
-        trained = Model.open(path)
-        if trained.provenance.backbone != backbone.name:
-            raise UserError(f"{path} is a model with {trained.provenance.backbone}, not {backbone.name}")
-        return backbone_arrays(load(trained.folder.read(NETWORK)), backbone, trained.provenance.image_size)
     try:
         if path and path.endswith(".npz"):
             model.set_weights(_arrays(Path(path)))

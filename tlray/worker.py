@@ -105,7 +105,7 @@ class _RowMean(keras.metrics.MeanMetricWrapper):
 
 
 class _GlobalEpochs(keras.callbacks.Callback):
-    """Gives an epoch its rows, makes its logs those of all workers' rows, and ends it with a checkpoint.
+    """Gives an epoch its rows, and makes its logs those of all workers' rows.
 
     Must stand before the callbacks that read the logs.
     """
@@ -116,28 +116,28 @@ class _GlobalEpochs(keras.callbacks.Callback):
         metrics: list[_RowMean],
         training: _Slices,
         validation: _Slices | None,
-        end: Callable[[dict[str, float], bool], None],
         checkpoint_seconds: float,
     ) -> None:
         super().__init__()
         self.training, self.validation = training, validation
-        self.metrics, self.end = metrics, end
+        self.metrics = metrics
         self.checkpoint_seconds, self.last = checkpoint_seconds, time.monotonic()
+        self.due = False
+        """Whether the epoch that ended shall have a checkpoint."""
         self._sum = tf.function(workers.sum, autograph=False)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.training.start(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        means, due = self._means()
+        means, self.due = self._means()
         logs.clear()
         logs.update(means)
         if self.validation is not None:
             self.model.evaluate(self.validation, verbose=0)
             logs.update({f"val_{name}": value for name, value in self._means()[0].items()})
-        if due:
+        if self.due:
             self.last = time.monotonic()
-        self.end({"epoch": epoch + 1, **logs}, due)
 
     def _means(self) -> tuple[dict[str, float], bool]:
         """The metrics over all workers, and whether any of them finds that a checkpoint is due."""
@@ -223,25 +223,28 @@ def train(
         if stopping.stops(state.history, config) or not ahead:
             return _finish(state, frozen, end, head, classes) if rank == 0 else None
 
-        def finish_epoch(logs: dict[str, float], due: bool) -> None:
-            state.add(logs)
-            model.stop_training = stopping.stops(state.history, config)
-            report(logs)
-            if due:
-                if rank == 0:
-                    state.write()
-                checkpoints.save(name if rank == 0 else None)
-
         training = features(batches, ahead)
         seen = _Slices(training, targets, batches, outputs, class_weights, ahead.start)
         held_out = _held_out(validation, batches, outputs) if validation is not None else None
-        callbacks: list[keras.callbacks.Callback] = [
-            _GlobalEpochs(workers, metrics, seen, held_out, finish_epoch, checkpoint_seconds)
-        ]
+        epochs = _GlobalEpochs(workers, metrics, seen, held_out, checkpoint_seconds)
+        callbacks: list[keras.callbacks.Callback] = [epochs]
         if config.tensorboard and rank == 0:
             begun = sorted(Path(name, _TENSORBOARD).glob("*"))
             logs = begun[0] if begun else Path(name, _TENSORBOARD, f"{datetime.now():%Y%m%d-%H%M%S}")
             callbacks.append(keras.callbacks.TensorBoard(str(logs), histogram_freq=1))
+
+        def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
+            found = {"epoch": epoch + 1, **logs}
+            state.add(found)
+            model.stop_training = stopping.stops(state.history, config)
+            report(found)
+            if epochs.due:
+                if rank == 0:
+                    state.write()
+                checkpoints.save(name if rank == 0 else None)
+
+        # The last, so that what the others write is part of the checkpoint.
+        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch))
         model.fit(
             seen,
             initial_epoch=ahead.start,

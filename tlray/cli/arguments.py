@@ -15,4 +15,4 @@ Images = Annotated[
     ),
 ]
 Features = Annotated[str, typer.Argument(help="a feature set, made by `tlray extract`")]
-Model = Annotated[str, typer.Argument(help="a model, made by `tlray fit`")]
+Model = Annotated[str, typer.Argument(help="a model, made by `tlray fit` or `tlray finetune`")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -31,14 +31,14 @@ def finetune(
     """
     from tlray.finetune import finetune
 
-    with Progress("frozen part") as progress:
+    with ExitStack() as shown:
+        progress = shown.enter_context(Progress("images"))
+
+        def epoch(metrics: dict[str, float]) -> None:
+            shown.close()  # The images were gone through.
+            print_epoch(metrics, config.epochs)
+
         found = finetune(
-            images,
-            out,
-            config,
-            model=model,
-            address=run.address,
-            progress=progress,
-            report=partial(print_epoch, epochs=config.epochs),
+            images, out, config, model=model, address=run.address, progress=progress, report=epoch
         )
     return Result(found, summary(found))

@@ -31,11 +31,14 @@ def fit(
 def summary(found: dict[str, Any]) -> str:
     """What became of a training, for people."""
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
-    early = ""
-    if (stopped := found["stopped_epoch"]) is not None:
-        early = f"stopped after epoch {stopped + 1} ({stopped} as Keras counts, from zero)\n"
-    return (
+    lines = [
         f"{found['rows']:,} rows, {found['trainable_tensors']} of {found['tensors']} tensors trained, "
-        f"{found['epochs']} epochs in {found['seconds']:.1f} s\n{early}"
-        f"kept epoch {found['kept_epoch']}: {metrics}\nmodel: {found['out']}"
-    )
+        f"{found['epochs']} epochs in {found['seconds']:.1f} s",
+        f"kept epoch {found['kept_epoch']}: {metrics}",
+        f"model: {found['out']}",
+    ]
+    if (stopped := found["stopped_epoch"]) is not None:
+        lines.insert(1, f"stopped after epoch {stopped + 1} ({stopped} as Keras counts, from zero)")
+    if found["errors"]:
+        lines.insert(0, f"{found['errors']:,} images could not be decoded: see {found['out']}/errors")
+    return "\n".join(lines)

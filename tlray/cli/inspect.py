@@ -10,7 +10,7 @@ import typer
 
 from tlray.cli.options import Result, command
 
-_LONG = ("history", "job")
+_LONG = ("history", "job", "stages")
 """Left out for people; --json has them."""
 
 
