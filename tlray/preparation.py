@@ -98,7 +98,7 @@ class Preparation:
 
     def _pass(self, use: str, out: Folder, images: int) -> pipeline.Pass:
         views = self.views if use == "training" and not self.config.streams else None
-        copies = self.config.views or 1 if views else 1
+        copies = (self.config.views or 1) if views else 1
         job = {"pass": use}
         chosen = (image for image in self.images if self._use(image) == use)
         index = Index.start(out, chosen, _BATCH, job, copies)
