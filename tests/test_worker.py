@@ -119,7 +119,7 @@ def train(keras, tmp_path, monkeypatch):
     def run(config=CONFIG, checkpoints=None, features=None, **options):
         reports = []
         options = {"class_weights": None, "learning_rate": config.learning_rate, **options}
-        trained = worker.train(
+        task = worker.Task(
             config=config,
             head=plugins.head(config.head),
             classes=2,
@@ -129,12 +129,15 @@ def train(keras, tmp_path, monkeypatch):
             features=features or (lambda batches, epochs: worker.InMemory(FEATURES)),
             targets=CLASSES,
             validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
+            checkpoint_seconds=0,
+            **options,
+        )
+        trained = worker.train(
+            task,
             rank=0,
             workers=Workers(1),
             checkpoints=checkpoints or Checkpoints(tmp_path / str(len(list(tmp_path.iterdir())))),
-            checkpoint_seconds=0,
             report=reports.append,
-            **options,
         )
         return trained, reports
 

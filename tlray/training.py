@@ -240,7 +240,7 @@ def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
     features, targets = ray.get(given.pop("training"))
     frozen = given.pop("frozen")
     validation = given.pop("validation")
-    return keras_worker.train(
+    task = keras_worker.Task(
         **given,
         frozen=replace(frozen, arrays=ray.get(frozen.arrays)),
         features=lambda batches, epochs: (
@@ -248,6 +248,9 @@ def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
         ),
         targets=targets,
         validation=ray.get(validation) if validation else None,
+    )
+    return keras_worker.train(
+        task,
         rank=worker.rank,
         workers=Workers(worker.count),
         checkpoints=worker,

@@ -153,43 +153,48 @@ class _GlobalEpochs(keras.callbacks.Callback):
         return means, bool(due_somewhere)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every worker is told."""
+
+    config: TrainConfig
+    learning_rate: float
+    """The first one."""
+    head: Head
+    classes: int
+    frozen: FrozenPart
+    """What makes the features, with the weights of the whole network; a part of the model."""
+    end: str
+    """The layer of the backbone that the head follows on; the cut, if only the head is trained."""
+    start: Sequence[npt.NDArray[Any]] | None
+    """Weights of the head; None: new ones."""
+    features: Callable[[GlobalBatches, range], Features]
+    """Makes the training rows' features, given a worker's batches and the epochs to come."""
+    targets: npt.NDArray[np.int64]
+    """Class of each training row, (rows,)."""
+    class_weights: npt.NDArray[np.float32] | None
+    """Weight of each class in the loss, (classes,)."""
+    validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None
+    """Features and classes of all validation rows."""
+    checkpoint_seconds: float
+    """The least time between checkpoints; 0 is one after each epoch."""
+
+
 def train(
+    task: Task,
     *,
-    config: TrainConfig,
-    learning_rate: float,
-    head: Head,
-    classes: int,
-    frozen: FrozenPart,
-    end: str,
-    start: Sequence[npt.NDArray[Any]] | None,
-    features: Callable[[GlobalBatches, range], Features],
-    targets: npt.NDArray[np.int64],
-    class_weights: npt.NDArray[np.float32] | None,
-    validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None,
     rank: int,
     workers: Workers,
     checkpoints: Checkpoints,
-    checkpoint_seconds: float,
     report: Callable[[dict[str, float]], None],
 ) -> Trained | None:
     """Train what comes after the cut and assemble the model; goes on from the last checkpoint.
 
     Args:
-        config: settings.
-        learning_rate: the first one.
-        head: the plugin.
-        classes: how many.
-        frozen: what makes the features, with the weights of the whole network; a part of the model.
-        end: the layer of the backbone that the head follows on; the cut, if only the head is trained.
-        start: weights of the head; None: new ones.
-        features: makes the training rows' features, given this worker's batches and the epochs to come.
-        targets: class of each training row, (rows,).
-        class_weights: weight of each class in the loss, (classes,), or None.
-        validation: features and classes of all validation rows, or None.
+        task: the same for all workers.
         rank: of this worker.
         workers: all of them.
         checkpoints: where the state is kept.
-        checkpoint_seconds: the least time between checkpoints; 0 is one after each epoch.
         report: called with the metrics of each epoch, the same on each worker.
 
     Returns:
@@ -198,20 +203,17 @@ def train(
     Raises:
         UserError: the head does not fit, or the network cannot be cut there.
     """
+    config = task.config
     keras.utils.set_random_seed(config.seed)
-    part = trained_part(frozen, end, head, classes)
-    if start is not None:
-        part.get_layer("classifier").set_weights(start)
-    model = Network(part.input, part.output, name=part.name)
+    model = _build(task)
     batches = GlobalBatches(
-        rows=len(targets),
+        rows=len(task.targets),
         batch_size=config.batch_size,
         workers=workers.count,
         rank=rank,
         seed=config.seed,
     )
-    metrics = _compile(model, head, config, learning_rate, batches.steps, workers)
-    outputs = model.output_shape[-1]
+    metrics = _compile(model, task, batches.steps, workers)
     # Below Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere.
     with tempfile.TemporaryDirectory(prefix="tlray-", dir=".") as name:
         state = State(model, config, Path(name))
@@ -220,60 +222,71 @@ def train(
                 state.restore(checkpoint)
         _drop_differently(model, rank)
         ahead = range(len(state.history), config.epochs)
-        if stopping.stops(state.history, config) or not ahead:
-            return _finish(state, frozen, end, head, classes) if rank == 0 else None
+        if ahead and not stopping.stops(state.history, config):
+            seen = _seen(task, batches, ahead, model.output_shape[-1])
+            epochs = _GlobalEpochs(workers, metrics, seen, _held_out(task, seen), task.checkpoint_seconds)
 
-        training = features(batches, ahead)
-        seen = _Slices(training, targets, batches, outputs, class_weights, ahead.start)
-        held_out = _held_out(validation, batches, outputs) if validation is not None else None
-        epochs = _GlobalEpochs(workers, metrics, seen, held_out, checkpoint_seconds)
-        callbacks: list[keras.callbacks.Callback] = [epochs]
-        if config.tensorboard and rank == 0:
-            begun = sorted(Path(name, _TENSORBOARD).glob("*"))
-            logs = begun[0] if begun else Path(name, _TENSORBOARD, f"{datetime.now():%Y%m%d-%H%M%S}")
-            callbacks.append(keras.callbacks.TensorBoard(str(logs), histogram_freq=1))
+            def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
+                found = {"epoch": epoch + 1, **logs}
+                state.add(found)
+                model.stop_training = stopping.stops(state.history, config)
+                report(found)
+                if epochs.due:
+                    if rank == 0:
+                        state.write()
+                    checkpoints.save(name if rank == 0 else None)
 
-        def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
-            found = {"epoch": epoch + 1, **logs}
-            state.add(found)
-            model.stop_training = stopping.stops(state.history, config)
-            report(found)
-            if epochs.due:
-                if rank == 0:
-                    state.write()
-                checkpoints.save(name if rank == 0 else None)
-
-        # The last, so that what the others write is part of the checkpoint.
-        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch))
-        model.fit(
-            seen,
-            initial_epoch=ahead.start,
-            epochs=config.epochs,
-            shuffle=False,
-            verbose=0,
-            callbacks=callbacks,
-        )
-        return _finish(state, frozen, end, head, classes) if rank == 0 else None
+            callbacks = [
+                epochs,
+                *(_tensorboard(state.folder) if config.tensorboard and rank == 0 else ()),
+                # The last, so that what the others write is part of the checkpoint.
+                keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch),
+            ]
+            epoch = ahead.start
+            model.fit(
+                seen, initial_epoch=epoch, epochs=ahead.stop, shuffle=False, verbose=0, callbacks=callbacks
+            )
+        return _finish(state, task) if rank == 0 else None
 
 
-def _held_out(
-    validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]], training: GlobalBatches, outputs: int
-) -> _Slices:
+def _build(task: Task) -> Network:
+    """The trained part, with the weights it starts from."""
+    part = trained_part(task.frozen, task.end, task.head, task.classes)
+    if task.start is not None:
+        part.get_layer("classifier").set_weights(task.start)
+    return Network(part.input, part.output, name=part.name)
+
+
+def _seen(task: Task, batches: GlobalBatches, epochs: range, outputs: int) -> _Slices:
+    """This worker's part of the training rows, in the epochs to come."""
+    features = task.features(batches, epochs)
+    return _Slices(features, task.targets, batches, outputs, task.class_weights, epochs.start)
+
+
+def _held_out(task: Task, seen: _Slices) -> _Slices | None:
     """This worker's part of the validation rows, in their own order."""
-    features, targets = validation
+    if task.validation is None:
+        return None
+    features, targets = task.validation
+    workers, rank = seen.batches.workers, seen.batches.rank
     # As many as make a step of sensible size, whatever the rows are.
-    batch_size = max(training.workers, min(1024, (64 << 20) // max(1, features[0].nbytes)))
-    batches = GlobalBatches(
-        rows=len(targets), batch_size=batch_size, workers=training.workers, rank=training.rank, seed=None
-    )
-    return _Slices(InMemory(features), targets, batches, outputs)
+    batch_size = max(workers, min(1024, (64 << 20) // max(1, features[0].nbytes)))
+    batches = GlobalBatches(rows=len(targets), batch_size=batch_size, workers=workers, rank=rank, seed=None)
+    return _Slices(InMemory(features), targets, batches, seen.outputs)
 
 
-def _finish(state: State, frozen: FrozenPart, end: str, head: Head, classes: int) -> Trained:
+def _tensorboard(folder: Path) -> list[keras.callbacks.Callback]:
+    """Writes logs to a folder named by date and time, and goes on in the same after a checkpoint."""
+    begun = sorted((folder / _TENSORBOARD).glob("*"))
+    logs = begun[0] if begun else folder / _TENSORBOARD / f"{datetime.now():%Y%m%d-%H%M%S}"
+    return [keras.callbacks.TensorBoard(str(logs), histogram_freq=1)]
+
+
+def _finish(state: State, task: Task) -> Trained:
     """The files of the model. A fresh copy is saved: the trained one would bring its optimizer along."""
-    trained = trained_part(frozen, end, head, classes)
+    trained = trained_part(task.frozen, task.end, task.head, task.classes)
     trained.set_weights(state.kept_weights())
-    below = frozen.build()
+    below = task.frozen.build()
     below.trainable = True
     own, frozen_ones = trained.trainable_variables, below.trainable_variables
     counts = {
@@ -282,7 +295,7 @@ def _finish(state: State, frozen: FrozenPart, end: str, head: Head, classes: int
         "trainable_parameters": _size(own),
         "parameters": _size(own) + _size(frozen_ones),
     }
-    assemble(frozen, trained).save(state.folder / NETWORK)
+    assemble(task.frozen, trained).save(state.folder / NETWORK)
     kept = [state.folder / NETWORK, *(state.folder / _TENSORBOARD).rglob("*")]
     files = {str(path.relative_to(state.folder)): path.read_bytes() for path in kept if path.is_file()}
     return Trained(files, state.history, counts)
@@ -299,16 +312,14 @@ def _drop_differently(model: keras.Model, rank: int) -> None:
         variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
 
 
-def _compile(
-    model: Network, head: Head, config: TrainConfig, learning_rate: float, steps: int, workers: Workers
-) -> list[_RowMean]:
+def _compile(model: Network, task: Task, steps: int, workers: Workers) -> list[_RowMean]:
     """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
     binary = model.output_shape[-1] == 1
-    loss = head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
+    loss = task.head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
     accuracy = keras.metrics.binary_accuracy if binary else keras.metrics.categorical_accuracy
     metrics = [_RowMean(keras.losses.get(loss), name="row_loss"), _RowMean(accuracy, name="row_accuracy")]
-    optimizer = keras.optimizers.get(config.optimizer or head.optimizer)
-    optimizer.learning_rate = _schedule(config, learning_rate, steps * config.epochs)
+    optimizer = keras.optimizers.get(task.config.optimizer or task.head.optimizer)
+    optimizer.learning_rate = _schedule(task.config, task.learning_rate, steps * task.config.epochs)
     if workers.count > 1:
         optimizer = averaging(optimizer, workers)
         model.share_statistics(workers)
