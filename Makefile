@@ -31,7 +31,7 @@ lint: install
 bench: install
 	$(BIN)/python -m tests.benchmarks.bench
 
-# Hours on two cores; the folders stand in tests/benchmarks/results.py.
+# An hour on two cores. The data are not part of the project: say in RESULTS where they are.
 results: install
 	$(BIN)/python -m tests.benchmarks.results $(RESULTS)
 

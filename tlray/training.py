@@ -145,11 +145,38 @@ def run(
         streaming=training.source is not None,
         report=report,
     )
-    history = trained.history
+    about = {**stage, **_told(training, trained), "seconds": round(time.monotonic() - started, 3)}
+    manifest = {
+        "format": FORMAT,
+        "job": job,
+        "provenance": training.frozen.provenance.to_json(),
+        "end": training.end,
+        "classes": training.classes,
+        **facts,
+        "rows": len(training.training.paths),
+        "validation_rows": len(training.validation.paths),
+        "errors": errors.num_rows,
+        **{name: about[name] for name in ("head", *RESULT) if name in about},
+        "stages": [*before, about],
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for name, content in trained.files.items():
+        folder.write(name, content)
+    folder.write("history.csv", _csv(trained.history))
+    if errors.num_rows:
+        write_errors(folder, 0, errors, {"job": job})
+    folder.write(MANIFEST, dump(manifest, indent=2).encode())
+    folder.remove(WORK)
+    return result(folder, manifest)
+
+
+def _told(training: Training, trained: Trained) -> dict[str, Any]:
+    """What the manifest tells of a stage of a model's training."""
+    history, config = trained.history, training.config
     best = stopping.kept(history, config)
     early = len(history) < config.epochs or stopping.stops(history, config)
-    this = {
-        **stage,
+    return {
         "head": training.head.name,
         "epochs": len(history),
         "kept_epoch": best + 1,
@@ -158,32 +185,7 @@ def run(
         **trained.counts,
         "metrics": {name: value for name, value in history[best].items() if name != "epoch"},
         "history": history,
-        "seconds": round(time.monotonic() - started, 3),
     }
-    manifest = {
-        "format": FORMAT,
-        "job": job,
-        "provenance": training.frozen.provenance.to_json(),
-        "end": training.end,
-        "head": training.head.name,
-        "classes": training.classes,
-        **facts,
-        "rows": len(training.training.paths),
-        "validation_rows": len(training.validation.paths),
-        "errors": errors.num_rows,
-        **{name: this[name] for name in RESULT if name in this},
-        "stages": [*before, this],
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    for name, content in trained.files.items():
-        folder.write(name, content)
-    folder.write("history.csv", _csv(history))
-    if errors.num_rows:
-        write_errors(folder, 0, errors, {"job": job})
-    folder.write(MANIFEST, dump(manifest, indent=2).encode())
-    folder.remove(WORK)
-    return result(folder, manifest)
 
 
 def check_workers(config: TrainConfig, streaming: bool) -> None:

@@ -76,7 +76,8 @@ def main() -> None:
 
 TEMPLATE = """# Benchmarks
 
-`make bench` runs everything below and writes this page. Ratios count: the machine is shared.
+`make bench` runs everything below and writes this page. Ratios count: the machine is shared. What the recipes
+give on real photographs, and an epoch of fine-tuning beside Keras' own, is in `RESULTS.md`.
 
 ## Extraction, from the command to the finished set
 
