@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,7 +147,6 @@ def _from_images(
     facts: dict[str, Any] = {"images": uri, "split": config.split, "split_seed": config.seed}
     if config.split is None and origin.model is not None and origin.model.manifest["images"] == uri:
         facts = {name: origin.model.manifest[name] for name in facts}  # What it has not seen, it shall not.
-    _check_same_split(origin, facts)
     images = images.assign(facts["split"], facts["split_seed"])
     splits: Counter[str | None] = Counter()
     labels: set[str] = set()
@@ -156,6 +155,7 @@ def _from_images(
             splits[image.split] += 1
             if holdout.part(config, image.split, image.path) == "training":
                 labels.add(image.label)
+    _check_same_split(origin, facts)
     if splits:
         holdout.check_parts(config, uri, splits)
     classes = _classes(config, origin, sorted(labels), uri)
@@ -173,12 +173,17 @@ def _check_same_split(origin: Origin, facts: dict[str, Any]) -> None:
     """Raise UserError if a model would be trained on images that it has held out so far."""
     if origin.model is None or origin.model.manifest["images"] != facts["images"]:
         return
-    rule = ("split", "split_seed")
-    before, now = ([made[name] for name in rule] for made in (origin.model.manifest, facts))
-    if before != now and (before[0], now[0]) != (None, None):
+
+    def rule(made: Mapping[str, Any]) -> str:
+        return (
+            "no --split" if made["split"] is None else f"--split {made['split']} --seed {made['split_seed']}"
+        )
+
+    before, now = rule(origin.model.manifest), rule(facts)
+    if before != now:
         raise UserError(
-            f"the model was trained on these images with --split {before[0]} --seed {before[1]}, not with "
-            f"--split {now[0]} --seed {now[1]}: its test images would be trained on; use the same split"
+            f"the model was trained on these images with {before}, not with {now}: what it has learnt from "
+            "would be tested on, or the other way round; use the same split"
         )
 
 
