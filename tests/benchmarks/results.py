@@ -192,10 +192,10 @@ def _read(path: Path) -> bytes:
 
 TEMPLATE = """# Results of the recipes
 
-Each row is one command, run by `make results`. Seconds are from the command to its end,
-with the start of Ray, on a machine that others used too. Published figures are of other, mostly larger sets of
-photographs. The photographs here have no test split: all scores of cats and dogs are of the validation images,
-on which the recipes with early stopping also decide when to stop.
+Each row is one command, run by `make results`. Seconds are from the command to its end, with the start of
+Ray, on a machine that others used too. Published figures are of other, mostly larger sets of photographs. The
+photographs here have no test split: all scores of cats and dogs are of the validation images, on which the
+recipes with early stopping also decide when to stop.
 
 | recipe | published | measured here | seconds | data | command |
 |---|---|---|---|---|---|
