@@ -83,6 +83,11 @@ def read(folder: Folder, shard: int = 0) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
+def load(data: FeatureSet, split: str | None = None) -> Rows:
+    """All labelled rows of a split."""
+    return Rows.join(list(data.batches(split)), (0, *SHAPE))
+
+
 def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: Any) -> np.ndarray:
     """A whole feature set; the features of all its rows."""
     features, done = [], 0
@@ -401,7 +406,7 @@ def test_batches_are_the_labelled_rows_of_a_split(folder, split):
     data = FeatureSet.open(folder.uri)
     found = list(data.batches(split))
     assert all(batch.paths for batch in found)
-    together = data.load(split)
+    together = load(data, split)
     assert (
         together.paths == [all_rows[i]["path"] for i in chosen] == [p for batch in found for p in batch.paths]
     )
@@ -415,7 +420,7 @@ def test_a_set_without_labels(folder):
     write_set(folder, (5,))
     unlabelled = listed([str(i) for i in range(5)], [None] * 5, [None] * 5)
     featureset.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
-    found = FeatureSet.open(folder.uri).load(None)
+    found = load(FeatureSet.open(folder.uri))
     assert (found.paths, found.features.shape) == ([], (0, *SHAPE))
 
 
@@ -424,13 +429,13 @@ def test_a_part_of_another_job_is_never_mixed_in(folder):
     metadata = {"job": {**JOB, "provenance": {**PROVENANCE.to_json(), "cut": "block4_pool"}}}
     featureset.write_part(folder, 1, rows(3), cut(numbers(3)), SHAPE, "float32", metadata)
     with pytest.raises(JobError):
-        FeatureSet.open(folder.uri).load(None)
+        load(FeatureSet.open(folder.uri))
 
 
 def test_features_of_another_shape_than_the_manifest(folder):
     write_set(folder, feature_shape=[4, 3, 2])
     with pytest.raises(JobError, match=r"\(2, 3, 4\)"):
-        FeatureSet.open(folder.uri).load(None)
+        load(FeatureSet.open(folder.uri))
 
 
 # Rows

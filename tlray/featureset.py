@@ -309,7 +309,3 @@ class FeatureSet:
                 )
             if rows.paths:
                 yield rows
-
-    def load(self, split: str | None) -> Rows:
-        """All labelled rows of a split in memory."""
-        return Rows.join(list(self.batches(split)), (0, *self.shape))
