@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import pickle
+import time
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlray.errors import JobError, UserError
-from tlray.index import NAME, SCHEMA, Index
+from tlray.index import SCHEMA, Index, piece_name
 from tlray.listing import Images, Listed
 from tlray.storage import Folder
 
 JOB = {"source": "/images", "seed": None, "provenance": {"cut": "end", "weights_sha256": "ab"}}
 LARGE = 64 * 128 + 3000
+NAME = piece_name(0)
 
 
 @pytest.fixture
@@ -33,14 +37,16 @@ def listing(count: int) -> list[Listed]:
 
 
 def start(folder: Folder, images: Iterable[Listed], batch_size: int = 32, **changed: object) -> Index:
-    return Index.start(folder, images, batch_size, {**JOB, **changed})
+    index = Index.start(folder, images, batch_size, {**JOB, **changed})
+    index.finish()
+    return index
 
 
 def rows(index: Index) -> list[Listed]:
     return [
         Listed(*row.values())
-        for shard in range(len(index.shard_sizes))
-        for row in index.rows(shard).drop_columns(["shard"]).to_pylist()
+        for shard in index.shards(())
+        for row in shard.drop_columns(["shard"]).to_pylist()
     ]
 
 
@@ -70,7 +76,7 @@ def test_shards_grow_with_the_set(folder, batch_size, first, later):
     count = 64 * first + 3000
     index = start(folder, listing(count), batch_size)
     full, rest = divmod(3000, later)
-    assert index.shard_sizes == (first,) * 64 + (later,) * full + ((rest,) if rest else ())
+    assert index.shard_sizes == [first] * 64 + [later] * full + ([rest] if rest else [])
 
 
 def test_the_rows_of_a_shard_are_a_slice_of_the_listing(folder):
@@ -78,25 +84,34 @@ def test_the_rows_of_a_shard_are_a_slice_of_the_listing(folder):
     index = start(folder, images)
     assert len(index.shard_sizes) == 67
     assert rows(index) == images
-    for shard in (0, 1, 63, 64, 65, 66):
+    for shard, table in enumerate(index.shards(())):
         at = sum(index.shard_sizes[:shard])
         expected = [image.path for image in images[at : at + index.shard_sizes[shard]]]
-        table = index.rows(shard)
         assert table["path"].to_pylist() == expected
         assert set(table["shard"].to_pylist()) == {shard}
+    assert shard == 66
 
 
-def test_a_task_reads_little_more_than_its_shard(folder):
+def test_shards_that_are_done_are_left_out(folder):
+    index = start(folder, listing(LARGE))
+    done = {0, 3, 64, 66}
+    left = [table["shard"][0].as_py() for table in index.shards(done)]
+    assert left == sorted(set(range(67)) - done)
+
+
+def test_a_piece_is_64_shards(folder):
     images = listing(64 * 128 + 64 * 1024 + 1)
     index = start(folder, images)
     assert index.count("label") == Counter((image.label,) for image in images)
-    with pq.ParquetFile(folder.join(NAME)) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    sizes = [pq.read_metadata(folder.join(piece_name(piece))).num_rows for piece in range(3)]
     assert sizes == [64 * 128, 64 * 1024, 1]
+    assert folder.names("index") == [piece_name(piece).removeprefix("index/") for piece in range(3)]
 
 
 def test_full_shards_only(folder):
-    assert start(folder, listing(64 * 128)).shard_sizes == (128,) * 64
+    index = start(folder, listing(64 * 128))
+    assert index.shard_sizes == [128] * 64
+    assert folder.names("index") == ["part-00000.parquet"]
 
 
 def test_all_values_come_back(folder):
@@ -120,20 +135,44 @@ def test_the_file_is_plain_parquet(folder):
     assert Counter(table["shard"].to_pylist()) == {0: 128, 1: 128, 2: 44}
 
 
-def test_the_listing_is_streamed(folder):
-    """No more of it is held than a row group."""
-    written = []
+def test_work_begins_when_the_first_piece_is_listed(folder):
+    """No more is looked at than tells that another piece follows; the rest is listed on demand."""
+    seen = 0
 
     def images() -> Iterable[Listed]:
-        for number, image in enumerate(listing(64 * 128 + 2)):
+        nonlocal seen
+        for image in listing(64 * 128 + 64 * 1024 + 5):
+            seen += 1
             yield image
-            if number % (64 * 128) == 1:
-                written.extend(file.stat().st_size for file in Path(folder.path, "index").iterdir())
 
-    start(folder, images())
-    assert len(written) == 2
-    assert written[0] < 100
-    assert written[1] > 10_000
+    index = Index.start(folder, images(), 32, JOB)
+    assert seen == 64 * 128 + 1
+    assert (index.images, index.complete) == (64 * 128, False)
+    shards = index.shards(())
+    assert [next(shards)["shard"][0].as_py() for _ in range(64)] == list(range(64))
+    growing = index.grow()
+    next(growing)
+    assert (index.images, index.complete) == (64 * 128 + 64 * 1024, False)
+    assert next(shards)["shard"][0].as_py() == 64
+    index.finish()
+    assert (index.images, index.complete) == (64 * 128 + 64 * 1024 + 5, True)
+    assert sum(table.num_rows for table in shards) == 63 * 1024 + 5
+
+
+def test_a_reader_waits_for_what_is_being_listed(folder):
+    index = Index.start(folder, listing(64 * 128 + 5), 32, JOB)
+    found = ThreadPoolExecutor(1).submit(lambda: [table.num_rows for table in index.shards(())])
+    time.sleep(0.5)
+    assert not found.done()
+    index.finish()
+    assert found.result(timeout=10) == index.shard_sizes
+
+
+def test_an_index_is_sent_as_its_place(folder):
+    index = start(folder, listing(300))
+    sent = pickle.loads(pickle.dumps(index))
+    assert rows(sent) == rows(index)
+    assert len(pickle.dumps(index)) < 1000
 
 
 # Counts
@@ -152,7 +191,7 @@ def test_count(folder):
 
 def test_start(folder):
     index = start(folder, listing(3))
-    assert index.stamp == JOB
+    assert index.job == JOB
     assert folder.names() == ["index"]
     assert folder.names("index") == [Path(NAME).name]
 
@@ -162,7 +201,9 @@ def test_the_same_job_goes_on_without_listing(folder):
     start(folder, images)
     index = start(folder, forbidden())
     assert rows(index) == images
-    assert index == Index.open(folder)
+    assert vars(index).keys() == vars(Index.open(folder)).keys()
+    assert Index.open(folder).shard_sizes == index.shard_sizes
+    assert Index.open(folder).job == JOB
 
 
 def test_the_same_job_with_another_batch_keeps_its_shards(folder):
@@ -225,6 +266,41 @@ def test_a_listing_that_fails_on_its_way_leaves_nothing(folder):
     assert start(folder, listing(3)).images == 3
 
 
+def test_a_listing_that_fails_later_can_be_gone_on_with(folder):
+    images = listing(64 * 128 + 64 * 1024 + 5)
+
+    def unreadable() -> Iterable[Listed]:
+        yield from images[: 64 * 128 + 7]
+        raise UserError("cannot list the folder")
+
+    index = Index.start(folder, unreadable(), 32, JOB)
+    with pytest.raises(JobError, match=r"cannot list the folder.*run it again"):
+        index.finish()
+    assert index.images == 64 * 128
+    assert rows(start(folder, images)) == images
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_listing_that_was_killed_goes_on_after_what_is_written(folder, pieces):
+    """What came before it meanwhile does not belong to the job, what comes after it does."""
+    images = listing(64 * 128 + 64 * 1024 + 5)
+    growing = Index.start(folder, images, 32, JOB).grow()
+    for _ in range(pieces - 1):
+        next(growing)
+    before = [folder.read(piece_name(piece)) for piece in range(pieces)]
+    new = [Listed("0/0.png", None, None, None, None), Listed("z", None, None, None, None)]
+    assert rows(start(folder, [new[0], *images, new[1]])) == [*images, new[1]]
+    assert [folder.read(piece_name(piece)) for piece in range(pieces)] == before
+
+
+def test_a_listing_that_cannot_be_gone_on_with(folder):
+    images = listing(64 * 128 + 5)
+    Index.start(folder, images, 32, JOB)
+    with pytest.raises(JobError, match="is gone") as caught:
+        start(folder, images[: 64 * 128 - 1])
+    assert images[64 * 128 - 1].path in str(caught.value)
+
+
 def test_a_job_that_was_killed_while_listing_starts_again(folder):
     """SIGKILL leaves the temporary file and its folder."""
     folder.write("index/.part-00000.parquet.0123abcd.tmp", b"PAR1 and then the power went")
@@ -263,9 +339,9 @@ def damaged(data: bytes, how: str) -> bytes:
 def test_a_damaged_index(folder, how):
     start(folder, listing(5000))
     folder.write(NAME, damaged(folder.read(NAME), how))
-    for attempt in (lambda: Index.open(folder), lambda: start(folder, forbidden())):
+    for attempt in (Index.open, lambda folder: start(folder, forbidden())):
         with pytest.raises(JobError) as caught:
-            attempt()
+            rows(attempt(folder))
         assert folder.join(NAME) in str(caught.value)
 
 

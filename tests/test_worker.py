@@ -136,6 +136,7 @@ def train(keras, tmp_path, monkeypatch):
             task,
             rank=0,
             workers=Workers(1),
+            scratch=None,
             checkpoints=checkpoints or Checkpoints(tmp_path / str(len(list(tmp_path.iterdir())))),
             report=reports.append,
         )

@@ -35,7 +35,8 @@ def annotate(job: Pass, target: Folder, *, address: str | None) -> None:
     Raises:
         JobError: a picture could not be read again or a copy not be written.
     """
-    with cluster.connect(address):
+    with cluster.connect(address) as connected:
+        connected()
         import ray.data
 
         shards = [{"shard": shard} for shard in range(len(job.index.shard_sizes))]

@@ -7,7 +7,9 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,40 +22,88 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 
+_LOCAL = {
+    # Nobody looks at the metrics of a Ray that lives as long as a command, and nobody takes its machine away;
+    # each would cost a process of Python.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+Connected = Callable[[], None]
+"""Waits until Ray is there; raises UserError if there is none at the address."""
+_current: Connected | None = None
+
 
 @contextmanager
-def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
+def connect(address: str | None, *, cpus: int = 2, needed: bool = True) -> Iterator[Connected]:
     """Connect to the Ray at `address`, or start a local one and stop it at the end.
 
-    A Ray that this process is connected to already is used, and left as it is.
+    The block begins while Ray still starts, for what can be done meanwhile; it is given a function that
+    waits until Ray is there. A Ray that this process is connected to already is used, and left as it is.
 
     Args:
         address: of a running Ray.
         cpus: what a local Ray must be able to run at once, even if it has fewer; by default the
             network and one task that decodes.
-
-    Raises:
-        UserError: there is no Ray at that address.
+        needed: if not, nothing is started or connected to.
     """
+    global _current  # noqa: PLW0603 - there is one Ray for a process.
+    if _current is not None:  # Of the command that this one is a part of.
+        yield _current
+        return
+    if not needed or is_connected():
+        yield lambda: None
+        return
+    _prepare(address)
+    starting: Future[None] = Future()
+    over = threading.Event()
+
+    def keep() -> None:
+        try:
+            _start(address, cpus)
+        except BaseException as error:
+            starting.set_exception(error)
+            return
+        starting.set_result(None)
+        over.wait()  # The kernel ends Ray's processes together with the thread that started them.
+        sys.modules["ray"].shutdown()
+
+    thread = threading.Thread(target=keep, name="ray", daemon=True)
+    thread.start()
+    _current = starting.result
+    try:
+        yield _current
+    finally:
+        _current = None
+        over.set()
+        thread.join()
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to a Ray, or about to be."""
+    return _current is not None or ("ray" in sys.modules and bool(sys.modules["ray"].is_initialized()))
+
+
+def _prepare(address: str | None) -> None:
+    """Set what Ray reads when it is imported."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0", **_ENVIRONMENT}
-    if address is None and "ray" not in sys.modules:  # Ray reads it when it is imported.
+    # Or a thread that still asks for results when a command is stopped would start another Ray.
+    settings |= {"RAY_ENABLE_AUTO_CONNECT": "0"}
+    if address is None:
+        settings |= _LOCAL
+    if address is None and "ray" not in sys.modules:
         # A token of its own, in memory: Ray would write one to the home folder.
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    quiet = not logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
-    if quiet:
+    if not _debugging():
         # Ray prints an error about the constructor arguments of Ray Data's actor pools (ray#53727).
         settings["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    if quiet:
-        for name in ("ray.data", "ray.train"):  # What fails is raised as well.
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    if ray.is_initialized():
-        yield
-        return
+
+def _start(address: str | None, cpus: int) -> None:
+    """Connect. Raises UserError if there is no Ray at that address."""
+    import ray
+
     local: dict[str, Any] = {
         "address": "local",
         "num_cpus": max(cpus, os.cpu_count() or cpus),
@@ -68,10 +118,16 @@ def connect(address: str | None, *, cpus: int = 2) -> Iterator[None]:
             raise
         why = str(error).strip().partition("\n")[0]
         raise UserError(f"no Ray answers at --address {address}: {type(error).__name__}: {why}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    if not _debugging():
+        for name in ("ray.data", "ray.train"):  # What fails is raised as well.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _debugging() -> bool:
+    return logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
 
 
 def reason(error: BaseException) -> str:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tlray import decoder, pipeline, predict
+from tlray import cluster, decoder, pipeline, predict
 from tlray.config import EvaluateConfig
 from tlray.errors import JobError, UserError
 from tlray.featureset import FeatureSet, Rows
-from tlray.index import NAME as INDEX
-from tlray.index import Index
+from tlray.index import Index, piece_name
 from tlray.listing import Images
 from tlray.model import NETWORK, Model, load
 from tlray.report import TILES, ClassScore, Evaluation, Mistake, write_report
@@ -61,7 +60,7 @@ def evaluate(
     trained = Model.open(model)
     report = Folder.open(out) if out else trained.folder.child("report")
     folder = Folder.open(data)
-    if folder.is_file(INDEX):
+    if folder.is_file(piece_name(0)):
         features = FeatureSet.open(data)
         counts = Index.open(features.folder).count("split", "label")
         split = _check(counts, config.split, data, trained)
@@ -216,9 +215,10 @@ def _from_images(
     job = f"{what} {config.precision} {model.manifest['created']}"
     key = hashlib.sha256(job.encode()).hexdigest()[:8]
     parts = report.child(f".parts-{key}")
-    work = predict.start(model, source.root, chosen, what, parts, config)
-    predict.run(work, model, progress, address=address)
-    pipeline.reconcile(work)
+    with cluster.connect(address) as connected:
+        work = predict.start(model, source.root, chosen, what, parts, config)
+        predict.run(work, model, progress, connected)
+        pipeline.reconcile(work)
     yield from map(Rows.of, predict.tables(work))
     parts.remove()
 

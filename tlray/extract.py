@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import pipeline
+from tlray import cluster, pipeline
 from tlray.config import ExtractConfig
 from tlray.featureset import FORMAT, MANIFEST, part_name
 from tlray.index import Index
@@ -39,8 +39,8 @@ def extract(
         progress: called after each shard.
 
     Returns:
-        JSON values: out, images, rows, errors, seconds, images_per_second (of this run), limited_by, and
-        passed_over: files that are no images by their name (0 if the job was begun before).
+        JSON values: out, what `pipeline.told` says, and passed_over: files that are no images by their name
+        (0 if they were listed before).
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -58,50 +58,34 @@ def extract(
         "seed": config.seed if config.split is not None else None,
         "provenance": frozen.provenance.identity(),
     }
-    index = Index.start(folder, source, config.batch_size, job)
-    labels = index.count("split", "label")
-    work = pipeline.Pass(
-        root=source.root,
-        index=index,
-        out=folder,
-        image_size=frozen.provenance.image_size,
-        batch_size=config.batch_size,
-        store=config.store,
-        metadata={"job": job, "classes": _classes(labels), "versions": versions()},
-        max_bad_fraction=config.max_bad_fraction,
-    )
-    done = pipeline.run(work, frozen.loader, progress, address=address)
-    errors = pipeline.reconcile(work)
-    seconds = time.monotonic() - started
-    images_done = sum(shard.rows + shard.errors for shard in done)
+    with cluster.connect(address, needed=not folder.is_file(MANIFEST)) as connected:
+        index = Index.start(folder, source, config.batch_size, job)
+        work = pipeline.Pass(
+            root=source.root,
+            index=index,
+            out=folder,
+            image_size=frozen.provenance.image_size,
+            batch_size=config.batch_size,
+            store=config.store,
+            metadata={"job": job, "versions": versions()},
+            max_bad_fraction=config.max_bad_fraction,
+        )
+        done = pipeline.run(work, frozen.loader, progress, connected)
+        errors = pipeline.reconcile(work)
     result = {
-        "images": index.images,
-        "rows": index.images - errors.num_rows,
-        "errors": errors.num_rows,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(images_done / seconds, 3),
-        "limited_by": pipeline.limited_by(done),
+        **pipeline.told(work, done, errors, time.monotonic() - started),
         "passed_over": source.others,
     }
     if not folder.is_file(MANIFEST):
         folder.sweep()
         folder.sweep("errors")
-        _finish(work, frozen.provenance, labels, errors, result)
+        _finish(work, frozen.provenance, errors, result)
     return {"out": folder.uri, **result}
 
 
-def _classes(labels: Counter[tuple[str | None, ...]]) -> list[str]:
-    return sorted({label for _, label in labels if label is not None})
-
-
-def _finish(
-    work: pipeline.Pass,
-    provenance: Provenance,
-    labels: Counter[tuple[str | None, ...]],
-    errors: pa.Table,
-    result: dict[str, Any],
-) -> None:
+def _finish(work: pipeline.Pass, provenance: Provenance, errors: pa.Table, result: dict[str, Any]) -> None:
     """Write the manifest, which makes the set complete."""
+    labels = work.index.count("split", "label")
     kept = labels - Counter(zip(errors["split"].to_pylist(), errors["label"].to_pylist(), strict=True))
     splits: Counter[str] = Counter()
     per_class: Counter[str] = Counter()
@@ -115,7 +99,7 @@ def _finish(
         "job": work.metadata["job"],
         "provenance": provenance.to_json(),
         "feature_shape": list(shape),
-        "classes": work.metadata["classes"],
+        "classes": sorted({label for _, label in labels if label is not None}),
         "rows_per_class": dict(sorted(per_class.items())),
         "splits": dict(sorted(splits.items())),
         "shards": len(work.index.shard_sizes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,12 @@ _ROW_GROUP_BYTES = 16 << 20
 
 def part_name(shard: int) -> str:
     return f"part-{shard:05d}.parquet"
+
+
+def shard_of(name: str) -> int | None:
+    """The shard whose part file has this name; None if it is no part file."""
+    number = re.fullmatch(r"part-(\d{5,})\.parquet", name)
+    return int(number[1]) if number else None
 
 
 def error_name(shard: int) -> str:

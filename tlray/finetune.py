@@ -14,7 +14,7 @@ from tlray.claim import WORK, identity
 from tlray.config import FinetuneConfig, option
 from tlray.errors import UserError
 from tlray.featureset import FeatureSet
-from tlray.index import NAME as INDEX
+from tlray.index import piece_name
 from tlray.listing import Images
 from tlray.model import trained_part
 from tlray.origin import Origin
@@ -56,7 +56,7 @@ def finetune(
     """
     started = time.monotonic()
     folder = Folder.open(out)
-    decide = _from_features if Folder.open(data).is_file(INDEX) else _from_images
+    decide = _from_features if Folder.open(data).is_file(piece_name(0)) else _from_images
     found = decide(data, folder, config, model, progress)
     origin = found.origin
     job = {"data": found.identity, **origin.identity, "training": identity(config)}
@@ -64,7 +64,9 @@ def finetune(
         return result
     # Built once here, so that a head that does not fit is told before hours of work.
     trained_part(origin.frozen, origin.end, origin.head, len(found.classes))
-    with claim.claimed(folder, job), cluster.connect(address, cpus=training.cpus(config, config.streams)):
+    cpus = training.cpus(config, config.streams)
+    with claim.claimed(folder, job), cluster.connect(address, cpus=cpus) as connected:
+        connected()
         training.check_workers(config, config.streams)
         ready = found.rows(folder.child(WORK))
         return training.run(

@@ -10,6 +10,7 @@ from tlray import claim, cluster, holdout, plugins, training
 from tlray.config import FitConfig
 from tlray.featureset import ERRORS, FeatureSet
 from tlray.network import FrozenPart
+from tlray.runtime import has_hidden_gpus
 from tlray.storage import Folder
 
 _CHECKPOINT_SECONDS = 10
@@ -51,9 +52,14 @@ def fit(
     job = {**data.identity, "provenance": data.provenance.identity(), "training": claim.identity(config)}
     if (result := claim.finished(folder, job)) is not None:
         return result
-    rows, validation = holdout.load(data, config)
     frozen = FrozenPart.of(data.provenance)
-    with claim.claimed(folder, job), cluster.connect(address, cpus=training.cpus(config, streaming=False)):
+    # To start Ray Train takes longer than to train a head (tests/benchmarks), and one worker has nobody to
+    # share with. GPUs that were hidden from this process are there for a worker.
+    alone = config.workers == 1 and not (address or cluster.is_connected() or has_hidden_gpus())
+    cpus = training.cpus(config, streaming=False)
+    with claim.claimed(folder, job), cluster.connect(address, cpus=cpus, needed=not alone) as connected:
+        rows, validation = holdout.load(data, config)
+        connected()
         return training.run(
             training.Training(
                 config=config,
@@ -75,4 +81,5 @@ def fit(
             before=[],
             started=started,
             report=report,
+            alone=alone,
         )

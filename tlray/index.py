@@ -1,15 +1,13 @@
-"""The list of all images of a job, cut into shards: written once, so that membership never changes."""
+"""The list of a job's images, cut into shards; what is written of it never changes."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray.errors import JobError, UserError
@@ -27,26 +25,39 @@ SCHEMA = pa.schema(
         ("shard", pa.int32()),
     ]
 )
-NAME = "index/part-00000.parquet"
-_SHARDS_PER_GROUP = 64
-"""Shards in one row group, so that the task of a shard reads little more than its own rows."""
+_SHARDS_PER_PIECE = 64
 _FIRST, _LATER = 128, 1024
-"""Images in a shard of the first row group and of the later ones: a small set is still spread
-over many tasks, a large one makes files of a sensible size, and the total need not be known."""
+"""Images in a shard of the first piece and of the later ones: a small set is still spread over many
+tasks, a large one makes files of a sensible size, and the total need not be known."""
+_POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
+def piece_name(piece: int) -> str:
+    return f"index/part-{piece:05d}.parquet"
+
+
 class Index:
-    """The written index of a feature set; small enough to be sent to every task."""
+    """The index of a job. It may still grow: shards are worked on while later images are being listed.
 
-    folder: Folder
-    stamp: Mapping[str, Any]
-    """What the job was started with."""
-    shard_sizes: tuple[int, ...] = field(repr=False)
+    A piece of it is one Parquet file with 64 shards. The last piece says that it is the last.
+    """
 
-    @property
-    def images(self) -> int:
-        return sum(self.shard_sizes)
+    def __init__(self, folder: Folder, job: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.job = job
+        """What the job was started with."""
+        self.shard_sizes: list[int] = []
+        """Images in each shard, of the pieces that are there."""
+        self.images = 0
+        """In those shards."""
+        self.complete = False
+        """Whether all images are listed."""
+        self._pieces = 0
+        self._rest: Iterator[_Piece] = iter(())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is sent to a task: where the index is, not how much of it is there."""
+        return Index, (self.folder, self.job)
 
     @classmethod
     def start(
@@ -57,11 +68,11 @@ class Index:
         job: Mapping[str, Any],
         copies: int = 1,
     ) -> Index:
-        """Begin a job in a folder, or go on with the same job there.
+        """Begin a job in a folder, or go on with the same job there; one piece at least is there then.
 
         Args:
             folder: that the job writes to.
-            images: listed and written down for a new job; not looked at when the job goes on.
+            images: listed and written down; what an earlier run has written down is skipped.
             batch_size: of the network; a shard is a multiple of it.
             job: JSON values that say all that the job's result depends on.
             copies: how many rows of the network's input an image makes; shards have so many fewer images.
@@ -69,14 +80,14 @@ class Index:
         Raises:
             UserError: the folder holds another job or other files, or there is no image; nothing
                 was written.
+            JobError: the index is damaged.
         """
-        if folder.is_file(NAME):
-            index = cls.open(folder)
-            if index.stamp != job:
-                raise UserError(
-                    f"{folder.uri} holds another job ({', '.join(_differences(index.stamp, job))}): "
-                    "choose another folder, or remove this one"
-                )
+        index = cls(folder, job)
+        size = _shard_size(batch_size, copies)
+        if folder.is_file(piece_name(0)):
+            index._read(job)
+            if not index.complete:
+                index._rest = _pieces(index._unlisted(images), size, index._pieces)
             return index
         # A listing that was killed leaves no more than a temporary file.
         strangers = [name for name in folder.names() if name != "index" or folder.is_file(name)]
@@ -87,69 +98,170 @@ class Index:
                 f"{folder.uri} is not empty and is no job of tlray (it holds {', '.join(strangers[:3])}"
                 f"{', ...' if len(strangers) > 3 else ''}): choose a new folder"
             )
+        index._rest = _pieces(iter(images), size, 0)
         try:
-            return cls._write(folder, images, batch_size, job, copies)
+            index._write(next(index._rest))
         except BaseException as error:
-            folder.remove("index")
+            index.discard()
             if not isinstance(error, OSError):
                 raise
             raise UserError(f"cannot write to {folder.uri}: {error.strerror or error}") from error
-
-    @classmethod
-    def _write(
-        cls, folder: Folder, images: Iterable[Listed], batch_size: int, job: Mapping[str, Any], copies: int
-    ) -> Index:
-        rows = iter(images)
-        first = next(rows)  # Without any image this raises before there is a file.
-        schema = SCHEMA.with_metadata(stamp(job))
-        with folder.writing(NAME) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-            for group in _groups(chain([first], rows), batch_size, copies):
-                columns = zip(*group, strict=True)
-                arrays = [
-                    pa.array(column, type_) for column, type_ in zip(columns, SCHEMA.types, strict=True)
-                ]
-                writer.write_table(pa.table(arrays, schema=schema), row_group_size=len(group))
-        return cls.open(folder)
+        return index
 
     @classmethod
     def open(cls, folder: Folder) -> Index:
         """Open the index of a job that was started before.
 
         Raises:
-            JobError: the file is not an index.
+            JobError: there is none, or it is damaged.
+        """
+        index = cls(folder, _read_piece(folder, 0, None, _stamp)[0]["job"])
+        index._read(index.job)
+        return index
+
+    def grow(self) -> Iterator[None]:
+        """List what is left, a piece at each step.
+
+        Raises:
+            JobError: a folder cannot be listed, or not be written to.
         """
         try:
-            with folder.filesystem.open_input_file(folder.join(NAME)) as stream:
-                file = pq.ParquetFile(stream)
-                if not file.schema_arrow.equals(SCHEMA):
-                    raise ValueError(f"columns {file.schema_arrow.names}, expected {SCHEMA.names}")
-                sizes: list[int] = []
-                for batch in file.iter_batches(columns=["shard"]):
-                    for count in pc.value_counts(batch["shard"]).to_pylist():
-                        shard = count["values"]
-                        sizes.extend([0] * (shard + 1 - len(sizes)))
-                        sizes[shard] += count["counts"]
-                return cls(folder, read_stamp(file.schema_arrow.metadata), tuple(sizes))
-        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
-            raise JobError(
-                f"{folder.join(NAME)} cannot be read: {error}; if it is damaged, remove {folder.uri}"
-            ) from error
+            for piece in self._rest:
+                self._write(piece)
+                yield
+        except UserError as error:
+            raise JobError(f"{error}; then run it again to go on") from error
 
-    def rows(self, shard: int) -> pa.Table:
-        """The rows of one shard, in the order of the listing."""
-        with self.folder.filesystem.open_input_file(self.folder.join(NAME)) as stream:
-            group = pq.ParquetFile(stream).read_row_group(shard // _SHARDS_PER_GROUP)
-        return group.filter(pc.field("shard") == shard)
+    def finish(self) -> None:
+        """List all that is left; errors as of `grow`."""
+        for _ in self.grow():
+            pass
+
+    def discard(self) -> None:
+        """Remove it, and the folder if nothing else is in it."""
+        self.folder.remove("index")
+        self.folder.remove_empty()
+
+    def shards(self, done: Container[int]) -> Iterator[pa.Table]:
+        """The rows of each shard but those that are done, in order; waits for what is still being listed."""
+        piece, last = 0, False
+        while not last:
+            while not self.folder.is_file(piece_name(piece)):
+                time.sleep(_POLL_SECONDS)
+            table, sizes, last = _read_piece(self.folder, piece, self.job, pq.ParquetFile.read)
+            start = 0
+            for number, size in enumerate(sizes, start=piece * _SHARDS_PER_PIECE):
+                if number not in done:
+                    yield table.slice(start, size)
+                start += size
+            piece += 1
 
     def count(self, *columns: str) -> Counter[tuple[str | None, ...]]:
         """How many images there are of each combination of values of these columns."""
         counts: Counter[tuple[str | None, ...]] = Counter()
-        with self.folder.filesystem.open_input_file(self.folder.join(NAME)) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=columns):
-                groups = pa.table(batch).group_by(list(columns)).aggregate([([], "count_all")])
-                for row in groups.to_pylist():
-                    counts[tuple(row[name] for name in columns)] += row["count_all"]
+        for piece in range(self._pieces):
+            table, _, _ = _read_piece(self.folder, piece, self.job, lambda file: file.read(columns))
+            for row in table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist():
+                counts[tuple(row[name] for name in columns)] += row["count_all"]
         return counts
+
+    def _read(self, job: Mapping[str, Any]) -> None:
+        """Take in the pieces that are there, from their footers."""
+        while not self.complete and self.folder.is_file(piece_name(self._pieces)):
+            _, sizes, last = _read_piece(self.folder, self._pieces, job, _stamp)
+            self._add(sizes, last)
+
+    def _add(self, sizes: list[int], last: bool) -> None:
+        self._pieces += 1
+        self.shard_sizes.extend(sizes)
+        self.images += sum(sizes)
+        self.complete = last
+
+    def _unlisted(self, images: Iterable[Listed]) -> Iterator[Listed]:
+        """The images that come after those that are written down."""
+        piece = self._pieces - 1
+        table, _, _ = _read_piece(self.folder, piece, self.job, lambda file: file.read(["path"]))
+        last = table["path"][-1].as_py()
+        rows = iter(images)
+        if not any(row.path == last for row in rows):
+            raise JobError(
+                f"the images are not those that {self.folder.uri} was begun with: {last} is gone; "
+                "bring it back, or choose a new folder"
+            )
+        return rows
+
+    def _write(self, piece: _Piece) -> None:
+        rows, sizes, last = piece
+        schema = SCHEMA.with_metadata(stamp({"job": self.job, "shards": sizes, "last": last}))
+        columns = zip(*rows, strict=True)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
+        with self.folder.writing(piece_name(self._pieces)) as stream:
+            pq.write_table(pa.table(arrays, schema=schema), stream, compression="zstd")
+        self._add(sizes, last)
+
+
+_Piece = tuple[list[tuple[Any, ...]], list[int], bool]
+"""The listed rows, each with its shard; the sizes of the shards; and whether it is the last."""
+
+
+def _shard_size(batch_size: int, copies: int) -> Callable[[int], int]:
+    """The size of a shard by its number: a multiple of the batch."""
+
+    def size(shard: int) -> int:
+        images = max(1, (_FIRST if shard < _SHARDS_PER_PIECE else _LATER) // copies)
+        return -(-images // batch_size) * batch_size
+
+    return size
+
+
+def _pieces(rows: Iterator[Listed], shard_size: Callable[[int], int], piece: int) -> Iterator[_Piece]:
+    """The rows of each piece from a number on, each when it is known whether another follows."""
+    ahead = next(rows, None)
+    while ahead is not None:
+        found: list[tuple[Any, ...]] = []
+        sizes: list[int] = []
+        for shard in range(piece * _SHARDS_PER_PIECE, (piece + 1) * _SHARDS_PER_PIECE):
+            first = len(found)
+            while ahead is not None and len(found) - first < shard_size(shard):
+                found.append((*ahead, shard))
+                ahead = next(rows, None)
+            if len(found) > first:
+                sizes.append(len(found) - first)
+        yield found, sizes, ahead is None
+        piece += 1
+
+
+def _stamp(file: pq.ParquetFile) -> dict[str, Any]:
+    return read_stamp(file.schema_arrow.metadata)
+
+
+def _read_piece(
+    folder: Folder, piece: int, job: Mapping[str, Any] | None, read: Callable[[pq.ParquetFile], Any]
+) -> tuple[Any, list[int], bool]:
+    """What `read` finds in a piece, the sizes of its shards, and whether it is the last.
+
+    Raises:
+        UserError: it is of another job.
+        JobError: it is no piece of an index.
+    """
+    path = folder.join(piece_name(piece))
+    try:
+        with folder.filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ValueError(f"columns {file.schema_arrow.names}, expected {SCHEMA.names}")
+            found = _stamp(file)
+            sizes, last, theirs = list(found["shards"]), bool(found["last"]), found["job"]
+            if sum(sizes) != file.metadata.num_rows:
+                raise ValueError(f"{file.metadata.num_rows} rows, expected {sum(sizes)}")
+            if job is None or theirs == job:
+                return read(file), sizes, last
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"{path} cannot be read: {error}; if it is damaged, remove {folder.uri}") from error
+    raise UserError(
+        f"{folder.uri} holds another job ({', '.join(_differences(theirs, job))}): "
+        "choose another folder, or remove this one"
+    )
 
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
@@ -159,20 +271,3 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator
             yield from _differences(old, new)
         elif old != new:
             yield f"{name} {old}, not {new}"
-
-
-def _groups(rows: Iterator[Listed], batch_size: int, copies: int) -> Iterator[list[tuple[Any, ...]]]:
-    """Row groups: the listed rows, each with its shard."""
-    shard = 0
-    group: list[tuple[Any, ...]] = []
-    in_shard = 0
-    for row in rows:
-        size = max(1, (_FIRST if shard < _SHARDS_PER_GROUP else _LATER) // copies)
-        if in_shard >= -(-size // batch_size) * batch_size:
-            shard, in_shard = shard + 1, 0
-            if shard % _SHARDS_PER_GROUP == 0:
-                yield group
-                group = []
-        group.append((*row, shard))
-        in_shard += 1
-    yield group

@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import cluster, decoder, featureset
+from tlray import cluster, decoder, featureset, verdict
 from tlray.augment import Views
 from tlray.errors import JobError, UserError
-from tlray.index import NAME as INDEX
 from tlray.index import Index
 from tlray.network import Network
 from tlray.storage import Folder
+from tlray.verdict import Shard
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 Progress = Callable[[int, int], None]
 """Called with the images done and to do after each shard."""
@@ -48,42 +52,24 @@ class Pass:
     """With `views`: so many of each image, which give a row (copies, *shape) of features."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """What became of one shard."""
-
-    rows: int
-    errors: int
-    read_seconds: float
-    decode_seconds: float
-    network_seconds: float
-    write_seconds: float
-    actor: str
-    started: float
-    """When the network got it, seconds since the epoch."""
-    ended: float
-
-
-def pending(job: Pass) -> list[int]:
-    """The shards that have no file yet."""
-    there = set(job.out.names())
-    return [shard for shard in range(len(job.index.shard_sizes)) if featureset.part_name(shard) not in there]
+def finished(job: Pass) -> set[int]:
+    """The shards that have a file."""
+    return {shard for name in job.out.names() if (shard := featureset.shard_of(name)) is not None}
 
 
 def run(
     job: Pass,
     loader: Callable[[], Callable[[], Network]],
     progress: Progress,
-    *,
-    address: str | None,
+    connected: cluster.Connected,
 ) -> list[Shard]:
-    """Bring all pending shards to files.
+    """Bring all shards that have no file to files, and list the images that are not listed yet meanwhile.
 
     Args:
         job: the pass.
         loader: called once Ray is connected; what it returns is called once in each actor.
         progress: called after each shard.
-        address: of a running Ray; without it a local one is started and stopped.
+        connected: waits until Ray is there.
 
     Returns:
         What became of the shards, those of an earlier run left out.
@@ -92,32 +78,32 @@ def run(
         UserError: there is no Ray at that address.
         JobError: more images are bad than `max_bad_fraction` allows, or a task failed for good.
     """
-    shards = pending(job)
-    if not shards:
+    done = finished(job)
+    if job.index.complete and len(done) == len(job.index.shard_sizes):
         return []
+    from tlray import source  # noqa: F401 - takes time, while Ray starts.
+
     try:
-        with cluster.connect(address):
-            return _run(job, shards, loader(), progress)
+        connected()
     except UserError:
-        if len(shards) == len(job.index.shard_sizes):  # Nothing was started: nothing is left behind.
-            job.out.remove(INDEX)
-            job.out.remove_empty("index")
-            job.out.remove_empty()
+        if not done:  # Nothing was started: nothing is left behind.
+            job.index.discard()
         raise
+    return _run(job, done, loader(), progress)
 
 
-def _run(
-    job: Pass, shards: list[int], load_network: Callable[[], Network], progress: Progress
-) -> list[Shard]:
+def _run(job: Pass, done: set[int], load_network: Callable[[], Network], progress: Progress) -> list[Shard]:
     import ray.data
+
+    from tlray import source
 
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
-    context.target_max_block_size = None  # A shard is one block, however large.
+    context.target_max_block_size = 1  # Every row is a block: see `source.pack`.
     actors, gpus = _actors()
     results = (
-        ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        .map_batches(_decode, fn_args=(job,), batch_size=None, num_cpus=1)
+        source.shards(job.index, done)
+        .map_batches(_decode, fn_args=(job,), batch_size=None, batch_format="pyarrow", num_cpus=1)
         .map_batches(
             _NetworkActor,
             fn_constructor_args=(job, load_network),
@@ -129,16 +115,34 @@ def _run(
             num_gpus=gpus,
         )
     )
-    done: list[Shard] = []
-    total = sum(job.index.shard_sizes[shard] for shard in shards)
+    # In a thread, because here the listing goes on. It ends with Ray at the latest.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="results")
+    consuming = pool.submit(_consume, results, job, done, progress)
+    pool.shutdown(wait=False)
+    for _ in job.index.grow():
+        if consuming.done():
+            break
     try:
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            done.extend(Shard(**row) for row in batch.to_pylist())
-            progress(sum(shard.rows + shard.errors for shard in done), total)
-            _check_bad(job, sum(shard.errors for shard in done))
+        return consuming.result()
     except ray.exceptions.RayError as error:
         raise JobError(f"the job failed: {cluster.reason(error)}; run it again to go on") from error
-    return done
+
+
+def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress) -> list[Shard]:
+    """Run the dataset and follow what comes out of it."""
+    found: list[Shard] = []
+    images = errors = 0
+    before = sum(job.index.shard_sizes[shard] for shard in done)
+    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for shard in (Shard(**row) for row in batch.to_pylist()):
+            found.append(shard)
+            images += shard.rows + shard.errors
+            errors += shard.errors
+        complete, total = job.index.complete, job.index.images - before
+        progress(images, total if complete else max(total, images + 1))
+        if complete:  # Or a bad folder at the beginning would end a job that is good on the whole.
+            _check_bad(job, errors)
+    return found
 
 
 def reconcile(job: Pass) -> pa.Table:
@@ -166,21 +170,20 @@ def _check_bad(job: Pass, errors: int) -> None:
         )
 
 
-def limited_by(shards: list[Shard]) -> str:
-    """What the network waited for, or "network" if it hardly waited; "nothing" if nothing ran."""
-    if not shards:
-        return "nothing"
-    spent = {
-        "reading": sum(shard.read_seconds for shard in shards),
-        "decoding": sum(shard.decode_seconds for shard in shards),
-        "network": sum(shard.network_seconds for shard in shards),
-        "writing": sum(shard.write_seconds for shard in shards),
+def told(job: Pass, done: list[Shard], errors: pa.Table, seconds: float) -> dict[str, Any]:
+    """What a job tells of a pass that is finished, as JSON values.
+
+    Returns:
+        images, rows, errors, seconds, images_per_second (of this run), and what `verdict.judge` finds.
+    """
+    return {
+        "images": job.index.images,
+        "rows": job.index.images - errors.num_rows,
+        "errors": errors.num_rows,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(sum(shard.rows + shard.errors for shard in done) / seconds, 3),
+        **verdict.judge(done),
     }
-    span = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
-    span *= len({shard.actor for shard in shards})
-    if spent["network"] + spent["writing"] >= 0.8 * span:
-        return "network" if spent["network"] >= spent["writing"] else "writing"
-    return "reading" if spent["reading"] > spent["decoding"] else "decoding"
 
 
 def _actors() -> tuple[int, int]:
@@ -192,13 +195,14 @@ def _actors() -> tuple[int, int]:
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()), 0
 
 
-def _decode(batch: dict[str, npt.NDArray[Any]], job: Pass) -> pa.Table:
+def _decode(row: pa.Table, job: Pass) -> pa.Table:
     """A shard's rows with their pixels, (size, size, 3) or with views (copies, size, size, 3).
 
     A bad image has its error and no pixels worth reading.
     """
-    (shard,) = batch["shard"]
-    rows = job.index.rows(int(shard)).select(["path", "split", "label", "shard"])
+    from tlray import source
+
+    rows = source.unpack(row).select(["path", "split", "label", "shard"])
     size = job.image_size
     copies = (job.copies,) if job.views else ()
     pixels = np.zeros((rows.num_rows, *copies, size, size, 3), np.uint8)
@@ -206,25 +210,25 @@ def _decode(batch: dict[str, npt.NDArray[Any]], job: Pass) -> pa.Table:
         name: [None] * rows.num_rows for name in ("stage", "error", "message")
     }
     read_seconds = decode_seconds = 0.0
-    for row, path in enumerate(rows["path"].to_pylist()):
+    for place, path in enumerate(rows["path"].to_pylist()):
         started = read = time.perf_counter()
         try:
             data = decoder.read_image(job.root, path)
             read = time.perf_counter()
-            pixels[row] = decoder.decode(data, size)
+            pixels[place] = decoder.decode(data, size)
             if job.views:
-                plain = pixels[row, 0].copy()
-                pixels[row] = [job.views.view(plain, path, number) for number in range(job.copies)]
+                plain = pixels[place, 0].copy()
+                pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]
         except decoder.BadImage as bad:
             for name, column in errors.items():
-                column[row] = getattr(bad, name)
+                column[place] = getattr(bad, name)
         read_seconds += read - started
         decode_seconds += time.perf_counter() - read
     for name, column in errors.items():
         rows = rows.append_column(name, pa.array(column, pa.string()))
     for name, seconds in (("read_seconds", read_seconds), ("decode_seconds", decode_seconds)):
         rows = rows.append_column(name, pa.array([seconds] * rows.num_rows))
-    return rows.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels))
+    return source.pack(rows.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)))
 
 
 class _NetworkActor:
@@ -235,15 +239,18 @@ class _NetworkActor:
 
         self.job = job
         self.actor = ray.get_runtime_context().get_actor_id()
+        self.device = "GPU" if ray.get_gpu_ids() else "CPU"
         self.network = load_network()
-        warm_up = np.zeros((job.batch_size, job.image_size, job.image_size, 3), np.uint8)
-        self.shape = self.network(warm_up).shape[1:]
+        # Compiles it, while the first images are decoded; one image tells the shape as well as many.
+        self.shape = self.network(np.zeros((1, job.image_size, job.image_size, 3), np.uint8)).shape[1:]
         if job.views:
             self.shape = (job.copies, *self.shape)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, row: pa.Table) -> pa.Table:
+        from tlray import source
+
         started, clock = time.time(), time.perf_counter()
-        job = self.job
+        job, table = self.job, source.unpack(row)
         shard = table["shard"][0].as_py()
         rows = table.select(["path", "split", "label"])
         good = np.asarray(table["error"].is_null())
@@ -254,17 +261,12 @@ class _NetworkActor:
             job.out.remove(featureset.error_name(shard))  # of a writer that did not come to the end
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()
         if errors.num_rows:
-            pixels = pixels[good]
+            pixels, rows = pixels[good], rows.filter(pa.array(good))
         self.seconds = 0.0
-        featureset.write_part(
-            job.out,
-            shard,
-            rows.filter(pa.array(good)),
-            self._features(pixels),
-            self.shape,
-            job.store,
-            job.metadata,
-        )
+        # A model's classes are those of its output; else they are the labels that are here.
+        metadata = {"classes": sorted(set(rows["label"].drop_null().to_pylist())), **job.metadata}
+        features = self._features(pixels)
+        featureset.write_part(job.out, shard, rows, features, self.shape, job.store, metadata)
         done = Shard(
             rows=len(pixels),
             errors=errors.num_rows,
@@ -273,6 +275,7 @@ class _NetworkActor:
             network_seconds=self.seconds,
             write_seconds=time.perf_counter() - clock - self.seconds,
             actor=self.actor,
+            device=self.device,
             started=started,
             ended=time.time(),
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from tlray import annotate, decoder, featureset, pipeline
+from tlray import annotate, cluster, decoder, featureset, pipeline, verdict
 from tlray.config import PredictConfig, RunConfig
 from tlray.errors import JobError, UserError
 from tlray.index import Index
@@ -22,6 +22,7 @@ from tlray.network import compile_network, fastest_precision
 from tlray.provenance import stamp, versions
 from tlray.runtime import prepare_keras
 from tlray.storage import Folder
+from tlray.verdict import Shard
 
 SUFFIXES = (".parquet", ".csv")
 
@@ -63,15 +64,15 @@ def start(
 
 
 def run(
-    work: pipeline.Pass, model: Model, progress: pipeline.Progress, *, address: str | None
-) -> list[pipeline.Shard]:
+    work: pipeline.Pass, model: Model, progress: pipeline.Progress, connected: cluster.Connected
+) -> list[Shard]:
     """Do what is left of a pass of a model; errors as of `pipeline.run`."""
     precision = work.metadata["job"]["precision"]
     return pipeline.run(
         work,
         lambda: loader(model.folder.read(NETWORK), work.image_size, precision),
         progress,
-        address=address,
+        connected,
     )
 
 
@@ -99,7 +100,7 @@ def predict(
         progress: called after each shard.
 
     Returns:
-        JSON values: out, images, rows, errors, seconds, images_per_second, limited_by.
+        JSON values: out, and what `pipeline.told` says.
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -126,9 +127,10 @@ def predict(
         if config.split not in (splits := {image.split for image in source}):
             there = ", ".join(sorted(filter(None, splits))) or "no splits"
             raise UserError(f"--split {config.split}: {images} has no such split: it has {there}")
-    work = start(trained, source.root, chosen, what, parts, config)
-    done = run(work, trained, progress, address=address)
-    errors = pipeline.reconcile(work)
+    with cluster.connect(address) as connected:
+        work = start(trained, source.root, chosen, what, parts, config)
+        done = run(work, trained, progress, connected)
+        errors = pipeline.reconcile(work)
     if errors.num_rows == work.index.images:
         raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
     if config.annotate is not None:
@@ -140,16 +142,7 @@ def predict(
     if errors.num_rows:
         _write(target, f"{stem}.errors.{suffix}", [errors], trained)
     parts.remove()
-    seconds = time.monotonic() - started
-    return {
-        "out": place.uri,
-        "images": work.index.images,
-        "rows": work.index.images - errors.num_rows,
-        "errors": errors.num_rows,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(sum(shard.rows + shard.errors for shard in done) / seconds, 3),
-        "limited_by": pipeline.limited_by(done),
-    }
+    return {"out": place.uri, **pipeline.told(work, done, errors, time.monotonic() - started)}
 
 
 def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]:
@@ -195,7 +188,7 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
         "errors": 0,
         "seconds": round(seconds, 3),
         "images_per_second": round(1 / seconds, 3),
-        "limited_by": "nothing",
+        **verdict.judge([]),
     }
 
 

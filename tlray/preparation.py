@@ -74,7 +74,7 @@ class Preparation:
             if counts[use]:
                 done = self._pass(use, work.child(use), counts["training"] + counts["validation"])
                 loader = _looker if self._only_looks(use) else self.origin.frozen.loader
-                pipeline.run(done, loader, progress, address=None)
+                pipeline.run(done, loader, progress, connected=lambda: None)
                 errors.append(pipeline.reconcile(done))
                 found[use] = _rows(done)
         holdout.check_rows(self.config, self.uri, found["training"], found["validation"])
@@ -102,6 +102,7 @@ class Preparation:
         job = {"pass": use}
         chosen = (image for image in self.images if self._use(image) == use)
         index = Index.start(out, chosen, _BATCH, job, copies)
+        index.finish()
         provenance = self.origin.frozen.provenance
         if not self._only_looks(use):
             row_bytes = np.dtype(provenance.store).itemsize * math.prod(self.origin.feature_shape) * copies

@@ -77,6 +77,13 @@ class Folder:
         selector = fs.FileSelector(self.join(name) if name else self.path, allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
+    def walk(self, name: str) -> list[str]:
+        """The sorted names of all files below a folder; none if there is no such folder."""
+        selector = fs.FileSelector(self.join(name), recursive=True, allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        files = [info.path for info in infos if info.type == fs.FileType.File]
+        return sorted(posixpath.relpath(path, self.path) for path in files)
+
     def read(self, name: str) -> bytes:
         """The bytes of one file.
 

@@ -33,6 +33,8 @@ class Worker:
         self.rank: int = context.get_world_rank()
         self.count: int = context.get_world_size()
         self.report: Report = report if self.rank == 0 else lambda metrics: None
+        self.scratch = "."
+        """Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere."""
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:

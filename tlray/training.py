@@ -18,7 +18,7 @@ import pyarrow as pa
 from tlray import stopping
 from tlray.claim import RESULT, WORK, result
 from tlray.config import TrainConfig
-from tlray.errors import UserError, unknown
+from tlray.errors import JobError, TlrayError, UserError, unknown
 from tlray.featureset import Rows, write_errors
 from tlray.head import Head
 from tlray.model import FORMAT, MANIFEST
@@ -113,8 +113,9 @@ def run(
     before: Sequence[Mapping[str, Any]],
     started: float,
     report: Report,
+    alone: bool = False,
 ) -> dict[str, Any]:
-    """Train on the Ray this process is connected to, and write the model.
+    """Train on the Ray this process is connected to, or alone in this process, and write the model.
 
     Args:
         training: what is trained, on what.
@@ -126,6 +127,7 @@ def run(
         before: the stages before this one.
         started: when the command was, by `time.monotonic`.
         report: called with the metrics of each epoch.
+        alone: train in this process, without Ray.
 
     Returns:
         JSON values, as `fit` returns them.
@@ -134,17 +136,8 @@ def run(
         UserError: the head or the cut does not fit.
         JobError: training failed.
     """
-    from tlray import trainer
-
-    config = training.config
-    trained: Trained = trainer.run(
-        _loop,
-        _shared(training),
-        workers=config.workers,
-        storage=folder.child(WORK),
-        streaming=training.source is not None,
-        report=report,
-    )
+    work = folder.child(WORK)
+    trained = _here(training, work, report) if alone else _on_workers(training, work, report)
     about = {**stage, **_told(training, trained), "seconds": round(time.monotonic() - started, 3)}
     manifest = {
         "format": FORMAT,
@@ -200,10 +193,41 @@ def cpus(config: TrainConfig, streaming: bool) -> int:
     return max(2, int(config.workers * (1 + STREAM_CPUS if streaming else 1) + 1))
 
 
-def _shared(training: Training) -> dict[str, Any]:
-    """What the workers need; the arrays lie in Ray's object store, once for each node."""
+def _on_workers(training: Training, work: Folder, report: Report) -> Trained:
+    """Train with Ray Train; the arrays lie in Ray's object store, once for each node."""
     import ray
 
+    from tlray import trainer
+
+    trained: Trained = trainer.run(
+        _loop_of_worker,
+        _shared(training, ray.put),
+        workers=training.config.workers,
+        storage=work,
+        streaming=training.source is not None,
+        report=report,
+    )
+    return trained
+
+
+def _here(training: Training, work: Folder, report: Report) -> Trained:
+    """Train in this process."""
+    from tlray.alone import Alone
+
+    try:
+        trained: Trained = _loop(
+            _shared(training, lambda value: value), Alone(work, report), lambda value: value
+        )
+    except TlrayError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise JobError(f"training failed: {type(error).__name__}: {reason}") from error
+    return trained
+
+
+def _shared(training: Training, put: Callable[[Any], Any]) -> dict[str, Any]:
+    """What every worker needs, with the arrays as `put` makes them shared."""
     number: dict[str | None, int] = {label: index for index, label in enumerate(training.classes)}
 
     def targets(rows: Rows) -> Any:
@@ -219,17 +243,22 @@ def _shared(training: Training) -> dict[str, Any]:
     return {
         **shared,
         "classes": len(training.classes),
-        "frozen": replace(training.frozen, arrays=ray.put(list(training.frozen.arrays))),
-        "training": ray.put((None if training.source else training.training.features, in_training)),
-        "validation": ray.put((held_out.features, targets(held_out))) if held_out.paths else None,
+        "frozen": replace(training.frozen, arrays=put(list(training.frozen.arrays))),
+        "training": put((None if training.source else training.training.features, in_training)),
+        "validation": put((held_out.features, targets(held_out))) if held_out.paths else None,
         "class_weights": weights,
     }
 
 
-def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
-    """Runs in each worker."""
+def _loop_of_worker(settings: Mapping[str, Any], worker: Any) -> Any:
+    """Runs in each worker of Ray Train."""
     import ray
 
+    return _loop(settings, worker, ray.get)
+
+
+def _loop(settings: Mapping[str, Any], worker: Any, get: Callable[[Any], Any]) -> Any:
+    """Runs in each process that trains; `get` undoes what made the arrays shared."""
     from tlray.runtime import prepare_keras
 
     prepare_keras(max(1, len(os.sched_getaffinity(0)) // worker.count))
@@ -239,23 +268,24 @@ def _loop(settings: Mapping[str, Any], worker: Any) -> Any:
 
     given = dict(settings)
     source, views = given.pop("source"), given.pop("views")
-    features, targets = ray.get(given.pop("training"))
+    features, targets = get(given.pop("training"))
     frozen = given.pop("frozen")
     validation = given.pop("validation")
     task = keras_worker.Task(
         **given,
-        frozen=replace(frozen, arrays=ray.get(frozen.arrays)),
+        frozen=replace(frozen, arrays=get(frozen.arrays)),
         features=lambda batches, epochs: (
             Stream(source, batches, epochs) if source else keras_worker.InMemory(features, views)
         ),
         targets=targets,
-        validation=ray.get(validation) if validation else None,
+        validation=get(validation) if validation else None,
     )
     return keras_worker.train(
         task,
         rank=worker.rank,
         workers=Workers(worker.count),
         checkpoints=worker,
+        scratch=worker.scratch,
         report=worker.report,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +27,7 @@ from tlray.state import State, seeds
 from tlray.training import Trained
 
 _TENSORBOARD = "tensorboard"
+_STEPS_AHEAD = 4
 
 
 class Features(Protocol):
@@ -63,38 +64,43 @@ class Checkpoints(Protocol):
         """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
 
 
-class _Slices(keras.utils.PyDataset):
-    """This worker's part of the batches of an epoch, for Keras' fit."""
+@dataclass(frozen=True)
+class _Slices:
+    """This worker's part of the batches, for Keras' fit."""
 
-    def __init__(
-        self,
-        features: Features,
-        targets: npt.NDArray[np.int64],
-        batches: GlobalBatches,
-        outputs: int,
-        class_weights: npt.NDArray[np.float32] | None = None,
-        epoch: int = 0,
-    ) -> None:
-        super().__init__()
-        self.features, self.targets, self.batches = features, targets, batches
-        self.outputs, self.class_weights = outputs, class_weights
-        self.start(epoch)
+    features: Features
+    targets: npt.NDArray[np.int64]
+    batches: GlobalBatches
+    model: keras.Model
+    class_weights: npt.NDArray[np.float32] | None = None
 
-    def __len__(self) -> int:
-        return self.batches.steps
+    def dataset(self, epochs: range) -> tf.data.Dataset:
+        """The features, encoded targets and weights of each step of these epochs.
 
-    def __getitem__(self, step: int) -> tuple[Any, Any, Any]:
-        rows, weights = self.batches.slice(self.order, step)
-        targets = self.targets[rows]
-        encoded = targets[:, None] if self.outputs == 1 else np.eye(self.outputs)[targets]
-        if self.class_weights is not None:
-            weights = weights * self.class_weights[targets]
-        features = self.features.take(self.epoch, step, rows)
-        return features.astype(np.float32, copy=False), encoded.astype(np.float32), weights
+        Taken ahead in a thread of its own, so that no step waits for it.
+        """
+        signature = (
+            tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32),
+            tf.TensorSpec((None, self.model.output_shape[-1]), tf.float32),
+            tf.TensorSpec((None,), tf.float32),
+        )
+        steps = tf.data.Dataset.from_generator(lambda: self._steps(epochs), output_signature=signature)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # There is nothing to tune, and its thread would be waited for.
+        counted = tf.data.experimental.assert_cardinality(len(epochs) * self.batches.steps)
+        return steps.apply(counted).prefetch(_STEPS_AHEAD).with_options(options)
 
-    def start(self, epoch: int) -> None:
-        """Put the rows in the order of an epoch. Keras' own `on_epoch_end` also comes before the first."""
-        self.epoch, self.order = epoch, self.batches.order(epoch)
+    def _steps(self, epochs: range) -> Iterator[tuple[Any, Any, Any]]:
+        outputs = self.model.output_shape[-1]
+        for epoch in epochs:
+            order = self.batches.order(epoch)
+            for step in range(self.batches.steps):
+                rows, weights = self.batches.slice(order, step)
+                targets = self.targets[rows]
+                encoded = targets[:, None] if outputs == 1 else np.eye(outputs, dtype=np.float32)[targets]
+                if self.class_weights is not None:
+                    weights = weights * self.class_weights[targets]
+                yield self.features.take(epoch, step, rows), encoded, weights
 
 
 class _RowMean(keras.metrics.MeanMetricWrapper):
@@ -105,7 +111,7 @@ class _RowMean(keras.metrics.MeanMetricWrapper):
 
 
 class _GlobalEpochs(keras.callbacks.Callback):
-    """Gives an epoch its rows, and makes its logs those of all workers' rows.
+    """Makes the logs of an epoch those of all workers' rows.
 
     Must stand before the callbacks that read the logs.
     """
@@ -114,20 +120,16 @@ class _GlobalEpochs(keras.callbacks.Callback):
         self,
         workers: Workers,
         metrics: list[_RowMean],
-        training: _Slices,
-        validation: _Slices | None,
+        validation: tf.data.Dataset | None,
         checkpoint_seconds: float,
     ) -> None:
         super().__init__()
-        self.training, self.validation = training, validation
+        self.validation = validation
         self.metrics = metrics
         self.checkpoint_seconds, self.last = checkpoint_seconds, time.monotonic()
         self.due = False
         """Whether the epoch that ended shall have a checkpoint."""
         self._sum = tf.function(workers.sum, autograph=False)
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.training.start(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         means, self.due = self._means()
@@ -186,6 +188,7 @@ def train(
     rank: int,
     workers: Workers,
     checkpoints: Checkpoints,
+    scratch: str | None,
     report: Callable[[dict[str, float]], None],
 ) -> Trained | None:
     """Train what comes after the cut and assemble the model; goes on from the last checkpoint.
@@ -195,6 +198,7 @@ def train(
         rank: of this worker.
         workers: all of them.
         checkpoints: where the state is kept.
+        scratch: a local folder for temporary files; None: the system's.
         report: called with the metrics of each epoch, the same on each worker.
 
     Returns:
@@ -214,8 +218,7 @@ def train(
         seed=config.seed,
     )
     metrics = _compile(model, task, batches.steps, workers)
-    # Below Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere.
-    with tempfile.TemporaryDirectory(prefix="tlray-", dir=".") as name:
+    with tempfile.TemporaryDirectory(prefix="tlray-", dir=scratch) as name:
         state = State(model, config, Path(name))
         with checkpoints.latest() as checkpoint:
             if checkpoint is not None:
@@ -223,8 +226,8 @@ def train(
         _drop_differently(model, rank)
         ahead = range(len(state.history), config.epochs)
         if ahead and not stopping.stops(state.history, config):
-            seen = _seen(task, batches, ahead, model.output_shape[-1])
-            epochs = _GlobalEpochs(workers, metrics, seen, _held_out(task, seen), task.checkpoint_seconds)
+            seen = _Slices(task.features(batches, ahead), task.targets, batches, model, task.class_weights)
+            epochs = _GlobalEpochs(workers, metrics, _held_out(task, seen), task.checkpoint_seconds)
 
             def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
                 found = {"epoch": epoch + 1, **logs}
@@ -242,9 +245,14 @@ def train(
                 # The last, so that what the others write is part of the checkpoint.
                 keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch),
             ]
-            epoch = ahead.start
             model.fit(
-                seen, initial_epoch=epoch, epochs=ahead.stop, shuffle=False, verbose=0, callbacks=callbacks
+                seen.dataset(ahead),
+                steps_per_epoch=batches.steps,
+                initial_epoch=ahead.start,
+                epochs=ahead.stop,
+                shuffle=False,
+                verbose=0,
+                callbacks=callbacks,
             )
         return _finish(state, task) if rank == 0 else None
 
@@ -257,13 +265,7 @@ def _build(task: Task) -> Network:
     return Network(part.input, part.output, name=part.name)
 
 
-def _seen(task: Task, batches: GlobalBatches, epochs: range, outputs: int) -> _Slices:
-    """This worker's part of the training rows, in the epochs to come."""
-    features = task.features(batches, epochs)
-    return _Slices(features, task.targets, batches, outputs, task.class_weights, epochs.start)
-
-
-def _held_out(task: Task, seen: _Slices) -> _Slices | None:
+def _held_out(task: Task, seen: _Slices) -> tf.data.Dataset | None:
     """This worker's part of the validation rows, in their own order."""
     if task.validation is None:
         return None
@@ -272,7 +274,7 @@ def _held_out(task: Task, seen: _Slices) -> _Slices | None:
     # As many as make a step of sensible size, whatever the rows are.
     batch_size = max(workers, min(1024, (64 << 20) // max(1, features[0].nbytes)))
     batches = GlobalBatches(rows=len(targets), batch_size=batch_size, workers=workers, rank=rank, seed=None)
-    return _Slices(InMemory(features), targets, batches, seen.outputs)
+    return _Slices(InMemory(features), targets, batches, seen.model).dataset(range(1))
 
 
 def _tensorboard(folder: Path) -> list[keras.callbacks.Callback]:
@@ -323,7 +325,8 @@ def _compile(model: Network, task: Task, steps: int, workers: Workers) -> list[_
     if workers.count > 1:
         optimizer = averaging(optimizer, workers)
         model.share_statistics(workers)
-    model.compile(optimizer, loss, weighted_metrics=metrics, jit_compile=False)
+    # An epoch is one call of a graph: from step to step nothing comes back to Python.
+    model.compile(optimizer, loss, weighted_metrics=metrics, steps_per_execution=steps, jit_compile=False)
     optimizer.build(model.trainable_variables)  # So that a checkpoint has variables to go to.
     return metrics
 

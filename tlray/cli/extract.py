@@ -32,10 +32,14 @@ def extract(
 
 def summary(found: dict[str, object], what: str) -> str:
     """The counts of a pass over images, for people."""
+    from tlray.verdict import sentence
+
     passed_over = found.get("passed_over")
     note = f"passed over {passed_over:,} files that are no images by their name\n" if passed_over else ""
-    return note + (
+    lines = [
         f"{found['images']:,} images: {found['rows']:,} rows, {found['errors']:,} errors "
-        f"in {found['seconds']:.1f} s ({found['images_per_second']:.1f} images/s, "
-        f"limited by {found['limited_by']})\n{what}: {found['out']}"
-    )
+        f"in {found['seconds']:.1f} s ({found['images_per_second']:.1f} images/s)",
+        sentence(found),
+        f"{what}: {found['out']}",
+    ]
+    return note + "\n".join(filter(None, lines))

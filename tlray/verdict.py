@@ -1,0 +1,88 @@
+"""What limited a pass over images: where the time went, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_BUSY = 0.8
+"""The share of an actor's time from which on it hardly waits."""
+_HELP = {
+    "reading": ("read-bound", "keep the images nearer, or add CPUs, which read side by side"),
+    "decoding": ("decode-bound", "add CPUs, or keep smaller images"),
+    "network": ("network-bound", "add {more}, or take a smaller --image-size or a faster --backbone"),
+    "writing": ("write-bound", "--store float16, or a later --cut"),
+}
+"""For each stage, how a job is called that it limits, and what would help."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What became of one shard, and the seconds it cost."""
+
+    rows: int
+    errors: int
+    read_seconds: float
+    decode_seconds: float
+    network_seconds: float
+    write_seconds: float
+    actor: str
+    """The id of the actor that holds the network."""
+    device: str
+    """What the network ran on: "GPU" or "CPU"."""
+    started: float
+    """When the network got it, seconds since the epoch."""
+    ended: float
+
+
+def judge(shards: Sequence[Shard]) -> dict[str, Any]:
+    """What limited a pass, as JSON values.
+
+    Returns:
+        limited_by: "reading", "decoding", "network" or "writing"; "nothing" if nothing ran. And time, in
+        seconds: span (from the first shard at the network to the last written), and, summed over all
+        tasks and actors, reading, decoding, network, writing and waiting (of the actors, for pixels); with
+        actors (how many), device (of the network: "GPU" or "CPU") and steady_images_per_second (in the span).
+    """
+    if not shards:
+        return {"limited_by": "nothing", "time": None}
+    reading, decoding = sum(s.read_seconds for s in shards), sum(s.decode_seconds for s in shards)
+    network, writing = sum(s.network_seconds for s in shards), sum(s.write_seconds for s in shards)
+    span = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
+    actors = len({shard.actor for shard in shards})
+    if network + writing >= _BUSY * actors * span:
+        limited_by = "network" if network >= writing else "writing"
+    else:
+        limited_by = "reading" if reading > decoding else "decoding"
+    seconds = {
+        "span": span,
+        "reading": reading,
+        "decoding": decoding,
+        "network": network,
+        "writing": writing,
+        "waiting": max(0.0, actors * span - network - writing),
+    }
+    return {
+        "limited_by": limited_by,
+        "time": {
+            **{name: round(value, 3) for name, value in seconds.items()},
+            "actors": actors,
+            "device": shards[0].device,
+            "steady_images_per_second": round(sum(s.rows + s.errors for s in shards) / max(span, 1e-9), 3),
+        },
+    }
+
+
+def sentence(judged: Mapping[str, Any]) -> str:
+    """The same in one line, for people; empty if nothing ran."""
+    time = judged["time"]
+    if time is None:
+        return ""
+    actors, device = time["actors"], time["device"]
+    whole = max(actors * time["span"], 1e-9)
+    shares = ", ".join(f"{name} {time[name] / whole:.0%}" for name in ("network", "writing", "waiting"))
+    kind, advice = _HELP[judged["limited_by"]]
+    more = "GPUs" if device == "GPU" else "GPUs or nodes"
+    busy = (time["network"] + time["writing"]) / max(time["span"], 1e-9)
+    return f"{kind}: {busy:.1f} of {actors} {device} actors busy ({shares}); {advice.format(more=more)}"
