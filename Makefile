@@ -28,8 +28,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Half an hour on two cores, beside nothing else. BENCH="--photographs DIR" measures on your own.
 bench: install
-	$(BIN)/python -m tests.benchmarks.bench
+	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
 
 # An hour on two cores. The data are not part of the project: say in RESULTS where they are.
 results: install

@@ -20,7 +20,7 @@ _JOB = "job.json"
 _CIRCUMSTANCES = ("workers", "max_bad_fraction")
 RESULT = (
     *("rows", "validation_rows", "epochs", "kept_epoch", "stopped_epoch", "trainable_tensors", "tensors"),
-    *("errors", "metrics", "history", "seconds"),
+    *("errors", "metrics", "history", "seconds", "limited_by", "time"),
 )
 """What a command that trains tells of the model's manifest."""
 

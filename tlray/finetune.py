@@ -96,6 +96,7 @@ def finetune(
             before=origin.stages,
             started=started,
             report=report,
+            passes=ready.passes,
         )
 
 

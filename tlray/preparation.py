@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from tlray.origin import Origin
 from tlray.provenance import versions
 from tlray.storage import Folder
 from tlray.stream import Source
+from tlray.verdict import Shard
 
 _BATCH = 32
 """Images that go through the frozen network at once."""
@@ -44,6 +45,8 @@ class Prepared:
     """Where the training rows' features come from in each epoch."""
     errors: pa.Table
     """The images that cannot be decoded, with the columns of `featureset.ERRORS`."""
+    passes: Sequence[Shard] = ()
+    """What was done of the images for it, in this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +72,13 @@ class Preparation:
         counts = Counter(map(self._use, self.images))
         found: dict[str, Rows] = {}
         errors = [featureset.ERRORS.empty_table()]
+        passes: list[Shard] = []
         for use in ("training", "validation"):
             found[use] = Rows.join([], (0, 1))
             if counts[use]:
                 done = self._pass(use, work.child(use), counts["training"] + counts["validation"])
                 loader = _looker if self._only_looks(use) else self.origin.frozen.loader
-                pipeline.run(done, loader, progress, connected=lambda: None)
+                passes += pipeline.run(done, loader, progress, connected=lambda: None)
                 errors.append(pipeline.reconcile(done))
                 found[use] = _rows(done)
         holdout.check_rows(self.config, self.uri, found["training"], found["validation"])
@@ -88,7 +92,7 @@ class Preparation:
                 image_size=self.origin.frozen.provenance.image_size,
                 load_network=self.origin.frozen.loader(),
             )
-        return Prepared(source=source, errors=pa.concat_tables(errors), **found)
+        return Prepared(source=source, errors=pa.concat_tables(errors), passes=passes, **found)
 
     def _use(self, image: Listed) -> str | None:
         return None if image.label is None else holdout.part(self.config, image.split, image.path)

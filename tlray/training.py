@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray import stopping
+from tlray import stopping, verdict
 from tlray.claim import RESULT, WORK, result
 from tlray.config import TrainConfig
 from tlray.errors import JobError, TlrayError, UserError, unknown
@@ -27,6 +27,7 @@ from tlray.plain import dump
 from tlray.provenance import versions
 from tlray.storage import Folder
 from tlray.stream import STREAM_CPUS, Source
+from tlray.verdict import Shard
 from tlray.weights import Arrays
 
 Report = Callable[[dict[str, float]], None]
@@ -72,6 +73,10 @@ class Trained:
     history: list[dict[str, float]]
     counts: dict[str, int]
     """trainable_tensors, tensors, trainable_parameters, parameters: of the whole network."""
+    seconds: float
+    """That the epochs took."""
+    waited: float
+    """Seconds of these that a step waited for its features to be made."""
 
 
 def check(config: TrainConfig, classes: Sequence[str], where: str) -> list[str]:
@@ -113,6 +118,7 @@ def run(
     before: Sequence[Mapping[str, Any]],
     started: float,
     report: Report,
+    passes: Sequence[Shard] = (),
     alone: bool = False,
 ) -> dict[str, Any]:
     """Train on the Ray this process is connected to, or alone in this process, and write the model.
@@ -127,6 +133,7 @@ def run(
         before: the stages before this one.
         started: when the command was, by `time.monotonic`.
         report: called with the metrics of each epoch.
+        passes: what was done of images before the training.
         alone: train in this process, without Ray.
 
     Returns:
@@ -138,7 +145,9 @@ def run(
     """
     work = folder.child(WORK)
     trained = _here(training, work, report) if alone else _on_workers(training, work, report)
-    about = {**stage, **_told(training, trained), "seconds": round(time.monotonic() - started, 3)}
+    judged = verdict.judge_training(passes, trained.seconds, trained.waited)
+    seconds = {"seconds": round(time.monotonic() - started, 3)}
+    about = {**stage, **_told(training, trained), **judged, **seconds}
     manifest = {
         "format": FORMAT,
         "job": job,

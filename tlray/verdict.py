@@ -13,6 +13,8 @@ _HELP = {
     "decoding": ("decode-bound", "add CPUs, or keep smaller images"),
     "network": ("network-bound", "add {more}, or take a smaller --image-size or a faster --backbone"),
     "writing": ("write-bound", "--store float16, or a later --cut"),
+    "training": ("training-bound", "add --workers, on GPUs or nodes"),
+    "stream": ("stream-bound", "add CPUs or GPUs for new views, or keep some with --views"),
 }
 """For each stage, how a job is called that it limits, and what would help."""
 
@@ -74,15 +76,42 @@ def judge(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
+def judge_training(passes: Sequence[Shard], training: float, waited: float) -> dict[str, Any]:
+    """What limited a fine-tuning, as JSON values.
+
+    Args:
+        passes: over the images, before the training.
+        training: the seconds of all epochs.
+        waited: those of them that a step waited for a stream of new views.
+
+    Returns:
+        limited_by: as of `judge` if the passes took longer than the training, else "training", or "stream" if
+        it waited most of the time. And time: what `judge` says of the passes, if any, training and waited.
+    """
+    before = judge(passes)
+    found = {"training": round(training, 3), "waited": round(waited, 3)}
+    if before["time"] is not None and before["time"]["span"] > training:
+        limited_by = before["limited_by"]
+    else:
+        limited_by = "stream" if waited > training / 2 else "training"
+    return {"limited_by": limited_by, "time": {**(before["time"] or {}), **found}}
+
+
 def sentence(judged: Mapping[str, Any]) -> str:
     """The same in one line, for people; empty if nothing ran."""
     time = judged["time"]
     if time is None:
         return ""
-    actors, device = time["actors"], time["device"]
-    whole = max(actors * time["span"], 1e-9)
-    shares = ", ".join(f"{name} {time[name] / whole:.0%}" for name in ("network", "writing", "waiting"))
     kind, advice = _HELP[judged["limited_by"]]
-    more = "GPUs" if device == "GPU" else "GPUs or nodes"
-    busy = (time["network"] + time["writing"]) / max(time["span"], 1e-9)
-    return f"{kind}: {busy:.1f} of {actors} {device} actors busy ({shares}); {advice.format(more=more)}"
+    where = [_pass(time)] if "span" in time else []
+    if "training" in time:
+        where.append(f"training {time['training']:.1f} s, {time['waited']:.1f} of it waiting")
+    more = "GPUs" if time.get("device") == "GPU" else "GPUs or nodes"
+    return f"{kind}: {'; '.join(where)}; to speed up, {advice.format(more=more)}"
+
+
+def _pass(time: Mapping[str, Any]) -> str:
+    actors, span = time["actors"], max(time["span"], 1e-9)
+    shares = [f"{name} {time[name] / (actors * span):.0%}" for name in ("network", "writing", "waiting")]
+    busy = (time["network"] + time["writing"]) / span
+    return f"{busy:.1f} of {actors} {time['device']} actors busy ({', '.join(shares)})"

@@ -33,6 +33,9 @@ _STEPS_AHEAD = 4
 class Features(Protocol):
     """Where the inputs of the trained part come from."""
 
+    waited: float
+    """Seconds that were spent waiting for them to be made."""
+
     def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The features of these rows in that step of that epoch, (rows, *shape)."""
 
@@ -47,6 +50,7 @@ class InMemory:
     features: npt.NDArray[Any]
     """(rows, *shape), or (rows, K, *shape)."""
     views: bool = False
+    waited = 0.0
 
     def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         where = (rows, epoch % self.features.shape[1]) if self.views else rows
@@ -225,6 +229,7 @@ def train(
                 state.restore(checkpoint)
         _drop_differently(model, rank)
         ahead = range(len(state.history), config.epochs)
+        clock, waited = time.monotonic(), 0.0
         if ahead and not stopping.stops(state.history, config):
             seen = _Slices(task.features(batches, ahead), task.targets, batches, model, task.class_weights)
             epochs = _GlobalEpochs(workers, metrics, _held_out(task, seen), task.checkpoint_seconds)
@@ -254,7 +259,9 @@ def train(
                 verbose=0,
                 callbacks=callbacks,
             )
-        return _finish(state, task) if rank == 0 else None
+            waited = seen.features.waited
+        seconds = time.monotonic() - clock
+        return _finish(state, task, seconds, waited) if rank == 0 else None
 
 
 def _build(task: Task) -> Network:
@@ -284,7 +291,7 @@ def _tensorboard(folder: Path) -> list[keras.callbacks.Callback]:
     return [keras.callbacks.TensorBoard(str(logs), histogram_freq=1)]
 
 
-def _finish(state: State, task: Task) -> Trained:
+def _finish(state: State, task: Task, seconds: float, waited: float) -> Trained:
     """The files of the model. A fresh copy is saved: the trained one would bring its optimizer along."""
     trained = trained_part(task.frozen, task.end, task.head, task.classes)
     trained.set_weights(state.kept_weights())
@@ -300,7 +307,7 @@ def _finish(state: State, task: Task) -> Trained:
     assemble(task.frozen, trained).save(state.folder / NETWORK)
     kept = [state.folder / NETWORK, *(state.folder / _TENSORBOARD).rglob("*")]
     files = {str(path.relative_to(state.folder)): path.read_bytes() for path in kept if path.is_file()}
-    return Trained(files, state.history, counts)
+    return Trained(files, state.history, counts, seconds, waited)
 
 
 def _size(variables: Sequence[Any]) -> int:

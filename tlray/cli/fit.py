@@ -30,6 +30,8 @@ def fit(
 
 def summary(found: dict[str, Any]) -> str:
     """What became of a training, for people."""
+    from tlray.verdict import sentence
+
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
     lines = [
         f"{found['rows']:,} rows, {found['trainable_tensors']} of {found['tensors']} tensors trained, "
@@ -37,6 +39,7 @@ def summary(found: dict[str, Any]) -> str:
         f"kept epoch {found['kept_epoch']}: {metrics}",
         f"model: {found['out']}",
     ]
+    lines.insert(1, sentence(found))
     if (stopped := found["stopped_epoch"]) is not None:
         lines.insert(1, f"stopped after epoch {stopped + 1} ({stopped} as Keras counts, from zero)")
     if found["errors"]:

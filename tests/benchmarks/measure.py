@@ -1,0 +1,102 @@
+"""Runs a command and tells its seconds, result, time to the first file, and the memory of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass
+class Run:
+    """A command that has ended."""
+
+    seconds: float
+    output: str
+    first: float = float("nan")
+    """Seconds until there was a file in the folder that was watched."""
+    peaks: dict[str, float] = field(default_factory=dict)
+    """Largest private memory of a process, MB: of the driver, an actor, and a task."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return dict(json.loads(self.output))
+
+
+def python(*arguments: object, watch: Path | None = None, until_first: bool = False) -> Run:
+    """Run Python with these arguments.
+
+    Args:
+        arguments: of the interpreter.
+        watch: a feature set that is written.
+        until_first: stop the command, as Ctrl-C does, when its first part is there.
+    """
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryFile("w+") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)], stdout=output, stderr=subprocess.DEVNULL, env=environment
+        )
+        run = Run(0, "")
+        over = threading.Event()
+        watching = threading.Thread(target=_watch, args=(run, process.pid, watch, started, over))
+        watching.start()
+        while process.poll() is None:
+            time.sleep(0.02)
+            if until_first and run.first == run.first:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+        run.seconds = time.perf_counter() - started
+        over.set()
+        watching.join()
+        output.seek(0)
+        run.output = output.read()
+    if process.returncode and not until_first:
+        raise RuntimeError(f"{arguments} ended with {process.returncode}: {run.output}")
+    return run
+
+
+def tlray(*arguments: object, watch: Path | None = None, until_first: bool = False) -> Run:
+    """Run tlray with these arguments and --json."""
+    return python("-m", "tlray", *arguments, "--json", watch=watch, until_first=until_first)
+
+
+def _watch(run: Run, pid: int, watch: Path | None, started: float, over: threading.Event) -> None:
+    while not over.wait(0.1):
+        if watch is not None and run.first != run.first and next(watch.glob("part-*"), None):
+            run.first = time.perf_counter() - started
+        for process in _family(pid):
+            try:
+                memory = process.memory_info()
+                name = _kind(process, pid)
+            except psutil.Error:
+                continue
+            private = (memory.rss - memory.shared) / 1e6
+            run.peaks[name] = max(private, run.peaks.get(name, 0))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        driver = psutil.Process(pid)
+        return [driver, *driver.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _kind(process: psutil.Process, driver: int) -> str:
+    if process.pid == driver:
+        return "driver"
+    line = " ".join(process.cmdline())
+    if "MapWorker" in line:
+        return "actor"
+    return "task" if line.startswith("ray::") and "Map" in line else "other"
