@@ -229,9 +229,9 @@ def test_no_file_stays_open() -> None:
 
 @pytest.mark.parametrize("name", [name for name, outcome in OUTCOMES.items() if outcome == "ok"])
 @pytest.mark.parametrize("size", [1, 8, 150])
-def test_decode_is_a_bilinear_resize_of_the_whole_image(name: str, size: int) -> None:
+def test_decode_is_a_bilinear_resize_of_twice_as_many_pixels_or_all(name: str, size: int) -> None:
     data = read_image(ROOT, name)
-    whole = open_image(data)
+    whole = open_image(data, 2 * size)
     assert whole.mode == "RGB"
     expected = np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR))
     small = decode(data, size)
@@ -601,3 +601,45 @@ def test_a_table_may_name_an_image_by_its_uri(tmp_path):
     assert decoder.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/a.png") == b"bytes"
     with pytest.raises(BadImage, match="removed"):
         decoder.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/b.png")
+
+
+# Scaled decoding
+
+
+def difference(data: bytes, size: int) -> np.ndarray:
+    """Against the whole picture, resized."""
+    whole = np.asarray(open_image(data).resize((size, size), Image.Resampling.BILINEAR), int)
+    return np.abs(decode(data, size) - whole)
+
+
+def test_a_large_jpeg_is_decoded_scaled_and_hardly_differs():
+    large = photo().resize((2400, 1800))
+    data = encode(large, "JPEG", quality=92)
+    assert open_image(data, 200).size == (300, 225)
+    assert open_image(data, 226).size == (600, 450)
+    assert difference(data, 100).mean() < 0.5
+    assert open_image(data).size == (2400, 1800)
+
+
+def test_what_is_not_twice_as_large_as_needed_is_decoded_whole():
+    data = encode(photo().resize((399, 399)), "JPEG", quality=92)
+    assert difference(data, 100).max() == 0
+
+
+def test_other_formats_are_decoded_whole():
+    data = encode(photo().resize((1200, 900)), "PNG")
+    assert open_image(data, 100).size == (1200, 900)
+    assert difference(data, 50).max() == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_scaled_decoding_keeps_the_colours(mode):
+    data = encode(photo().resize((1600, 1200)).convert(mode), "JPEG", quality=92)
+    assert open_image(data, 150).size == (200, 150)
+    assert difference(data, 60).mean() < 1
+
+
+def test_a_large_jpeg_that_was_cut_is_refused_all_the_same():
+    data = encode(photo().resize((2400, 1800)), "JPEG", quality=92)
+    with pytest.raises(BadImage):
+        decode(data[: len(data) * 3 // 4], 100)

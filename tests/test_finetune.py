@@ -49,7 +49,8 @@ TUNE = FinetuneConfig(
 @pytest.fixture(scope="module")
 def ray():
     """One local Ray for all tests of this file; it is stopped at the end."""
-    with cluster.connect(None, cpus=8):
+    with cluster.connect(None, cpus=8) as connected:
+        connected()
         yield
 
 

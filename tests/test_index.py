@@ -168,6 +168,19 @@ def test_a_reader_waits_for_what_is_being_listed(folder):
     assert found.result(timeout=10) == index.shard_sizes
 
 
+def test_a_reader_is_told_that_a_listing_was_stopped(folder):
+    images = listing(64 * 128 + 5)
+    index = Index.start(folder, images, 32, JOB)
+    shards = ThreadPoolExecutor(1).submit(list, index.shards(()))
+    index.stop()
+    with pytest.raises(JobError, match="was stopped"):
+        shards.result(timeout=10)
+    again = start(folder, images)
+    assert rows(again) == images
+    again.stop()
+    assert folder.names("index") == ["part-00000.parquet", "part-00001.parquet"]
+
+
 def test_an_index_is_sent_as_its_place(folder):
     index = start(folder, listing(300))
     sent = pickle.loads(pickle.dumps(index))

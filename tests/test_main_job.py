@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tlray.evaluate import evaluate
 from tlray.extract import extract
 from tlray.fit import fit
 from tlray.head import Head
+from tlray.listing import Images, Listed
 from tlray.plan import plan
 from tlray.predict import predict, predict_one
 from tlray.verify import verify
@@ -43,7 +45,8 @@ ROWS = 301
 @pytest.fixture(scope="module")
 def ray():
     """One local Ray for all tests of this file; it is stopped at the end."""
-    with cluster.connect(None, cpus=4):
+    with cluster.connect(None, cpus=4) as connected:
+        connected()
         yield
 
 
@@ -208,6 +211,37 @@ def test_finished_work_is_kept_and_the_rest_is_done(images, features, ray, tmp_p
     assert all(np.array_equal(value, expected[path]) for path, value in read(out).items())
     with pytest.raises(UserError, match="cut block5_pool, not block4_pool"):
         extract(str(images), str(out), replace(CONFIG, cut="block4_pool"))
+
+
+def test_work_goes_on_while_images_are_listed_and_after_the_listing_failed(
+    images, ray, tmp_path, monkeypatch
+):
+    """A piece of the index has 8,192 images; what comes after it is listed while those are worked on."""
+    source, out = tmp_path / "many", tmp_path / "set"
+    picture = next(images.glob("train/*/*.png"))
+    for number in range(8300):
+        path = source / f"{number // 1000}" / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(picture, path)
+    config = ExtractConfig(backbone="grey-pixels", image_size=8)
+
+    def fails(self: Images, walk=Images._walk) -> Iterator[Listed]:
+        for number, image in enumerate(walk(self)):
+            if number == 8250:
+                time.sleep(2)
+                raise UserError("cannot list the folder")
+            yield image
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Images, "_walk", fails)
+        with pytest.raises(JobError, match="cannot list the folder"):
+            extract(str(source), str(out), config)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    found = extract(str(source), str(out), config)
+    assert (found["images"], found["rows"], found["errors"]) == (8300, 8300, 0)
+    assert len(read(out)) == 8300
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert sorted(os.listdir(out / "index")) == ["part-00000.parquet", "part-00001.parquet"]
 
 
 def test_an_error_file_of_a_writer_that_was_killed_does_no_harm(images, ray, tmp_path):
@@ -515,3 +549,34 @@ def _interrupt(
     expected = read(features)
     assert all(np.array_equal(value, expected[path]) for path, value in read(out).items())
     assert not list(out.glob(".*"))
+
+
+ALONE = """
+import os, signal, sys
+from tlray import fit
+from tlray.config import FitConfig
+fit._CHECKPOINT_SECONDS = 0
+def report(metrics):
+    if metrics["epoch"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+fit.fit(sys.argv[1], sys.argv[2], FitConfig(epochs=8), report=report)
+"""
+"""`tlray fit` with a checkpoint after each epoch, killed before that of the fifth."""
+
+
+def test_one_worker_without_ray_gives_the_same_and_goes_on_after_a_kill(features, model, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", ALONE, features, tmp_path / "model"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "model" / "manifest.json").exists()
+    again = _tlray(
+        "fit", features, "--out", tmp_path / "model", "--epochs", 8, "--json", start_new_session=True
+    )
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    # It did not begin anew, and no Ray was started.
+    assert [line.split()[1] for line in errors.splitlines()] == ["5/8", "6/8", "7/8", "8/8"]
+    assert _children_of_session(again.pid) == []
+    assert json.loads(output)["limited_by"] == "training"
+    assert sorted(os.listdir(tmp_path / "model")) == ["history.csv", "manifest.json", "model.keras"]
+    for one, other in zip(weights(tmp_path / "model"), weights(model), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)

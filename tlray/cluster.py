@@ -23,8 +23,7 @@ _ENVIRONMENT = {
 }
 
 _LOCAL = {
-    # Nobody looks at the metrics of a Ray that lives as long as a command, and nobody takes its machine away;
-    # each would cost a process of Python.
+    # Nobody looks at the metrics of a Ray that lives as long as a command, or takes its machine away.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -87,7 +86,7 @@ def _prepare(address: str | None) -> None:
     """Set what Ray reads when it is imported."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0", **_ENVIRONMENT}
     # Or a thread that still asks for results when a command is stopped would start another Ray.
-    settings |= {"RAY_ENABLE_AUTO_CONNECT": "0"}
+    settings["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if address is None:
         settings |= _LOCAL
     if address is None and "ray" not in sys.modules:

@@ -30,6 +30,8 @@ _FIRST, _LATER = 128, 1024
 """Images in a shard of the first piece and of the later ones: a small set is still spread over many
 tasks, a large one makes files of a sensible size, and the total need not be known."""
 _POLL_SECONDS = 0.2
+_STOPPED = "index/.stopped.tmp"
+"""Tells those who wait for a piece that none will come."""
 
 
 def piece_name(piece: int) -> str:
@@ -83,6 +85,7 @@ class Index:
             JobError: the index is damaged.
         """
         index = cls(folder, job)
+        folder.remove(_STOPPED)
         size = _shard_size(batch_size, copies)
         if folder.is_file(piece_name(0)):
             index._read(job)
@@ -137,16 +140,27 @@ class Index:
         for _ in self.grow():
             pass
 
+    def stop(self) -> None:
+        """Tell those who wait for what is not listed yet that it will not come in this run."""
+        if not self.complete:
+            self.folder.write(_STOPPED, b"")
+
     def discard(self) -> None:
         """Remove it, and the folder if nothing else is in it."""
         self.folder.remove("index")
         self.folder.remove_empty()
 
     def shards(self, done: Container[int]) -> Iterator[pa.Table]:
-        """The rows of each shard but those that are done, in order; waits for what is still being listed."""
+        """The rows of each shard but those that are done, in order; waits for what is still being listed.
+
+        Raises:
+            JobError: the listing was stopped, or a piece is damaged.
+        """
         piece, last = 0, False
         while not last:
             while not self.folder.is_file(piece_name(piece)):
+                if self.folder.is_file(_STOPPED):
+                    raise JobError(f"the listing of the images for {self.folder.uri} was stopped")
                 time.sleep(_POLL_SECONDS)
             table, sizes, last = _read_piece(self.folder, piece, self.job, pq.ParquetFile.read)
             start = 0

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,21 +116,25 @@ def _run(job: Pass, done: set[int], load_network: Callable[[], Network], progres
             num_gpus=gpus,
         )
     )
-    # In a thread, because here the listing goes on. It ends with Ray at the latest.
-    pool = ThreadPoolExecutor(1, thread_name_prefix="results")
-    consuming = pool.submit(_consume, results, job, done, progress)
+    # In a thread, because here the listing goes on.
+    pool, stopped = ThreadPoolExecutor(1, thread_name_prefix="results"), Event()
+    consuming = pool.submit(_consume, results, job, done, progress, stopped)
     pool.shutdown(wait=False)
-    for _ in job.index.grow():
-        if consuming.done():
-            break
     try:
+        for _ in job.index.grow():
+            if consuming.done():
+                break
         return consuming.result()
     except ray.exceptions.RayError as error:
         raise JobError(f"the job failed: {cluster.reason(error)}; run it again to go on") from error
+    except BaseException:
+        stopped.set()
+        job.index.stop()
+        raise
 
 
-def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress) -> list[Shard]:
-    """Run the dataset and follow what comes out of it."""
+def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress, stopped: Event) -> list[Shard]:
+    """Run the dataset and follow what comes out of it, until it ends or is stopped."""
     found: list[Shard] = []
     images = errors = 0
     before = sum(job.index.shard_sizes[shard] for shard in done)
@@ -140,6 +145,8 @@ def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress) ->
             errors += shard.errors
         complete, total = job.index.complete, job.index.images - before
         progress(images, total if complete else max(total, images + 1))
+        if stopped.is_set():
+            break
         if complete:  # Or a bad folder at the beginning would end a job that is good on the whole.
             _check_bad(job, errors)
     return found

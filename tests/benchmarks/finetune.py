@@ -1,4 +1,7 @@
-"""Epochs of fine-tuning VGG16's block 5: `tlray finetune` beside Keras' own end-to-end fit, in one run."""
+"""Epochs of fine-tuning VGG16's block 5: `tlray finetune` beside Keras' own fit, in one run.
+
+Keras trains the whole network end to end from pixels, and the tail alone on features in memory.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,18 @@ from tlray.demo import write_digits
 from tlray.extract import extract
 from tlray.finetune import finetune
 from tlray.fit import fit
+from tlray.model import trained_part
+from tlray.origin import Origin
 
 SIZE, BATCH, EPOCHS, RATE = 150, 20, 4, 1e-5
+CONFIG = FinetuneConfig(
+    from_="block5_conv1",
+    epochs=EPOCHS,
+    batch_size=BATCH,
+    optimizer="rmsprop",
+    learning_rate=RATE,
+    precision="float32",
+)
 
 
 def main() -> None:
@@ -36,10 +49,13 @@ def main() -> None:
                 (two / name / path.name).symlink_to(path)
         ours, model = _ours(two, Path(folder))
         theirs = _keras(two, model)
+        tail = _keras_tail(two, model)
     found = {
         "images": theirs["images"],
         "keras_epoch_seconds": theirs["seconds"],
         "tlray_epoch_seconds": ours["seconds"],
+        "tail_epoch_seconds": tail["seconds"],
+        "tail_first_loss": tail["loss"],
         "times_as_fast": theirs["seconds"] / ours["seconds"],
         "keras_first_loss": theirs["loss"],
         "tlray_first_loss": ours["loss"],
@@ -52,19 +68,11 @@ def _ours(images: Path, folder: Path) -> tuple[dict[str, float], Path]:
     features, model = folder / "features", folder / "model"
     extract(str(images), str(features), ExtractConfig(image_size=SIZE, precision="float32"))
     fit(str(features), str(model), FitConfig(head="dense-256-no-dropout", epochs=3))
-    config = FinetuneConfig(
-        from_="block5_conv1",
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        optimizer="rmsprop",
-        learning_rate=RATE,
-        precision="float32",
-    )
     times = []
     found = finetune(
         str(images),
         str(folder / "tuned"),
-        config,
+        CONFIG,
         model=str(model),
         report=lambda metrics: times.append(time.perf_counter()),
     )
@@ -75,9 +83,7 @@ def _keras(images: Path, model: Path) -> dict[str, Any]:
     """The same by the whole network, from pixels in memory."""
     import keras
 
-    files = sorted(images.glob("*/*.png"))
-    pixels = np.stack([decode(path.read_bytes(), SIZE) for path in files])
-    targets = np.array([path.parent.name == "56789" for path in files], np.float32)[:, None]
+    pixels, targets = _arrays(images)
     saved = keras.saving.load_model(model / "model.keras")
     frozen, head = saved.get_layer("frozen"), saved.get_layer("head")
     saved.trainable = True
@@ -85,16 +91,40 @@ def _keras(images: Path, model: Path) -> dict[str, Any]:
         layer.trainable = layer.name.startswith("block5")
     image = keras.Input((SIZE, SIZE, 3))
     whole = keras.Model(image, head.get_layer("classifier")(frozen(image)))
-    whole.compile(keras.optimizers.RMSprop(RATE), "binary_crossentropy")
-    batches = GlobalBatches(rows=len(files), batch_size=BATCH, workers=1, rank=0, seed=0)
+    return {**_epochs(whole, pixels, targets), "images": len(targets)}
+
+
+def _keras_tail(images: Path, model: Path) -> dict[str, Any]:
+    """The same by what comes after the cut, from features in memory."""
+    pixels, targets = _arrays(images)
+    origin = Origin.decide(CONFIG, str(model), None)
+    features = origin.frozen.build().predict(pixels, batch_size=32, verbose=0)
+    tail = trained_part(origin.frozen, origin.end, origin.head, 2)
+    tail.get_layer("classifier").set_weights(origin.start)
+    return _epochs(tail, features, targets)
+
+
+def _arrays(images: Path) -> tuple[Any, Any]:
+    """Pixels and targets of all images."""
+    files = sorted(images.glob("*/*.png"))
+    pixels = np.stack([decode(path.read_bytes(), SIZE) for path in files])
+    return pixels, np.array([path.parent.name == "56789" for path in files], np.float32)[:, None]
+
+
+def _epochs(model: Any, inputs: Any, targets: Any) -> dict[str, float]:
+    """Seconds of an epoch of Keras' fit, and the loss of the first."""
+    import keras
+
+    model.compile(keras.optimizers.RMSprop(RATE), "binary_crossentropy")
+    batches = GlobalBatches(rows=len(targets), batch_size=BATCH, workers=1, rank=0, seed=0)
     losses, seconds = [], []
     for epoch in range(EPOCHS):
         order = batches.order(epoch)
         started = time.perf_counter()
-        found = whole.fit(pixels[order], targets[order], batch_size=BATCH, shuffle=False, verbose=0)
+        found = model.fit(inputs[order], targets[order], batch_size=BATCH, shuffle=False, verbose=0)
         seconds.append(time.perf_counter() - started)
         losses.append(found.history["loss"][0])
-    return {"seconds": median(seconds[1:]), "loss": losses[0], "images": len(files)}
+    return {"seconds": median(seconds[1:]), "loss": losses[0]}
 
 
 if __name__ == "__main__":

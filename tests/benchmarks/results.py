@@ -23,8 +23,6 @@ from PIL import Image
 from tests.benchmarks.bench import machine, versions
 
 HERE = Path(__file__).parent
-EPOCH = "epoch"
-"""The name under which `tests.benchmarks.finetune` is run."""
 NO_TEST = ["--set", "report.split=validation"]
 """The photographs have no test split."""
 
@@ -46,9 +44,7 @@ def main() -> None:
         "few": lambda: _few(data["three"](), given.work / "few"),
         "fashion": lambda: _fashion(given.fashion_mnist, given.work / "fashion"),
     }
-    for name in given.only or [*dict.fromkeys(run[0] for run in RUNS), EPOCH]:
-        if name == EPOCH:
-            _epoch(given.work / EPOCH)
+    for name in given.only or dict.fromkeys(run[0] for run in RUNS):
         for recipe, where, options, _ in RUNS:
             if recipe == name:
                 _run(recipe, data[where](), options, given.work / f"{recipe}-{where}")
@@ -63,9 +59,7 @@ def main() -> None:
                 f"| `{recipe}` | {published} | {scores(found['stages'])} | {found['seconds']:.0f} | "
                 f"{DATA[where]} | `{command}` |"
             )
-    measured = given.work / EPOCH
-    epoch = EPOCH_TEMPLATE.format(**json.loads(measured.read_text())) if measured.exists() else ""
-    text = TEMPLATE.format(rows="\n".join(rows), epoch=epoch, machine=machine(), versions=versions())
+    text = TEMPLATE.format(rows="\n".join(rows), machine=machine(), versions=versions())
     (HERE / "RESULTS.md").write_text(text)
     print(text)
 
@@ -83,12 +77,6 @@ def _run(recipe: str, images: Path, options: list[str], out: Path) -> None:
     shown = subprocess.run([*tlray, "recipes", "show", recipe, "--json"], stdout=subprocess.PIPE, check=True)
     found["published"] = json.loads(shown.stdout)["published"]
     done.write_text(json.dumps(found, indent=1))
-
-
-def _epoch(done: Path) -> None:
-    if not done.exists():
-        command = [sys.executable, "-m", "tests.benchmarks.finetune"]
-        done.write_bytes(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def _by_name(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -211,22 +199,8 @@ recipes with early stopping also decide when to stop.
 | recipe | published | measured here | seconds | data | command |
 |---|---|---|---|---|---|
 {rows}
-{epoch}
+
 {machine}. {versions}.
-"""
-
-EPOCH_TEMPLATE = """
-## An epoch of fine-tuning
-
-Block 5 of VGG16 and a head without dropout, {images} images of 150 px, batches of 20, RMSprop, float32,
-in one run: Keras' own `fit` of the whole network with the layers below frozen, on pixels in memory; and
-`tlray finetune` without augmentation. Medians of the epochs after the first.
-The second is {times_as_fast:.1f} times as fast.
-
-| what | seconds an epoch | loss of the first epoch |
-|---|---|---|
-| Keras, end to end | {keras_epoch_seconds:.1f} | {keras_first_loss:.5f} |
-| tlray, from its cache | {tlray_epoch_seconds:.1f} | {tlray_first_loss:.5f} |
 """
 
 if __name__ == "__main__":

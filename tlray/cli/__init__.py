@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import typer
@@ -58,6 +59,8 @@ def _main(version: bool = typer.Option(False, "--version", help="print the versi
 
 def main() -> None:
     """The console script."""
+    # As Ctrl-C: stop in order, and say how to go on. Ray sets its own handler only in the main thread.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:

@@ -1,0 +1,74 @@
+"""Checkpoints of a training in the command's own process: whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tlray.alone import Alone
+from tlray.storage import Folder
+
+
+@pytest.fixture(params=["local", "memory"])
+def work(request, tmp_path):
+    if request.param == "local":
+        yield Folder.open(str(tmp_path / "model" / ".training"))
+        return
+    import fsspec
+
+    yield Folder.open("memory://alone-test/.training")
+    fsspec.filesystem("memory").rm("/alone-test", recursive=True)
+
+
+def contents(worker: Alone) -> dict[str, bytes] | None:
+    with worker.latest() as folder:
+        if folder is None:
+            return None
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def state(tmp_path) -> Path:
+    folder = tmp_path / "state"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "state.npz").write_bytes(b"1")
+    (folder / "logs" / "events").write_bytes(b"2")
+    return folder
+
+
+def test_the_last_checkpoint_comes_back_in_another_process(work, state):
+    assert contents(Alone(work, print)) is None
+    first = Alone(work, print)
+    for number in range(12):
+        (state / "state.npz").write_bytes(b"%d" % number)
+        first.save(str(state))
+    assert contents(Alone(work, print)) == {"state.npz": b"11", "logs/events": b"2"}
+    assert len(work.names("alone")) == 1
+
+
+def test_a_checkpoint_that_was_not_finished_is_none(work, state, monkeypatch):
+    worker = Alone(work, print)
+    worker.save(str(state))
+    before = contents(worker)
+    (state / "state.npz").write_bytes(b"new")
+
+    def killed(folder: Folder, name: str, data: bytes, write=Folder.write) -> None:
+        if name.endswith("whole"):
+            raise KeyboardInterrupt
+        write(folder, name, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            worker.save(str(state))
+    assert contents(Alone(work, print)) == before
+    worker.save(str(state))
+    assert contents(Alone(work, print)) == {"state.npz": b"new", "logs/events": b"2"}
+
+
+def test_what_was_restored_is_not_taken_for_a_whole_checkpoint(work, state, tmp_path):
+    """A copy that is saved again must not bring the mark along, which has to come last."""
+    Alone(work, print).save(str(state))
+    assert set(contents(Alone(work, print))) == {"state.npz", "logs/events"}

@@ -1,0 +1,99 @@
+"""The Ray of a command: started beside other work, ended with it; without any, nothing is started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tlray import cluster
+from tlray.errors import UserError
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What was started and stopped, in place of Ray."""
+
+    class Ray:
+        log: list[str]
+        fails: Exception | None = None
+
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        def shutdown(self) -> None:
+            self.log.append(f"stopped by {threading.current_thread().name}")
+
+    ray = Ray()
+    ray.log = []
+
+    def start(address: str | None, cpus: int) -> None:
+        time.sleep(0.2)
+        ray.log.append(f"started by {threading.current_thread().name}")
+        if ray.fails:
+            raise ray.fails
+
+    monkeypatch.setattr(cluster, "_start", start)
+    monkeypatch.setattr(cluster, "_prepare", lambda address: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def test_the_block_begins_while_ray_starts(starts):
+    with cluster.connect(None) as connected:
+        starts.log.append("working")
+        connected()
+        starts.log.append("connected")
+        connected()
+    assert starts.log == ["working", "started by ray", "connected", "stopped by ray"]
+
+
+def test_a_block_that_fails_early_waits_and_stops(starts):
+    with pytest.raises(UserError, match="mistake"), cluster.connect(None):
+        raise UserError("mistake")
+    assert starts.log == ["started by ray", "stopped by ray"]
+    assert not cluster.is_connected()
+
+
+def test_no_ray_at_the_address(starts):
+    starts.fails = UserError("no Ray answers")
+    with pytest.raises(UserError, match="no Ray answers"), cluster.connect("there:1") as connected:
+        connected()
+    assert starts.log == ["started by ray"]
+
+
+def test_a_part_of_a_command_uses_its_ray(starts):
+    with cluster.connect(None) as outer:
+        assert cluster.is_connected()
+        with cluster.connect("ignored:1") as inner:
+            assert inner is outer
+        assert starts.log == []
+    assert starts.log == ["started by ray", "stopped by ray"]
+
+
+def test_nothing_is_started_that_is_not_needed(starts):
+    with cluster.connect(None, needed=False) as connected:
+        connected()
+    assert starts.log == []
+
+
+@pytest.mark.slow
+def test_a_real_ray_lives_as_long_as_the_block():
+    """Its processes end with the thread that started them, so that thread must not end before."""
+    code = (
+        "import time\n"
+        "from tlray import cluster\n"
+        "with cluster.connect(None) as connected:\n"
+        "    connected()\n"
+        "    import ray\n"
+        "    time.sleep(1)\n"
+        "    print(ray.get(ray.remote(lambda: 7).remote()))\n"
+        "print(ray.is_initialized())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["7", "False"], done.stderr
+    assert done.stderr == ""

@@ -1,0 +1,85 @@
+"""What limited a job: told from what its shards cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tlray.verdict import Shard, judge, judge_training, sentence
+
+SHARD = Shard(
+    rows=100,
+    errors=0,
+    read_seconds=0.5,
+    decode_seconds=1.0,
+    network_seconds=9.0,
+    write_seconds=0.5,
+    actor="a",
+    device="CPU",
+    started=1000.0,
+    ended=1010.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "limited_by", "kind"),
+    [
+        ({}, "network", "network-bound"),
+        ({"network_seconds": 2.0, "write_seconds": 7.5}, "writing", "write-bound"),
+        ({"network_seconds": 5.0, "decode_seconds": 9.0}, "decoding", "decode-bound"),
+        ({"network_seconds": 5.0, "read_seconds": 9.0}, "reading", "read-bound"),
+    ],
+)
+def test_what_an_actor_does_most_of_its_time_is_the_limit(changed, limited_by, kind):
+    found = judge([replace(SHARD, **changed)])
+    assert found["limited_by"] == limited_by
+    line = sentence(found)
+    assert line.startswith(f"{kind}: ")
+    assert "; to speed up, " in line
+    assert len(line.splitlines()) == 1
+
+
+def test_the_shares_are_those_of_the_actors():
+    """Two actors, of which the second comes late and waits."""
+    late = replace(SHARD, actor="b", network_seconds=3.0, write_seconds=0.0, started=1005.0, ended=1010.0)
+    found = judge([replace(SHARD, device="GPU"), replace(late, device="GPU")])
+    assert found["limited_by"] == "decoding"
+    assert found["time"] == {
+        "span": 10.0,
+        "reading": 1.0,
+        "decoding": 2.0,
+        "network": 12.0,
+        "writing": 0.5,
+        "waiting": 7.5,
+        "actors": 2,
+        "device": "GPU",
+        "steady_images_per_second": 20.0,
+    }
+    line = sentence(found)
+    assert "1.2 of 2 GPU actors busy (network 60%, writing 2%, waiting 38%)" in line
+    assert "add CPUs" in line
+
+
+def test_nothing_ran():
+    assert judge([]) == {"limited_by": "nothing", "time": None}
+    assert sentence(judge([])) == ""
+
+
+@pytest.mark.parametrize(
+    ("passes", "training", "waited", "limited_by"),
+    [
+        ([SHARD], 9.0, 0.0, "network"),
+        ([SHARD], 11.0, 0.0, "training"),
+        ([SHARD], 20.0, 11.0, "stream"),
+        ([], 5.0, 1.0, "training"),
+    ],
+)
+def test_a_fine_tuning_is_limited_by_what_took_longest(passes, training, waited, limited_by):
+    found = judge_training(passes, training, waited)
+    assert found["limited_by"] == limited_by
+    assert (found["time"]["training"], found["time"]["waited"]) == (training, waited)
+    assert ("span" in found["time"]) == bool(passes)
+    line = sentence(found)
+    assert f"training {training:.1f} s, {waited:.1f} of it waiting" in line
+    assert ("actors busy" in line) == bool(passes)
