@@ -26,6 +26,8 @@ _LOCAL = {
     # Nobody looks at the metrics of a Ray that lives as long as a command, or takes its machine away.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Workers that come up before they are needed are in the way of what Ray itself has to start.
+    "RAY_prestart_worker_first_driver": "0",
 }
 Connected = Callable[[], None]
 """Waits until Ray is there; raises UserError if there is none at the address."""

@@ -23,6 +23,7 @@ from tlray.network import FrozenPart, fastest_precision
 HERE = Path(__file__).parent
 MANY = 1_000_000
 """Files that are listed."""
+SECTIONS = ("extraction", "heads", "finetuning", "accuracy", "sizes")
 
 
 def main() -> None:
@@ -37,13 +38,14 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="a folder for what is measured with; a temporary one if not given"
     )
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, help="measure these, and only print them")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tlray-") as temporary:
-        work = given.work or Path(temporary)
-        bench = Bench(work, given.photographs, given.fashion_mnist)
-        sections = [bench.extraction(), bench.heads(), bench.finetuning(), bench.accuracy(), bench.sizes()]
+        bench = Bench(given.work or Path(temporary), given.photographs, given.fashion_mnist)
+        sections = [getattr(bench, name)() for name in given.only or SECTIONS]
     text = TEMPLATE.format(sections="\n".join(filter(None, sections)), machine=machine(), versions=versions())
-    (HERE / "README.md").write_text(text)
+    if not given.only:
+        (HERE / "README.md").write_text(text)
     print(text)
 
 
@@ -201,7 +203,7 @@ class Bench:
 
     def _size(self, what: str, folder: Path, out: str, until_first: bool) -> list[str]:
         command = ["extract", folder, "--out", self.work / out, "--backbone", "grey-pixels"]
-        run = tlray(*command, watch=self.work / out, until_first=until_first)
+        run = tlray(*command, watch=self.work / out, memory=True, until_first=until_first)
         done = (
             ["", ""]
             if until_first

@@ -33,12 +33,15 @@ class Run:
         return dict(json.loads(self.output))
 
 
-def python(*arguments: object, watch: Path | None = None, until_first: bool = False) -> Run:
+def python(
+    *arguments: object, watch: Path | None = None, memory: bool = False, until_first: bool = False
+) -> Run:
     """Run Python with these arguments.
 
     Args:
         arguments: of the interpreter.
         watch: a feature set that is written.
+        memory: look at the processes, which costs a part of a core.
         until_first: stop the command, as Ctrl-C does, when its first part is there.
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
@@ -49,10 +52,10 @@ def python(*arguments: object, watch: Path | None = None, until_first: bool = Fa
         )
         run = Run(0, "")
         over = threading.Event()
-        watching = threading.Thread(target=_watch, args=(run, process.pid, watch, started, over))
+        watching = threading.Thread(target=_watch, args=(run, process.pid, watch, memory, started, over))
         watching.start()
         while process.poll() is None:
-            time.sleep(0.02)
+            time.sleep(0.05)
             if until_first and run.first == run.first:
                 process.send_signal(signal.SIGINT)
                 process.wait()
@@ -66,22 +69,24 @@ def python(*arguments: object, watch: Path | None = None, until_first: bool = Fa
     return run
 
 
-def tlray(*arguments: object, watch: Path | None = None, until_first: bool = False) -> Run:
-    """Run tlray with these arguments and --json."""
-    return python("-m", "tlray", *arguments, "--json", watch=watch, until_first=until_first)
+def tlray(*arguments: object, **options: Any) -> Run:
+    """Run tlray with these arguments and --json; options as of `python`."""
+    return python("-m", "tlray", *arguments, "--json", **options)
 
 
-def _watch(run: Run, pid: int, watch: Path | None, started: float, over: threading.Event) -> None:
+def _watch(
+    run: Run, pid: int, watch: Path | None, memory: bool, started: float, over: threading.Event
+) -> None:
     while not over.wait(0.1):
         if watch is not None and run.first != run.first and next(watch.glob("part-*"), None):
             run.first = time.perf_counter() - started
-        for process in _family(pid):
+        for process in _family(pid) if memory else ():
             try:
-                memory = process.memory_info()
+                used = process.memory_info()
                 name = _kind(process, pid)
             except psutil.Error:
                 continue
-            private = (memory.rss - memory.shared) / 1e6
+            private = (used.rss - used.shared) / 1e6
             run.peaks[name] = max(private, run.peaks.get(name, 0))
 
 
