@@ -438,6 +438,8 @@ def test_a_result_as_text_and_as_json(monkeypatch):
         "tensors": 30,
         "metrics": {"loss": 0.25},
         "out": "/y",
+        "limited_by": "training",
+        "time": {"training": 1.25, "waited": 0.0},
     }
 
     def fit(features: str, out: str, given: config.FitConfig, *, address: Any, report: Any) -> dict[str, Any]:
@@ -452,6 +454,7 @@ def test_a_result_as_text_and_as_json(monkeypatch):
     assert result.exit_code == 0
     assert "1,200 rows, 4 of 30 tensors" in result.stdout
     assert "stopped after epoch 2 (1 as Keras counts, from zero)" in result.stdout
+    assert "training-bound: training 1.2 s, 0.0 of it waiting" in result.stdout
     assert "loss 0.2500" in result.stderr
     result = invoke("fit", "x", "--out", "y", *options, "--json")
     assert json.loads(result.stdout) == found
