@@ -75,10 +75,15 @@ def test_a_part_of_a_command_uses_its_ray(starts):
     assert starts.log == ["started by ray", "stopped by ray"]
 
 
-def test_nothing_is_started_that_is_not_needed(starts):
-    with cluster.connect(None, needed=False) as connected:
-        connected()
+def test_nothing_is_started_before_it_is_needed(starts):
+    with cluster.connect(None, ahead=False):
+        pass
     assert starts.log == []
+    with cluster.connect(None, ahead=False) as connected:
+        starts.log.append("working")
+        connected()
+        connected()
+    assert starts.log == ["working", "started by ray", "stopped by ray"]
 
 
 @pytest.mark.slow

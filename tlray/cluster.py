@@ -35,23 +35,24 @@ _current: Connected | None = None
 
 
 @contextmanager
-def connect(address: str | None, *, cpus: int = 2, needed: bool = True) -> Iterator[Connected]:
+def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterator[Connected]:
     """Connect to the Ray at `address`, or start a local one and stop it at the end.
 
     The block begins while Ray still starts, for what can be done meanwhile; it is given a function that
-    waits until Ray is there. A Ray that this process is connected to already is used, and left as it is.
+    must be called before Ray is used, and waits until it is there. A Ray that this process is connected to
+    already is used, and left as it is.
 
     Args:
         address: of a running Ray.
         cpus: what a local Ray must be able to run at once, even if it has fewer; by default the
             network and one task that decodes.
-        needed: if not, nothing is started or connected to.
+        ahead: start at once; if not, only when the function is called.
     """
     global _current  # noqa: PLW0603 - there is one Ray for a process.
     if _current is not None:  # Of the command that this one is a part of.
         yield _current
         return
-    if not needed or is_connected():
+    if is_connected():
         yield lambda: None
         return
     _prepare(address)
@@ -69,14 +70,22 @@ def connect(address: str | None, *, cpus: int = 2, needed: bool = True) -> Itera
         sys.modules["ray"].shutdown()
 
     thread = threading.Thread(target=keep, name="ray", daemon=True)
-    thread.start()
-    _current = starting.result
+
+    def connected() -> None:
+        if thread.ident is None:
+            thread.start()
+        starting.result()
+
+    if ahead:
+        thread.start()
+    _current = connected
     try:
-        yield _current
+        yield connected
     finally:
         _current = None
         over.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 def is_connected() -> bool:

@@ -58,7 +58,7 @@ def extract(
         "seed": config.seed if config.split is not None else None,
         "provenance": frozen.provenance.identity(),
     }
-    with cluster.connect(address, needed=not folder.is_file(MANIFEST)) as connected:
+    with cluster.connect(address, ahead=not folder.is_file(MANIFEST)) as connected:
         index = Index.start(folder, source, config.batch_size, job)
         work = pipeline.Pass(
             root=source.root,

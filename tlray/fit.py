@@ -57,9 +57,10 @@ def fit(
     # share with. GPUs that were hidden from this process are there for a worker.
     alone = config.workers == 1 and not (address or cluster.is_connected() or has_hidden_gpus())
     cpus = training.cpus(config, streaming=False)
-    with claim.claimed(folder, job), cluster.connect(address, cpus=cpus, needed=not alone) as connected:
+    with claim.claimed(folder, job), cluster.connect(address, cpus=cpus, ahead=not alone) as connected:
         rows, validation = holdout.load(data, config)
-        connected()
+        if not alone:
+            connected()
         return training.run(
             training.Training(
                 config=config,
