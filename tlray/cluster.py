@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tlray.errors import UserError
-from tlray.runtime import muted
+from tlray.runtime import importing, muted
 
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -39,8 +39,9 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
     """Connect to the Ray at `address`, or start a local one and stop it at the end.
 
     The block begins while Ray still starts, for what can be done meanwhile; it is given a function that
-    must be called before Ray is used, and waits until it is there. A Ray that this process is connected to
-    already is used, and left as it is.
+    must be called before Ray is used, and waits until it is there. Ray is imported first, and not started
+    if the block ends before that: what a job is checked for need not come before. A Ray that this process
+    is connected to already is used, and left as it is.
 
     Args:
         address: of a running Ray.
@@ -61,13 +62,17 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
 
     def keep() -> None:
         try:
+            with importing():
+                import ray
+            if over.is_set():
+                return
             _start(address, cpus)
         except BaseException as error:
             starting.set_exception(error)
             return
         starting.set_result(None)
         over.wait()  # The kernel ends Ray's processes together with the thread that started them.
-        sys.modules["ray"].shutdown()
+        ray.shutdown()
 
     thread = threading.Thread(target=keep, name="ray", daemon=True)
 
@@ -128,8 +133,8 @@ def _start(address: str | None, cpus: int) -> None:
             raise
         why = str(error).strip().partition("\n")[0]
         raise UserError(f"no Ray answers at --address {address}: {type(error).__name__}: {why}") from error
-    import ray.data
-
+    with importing():
+        import ray.data
     ray.data.DataContext.get_current().enable_progress_bars = False
     if not _debugging():
         for name in ("ray.data", "ray.train"):  # What fails is raised as well.

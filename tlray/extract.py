@@ -50,15 +50,15 @@ def extract(
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
-    frozen = FrozenPart.decide(config)
-    job = {
-        "format": FORMAT,
-        "images": Folder.open(images).uri,
-        "split": config.split,
-        "seed": config.seed if config.split is not None else None,
-        "provenance": frozen.provenance.identity(),
-    }
     with cluster.connect(address, ahead=not folder.is_file(MANIFEST)) as connected:
+        frozen = FrozenPart.decide(config)
+        job = {
+            "format": FORMAT,
+            "images": Folder.open(images).uri,
+            "split": config.split,
+            "seed": config.seed if config.split is not None else None,
+            "provenance": frozen.provenance.identity(),
+        }
         index = Index.start(folder, source, config.batch_size, job)
         work = pipeline.Pass(
             root=source.root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -62,7 +63,9 @@ def main() -> None:
     # As Ctrl-C: stop in order, and say how to go on. Ray sets its own handler only in the main thread.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        gc.freeze()  # Or Python, as it ends, looks for garbage in all of Ray: a fifth of a second.
+        sys.exit(status)
     except typer.TyperException as error:
         error.show()  # type: ignore[attr-defined]
         if "--json" in sys.argv:
