@@ -20,6 +20,7 @@ from tlray.cli import app
 from tlray.errors import JobError, UserError
 from tlray.featureset import FORMAT as FEATURES
 from tlray.model import FORMAT as MODEL
+from tlray.storage import Folder
 
 CONFIGS = {
     "extract": config.ExtractConfig,
@@ -370,6 +371,20 @@ def test_a_folder_of_other_things_is_no_place_for_a_job(place, small):
     finally:
         (place / "images" / "1.png").unlink()
         (place / "images").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("line", "locked"),
+    [
+        ("extract pictures --out set --backbone grey-pixels --image-size 8", "set"),
+        ("predict model pictures --out labels.csv", "labels.csv.parts"),
+    ],
+)
+def test_two_commands_do_not_write_to_one_folder(line, locked, place):
+    (place / "pictures").mkdir()
+    (place / "pictures" / "one.png").write_bytes(b"")
+    with Folder.open(locked).locked():
+        assert f"another command is writing to {place / locked}: wait" in mistake(*line.split())
 
 
 def test_inspect(place):

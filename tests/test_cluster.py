@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -43,6 +44,11 @@ def starts(monkeypatch):
     return ray
 
 
+def fail_after(seconds: float) -> None:
+    time.sleep(seconds)
+    raise UserError("mistake")
+
+
 def test_the_block_begins_while_ray_starts(starts):
     with cluster.connect(None) as connected:
         starts.log.append("working")
@@ -54,8 +60,16 @@ def test_the_block_begins_while_ray_starts(starts):
 
 def test_a_block_that_fails_early_waits_and_stops(starts):
     with pytest.raises(UserError, match="mistake"), cluster.connect(None):
-        raise UserError("mistake")
+        fail_after(0.1)
     assert starts.log == ["started by ray", "stopped by ray"]
+    assert not cluster.is_connected()
+
+
+def test_a_block_that_fails_while_ray_is_imported_starts_nothing(starts, monkeypatch):
+    monkeypatch.setattr(cluster, "importing", lambda: contextlib.nullcontext(time.sleep(0.1)))
+    with pytest.raises(UserError, match="mistake"), cluster.connect(None):
+        fail_after(0)
+    assert starts.log == []
     assert not cluster.is_connected()
 
 
@@ -88,17 +102,21 @@ def test_nothing_is_started_before_it_is_needed(starts):
 
 @pytest.mark.slow
 def test_a_real_ray_lives_as_long_as_the_block():
-    """Its processes end with the thread that started them, so that thread must not end before."""
+    """Its processes end with the thread that started them; and only this machine can reach them."""
     code = (
-        "import time\n"
+        "import psutil, time\n"
         "from tlray import cluster\n"
         "with cluster.connect(None) as connected:\n"
         "    connected()\n"
         "    import ray\n"
         "    time.sleep(1)\n"
         "    print(ray.get(ray.remote(lambda: 7).remote()))\n"
+        "    family = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
+        "    sockets = [socket for process in family for socket in process.net_connections('inet')]\n"
+        "    hosts = {socket.laddr.ip for socket in sockets if socket.status == 'LISTEN'}\n"
+        "    print(hosts and all(host.endswith('127.0.0.1') for host in hosts))\n"
         "print(ray.is_initialized())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["7", "False"], done.stderr
+    assert done.stdout.split() == ["7", "True", "False"], done.stderr
     assert done.stderr == ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,3 +225,46 @@ def test_an_absolute_name_stands_for_itself(tmp_path):
 def test_a_folder_travels_to_other_processes(folder):
     folder.write("name", b"1")
     assert pickle.loads(pickle.dumps(folder)).read("name") == b"1"
+
+
+def test_a_folder_is_locked_for_one_command_and_free_when_that_is_killed(tmp_path):
+    code = (
+        "import sys, time\nfrom tlray.storage import Folder\n"
+        "with Folder.open(sys.argv[1]).locked():\n    print('locked', flush=True)\n    time.sleep(60)"
+    )
+    folder = Folder.open(str(tmp_path / "out"))
+    command = [sys.executable, "-c", code, folder.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "locked\n"
+            with (
+                pytest.raises(UserError, match=r"another command is writing to .*out: wait for it"),
+                folder.locked(),
+            ):
+                pass
+        finally:
+            other.kill()
+    with folder.locked():
+        folder.write("kept", b"")
+    assert folder.names() == ["kept"]
+
+
+def test_a_folder_made_for_nothing_is_removed(tmp_path):
+    folder = Folder.open(str(tmp_path / "out"))
+    with folder.locked():
+        assert folder.exists()
+    assert not folder.exists()
+    (tmp_path / "out").mkdir()
+    with folder.locked():
+        pass
+    assert folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"cannot write to .*file/out"),
+        Folder.open(f"{tmp_path}/file/out").locked(),
+    ):
+        pass

@@ -32,28 +32,27 @@ def claimed(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
     A UserError that leaves the block leaves nothing behind.
 
     Raises:
-        UserError: the folder holds another job, or other files.
+        UserError: the folder holds another job, or other files, or another command writes to it.
     """
-    was_there, work = folder.exists(), folder.child(WORK)
-    begun = work.is_file(_JOB)
-    if begun and json.loads(work.read(_JOB)) != plain(job):
-        raise UserError(
-            f"{folder.uri} holds another job, which is not finished: choose another folder, "
-            "or remove this one"
-        )
-    if not begun:
-        if any(not name.endswith(".tmp") and name != WORK for name in folder.names()):
-            raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
-        folder.remove(WORK)
-        work.write(_JOB, dump(job).encode())
-    try:
-        yield
-    except UserError:
+    with folder.locked():
+        work = folder.child(WORK)
+        begun = work.is_file(_JOB)
+        if begun and json.loads(work.read(_JOB)) != plain(job):
+            raise UserError(
+                f"{folder.uri} holds another job, which is not finished: choose another folder, "
+                "or remove this one"
+            )
         if not begun:
+            if any(not name.endswith(".tmp") and name != WORK for name in folder.names()):
+                raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
             folder.remove(WORK)
-            if not was_there:
-                folder.remove_empty()
-        raise
+            work.write(_JOB, dump(job).encode())
+        try:
+            yield
+        except UserError:
+            if not begun:
+                folder.remove(WORK)
+            raise
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

@@ -28,6 +28,8 @@ _LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Workers that come up before they are needed are in the way of what Ray itself has to start.
     "RAY_prestart_worker_first_driver": "0",
+    # On every system, as Ray does on those: listen on the loopback address, and on no other.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 Connected = Callable[[], None]
 """Waits until Ray is there; raises UserError if there is none at the address."""

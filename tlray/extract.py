@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,36 +51,37 @@ def extract(
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
-    with cluster.connect(address, ahead=not folder.is_file(MANIFEST)) as connected:
-        frozen = FrozenPart.decide(config)
-        job = {
-            "format": FORMAT,
-            "images": Folder.open(images).uri,
-            "split": config.split,
-            "seed": config.seed if config.split is not None else None,
-            "provenance": frozen.provenance.identity(),
+    with ExitStack() as stack:
+        with cluster.connect(address, ahead=not folder.is_file(MANIFEST)) as connected:
+            frozen = FrozenPart.decide(config)
+            job = {
+                "format": FORMAT,
+                "images": Folder.open(images).uri,
+                "split": config.split,
+                "seed": config.seed if config.split is not None else None,
+                "provenance": frozen.provenance.identity(),
+            }
+            stack.enter_context(folder.locked())
+            work = pipeline.Pass(
+                root=source.root,
+                index=Index.start(folder, source, config.batch_size, job),
+                out=folder,
+                image_size=frozen.provenance.image_size,
+                batch_size=config.batch_size,
+                store=config.store,
+                metadata={"job": job, "versions": versions()},
+                max_bad_fraction=config.max_bad_fraction,
+            )
+            done = pipeline.run(work, frozen.loader, progress, connected)
+            errors = pipeline.reconcile(work)
+        result = {
+            **pipeline.told(work, done, errors, time.monotonic() - started),
+            "passed_over": source.others,
         }
-        index = Index.start(folder, source, config.batch_size, job)
-        work = pipeline.Pass(
-            root=source.root,
-            index=index,
-            out=folder,
-            image_size=frozen.provenance.image_size,
-            batch_size=config.batch_size,
-            store=config.store,
-            metadata={"job": job, "versions": versions()},
-            max_bad_fraction=config.max_bad_fraction,
-        )
-        done = pipeline.run(work, frozen.loader, progress, connected)
-        errors = pipeline.reconcile(work)
-    result = {
-        **pipeline.told(work, done, errors, time.monotonic() - started),
-        "passed_over": source.others,
-    }
-    if not folder.is_file(MANIFEST):
-        folder.sweep()
-        folder.sweep("errors")
-        _finish(work, frozen.provenance, errors, result)
+        if not folder.is_file(MANIFEST):
+            folder.sweep()
+            folder.sweep("errors")
+            _finish(work, frozen.provenance, errors, result)
     return {"out": folder.uri, **result}
 
 

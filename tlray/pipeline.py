@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import cluster, decoder, featureset, verdict
+from tlray import cluster, decoder, featureset, guard, verdict
 from tlray.augment import Views
 from tlray.errors import JobError, UserError
 from tlray.index import Index
@@ -217,20 +217,21 @@ def _decode(row: pa.Table, job: Pass) -> pa.Table:
         name: [None] * rows.num_rows for name in ("stage", "error", "message")
     }
     read_seconds = decode_seconds = 0.0
-    for place, path in enumerate(rows["path"].to_pylist()):
-        started = read = time.perf_counter()
-        try:
-            data = decoder.read_image(job.root, path)
-            read = time.perf_counter()
-            pixels[place] = decoder.decode(data, size)
-            if job.views:
-                plain = pixels[place, 0].copy()
-                pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]
-        except decoder.BadImage as bad:
-            for name, column in errors.items():
-                column[place] = getattr(bad, name)
-        read_seconds += read - started
-        decode_seconds += time.perf_counter() - read
+    with guard.decoding() as decode:
+        for place, path in enumerate(rows["path"].to_pylist()):
+            started = read = time.perf_counter()
+            try:
+                data = decoder.read_image(job.root, path)
+                read = time.perf_counter()
+                pixels[place] = decode(data, size)
+                if job.views:
+                    plain = pixels[place, 0].copy()
+                    pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]
+            except decoder.BadImage as bad:
+                for name, column in errors.items():
+                    column[place] = getattr(bad, name)
+            read_seconds += read - started
+            decode_seconds += time.perf_counter() - read
     for name, column in errors.items():
         rows = rows.append_column(name, pa.array(column, pa.string()))
     for name, seconds in (("read_seconds", read_seconds), ("decode_seconds", decode_seconds)):

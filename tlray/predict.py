@@ -127,21 +127,22 @@ def predict(
         if config.split not in (splits := {image.split for image in source}):
             there = ", ".join(sorted(filter(None, splits))) or "no splits"
             raise UserError(f"--split {config.split}: {images} has no such split: it has {there}")
-    with cluster.connect(address) as connected:
-        work = start(trained, source.root, chosen, what, parts, config)
-        done = run(work, trained, progress, connected)
-        errors = pipeline.reconcile(work)
-    if errors.num_rows == work.index.images:
-        raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
-    if config.annotate is not None:
-        annotate.annotate(work, Folder.open(config.annotate), address=address)
-    columns = _columns(trained.classes, config.top)
-    _write(target, name, map(columns, tables(work)), trained)
-    stem, _, suffix = name.rpartition(".")
-    target.remove(f"{stem}.errors.{suffix}")  # of an earlier job of that name
-    if errors.num_rows:
-        _write(target, f"{stem}.errors.{suffix}", [errors], trained)
-    parts.remove()
+    with parts.locked():
+        with cluster.connect(address) as connected:
+            work = start(trained, source.root, chosen, what, parts, config)
+            done = run(work, trained, progress, connected)
+            errors = pipeline.reconcile(work)
+        if errors.num_rows == work.index.images:
+            raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
+        if config.annotate is not None:
+            annotate.annotate(work, Folder.open(config.annotate), address=address)
+        columns = _columns(trained.classes, config.top)
+        _write(target, name, map(columns, tables(work)), trained)
+        stem, _, suffix = name.rpartition(".")
+        target.remove(f"{stem}.errors.{suffix}")  # of an earlier job of that name
+        if errors.num_rows:
+            _write(target, f"{stem}.errors.{suffix}", [errors], trained)
+        parts.remove()
     return {"out": place.uri, **pipeline.told(work, done, errors, time.monotonic() - started)}
 
 

@@ -50,7 +50,7 @@ def muted() -> AbstractContextManager[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For large imports, of which nothing is garbage: Python does not look for it, which takes a sixth longer."""
+    """For large imports, of which nothing is garbage: looking for it would take a sixth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import posixpath
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -127,6 +128,40 @@ class Folder:
             if os.path.exists(temporary):
                 os.remove(temporary)
             raise
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from writing to this folder until the block ends, or this process does.
+
+        It is made if it is not there, and removed again if it stays empty. Object stores have no
+        locks: there two commands that do the same job write the same files.
+
+        Raises:
+            UserError: another command writes to it, or it cannot be made.
+        """
+        if not self.is_local:
+            yield
+            return
+        was_there = os.path.isdir(self.path)
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.uri}: {error.strerror}") from error
+        try:
+            with suppress(OSError):  # Some network file systems have no locks either.
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"another command is writing to {self.uri}: wait for it, or choose another folder"
+                    ) from error
+            yield
+        finally:
+            os.close(descriptor)
+            if not was_there:
+                with suppress(OSError):  # It is not empty.
+                    os.rmdir(self.path)
 
     def sweep(self, name: str = "") -> None:
         """Remove the temporary files that writers left directly in a folder when they were killed."""

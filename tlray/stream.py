@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import decoder
+from tlray import decoder, guard
 from tlray.augment import Views
 from tlray.batches import GlobalBatches
 from tlray.errors import JobError
@@ -121,13 +121,14 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalB
     size = source.image_size
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
     paths = ray.get(source.paths)
-    for place in np.flatnonzero(weights):
-        path = paths[rows[place]]
-        try:
-            plain = decoder.decode(decoder.read_image(source.root, path), size)
-        except decoder.BadImage as bad:
-            raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
-        pixels[place] = source.views.view(plain, path, int(epoch))
+    with guard.decoding() as decode:
+        for place in np.flatnonzero(weights):
+            path = paths[rows[place]]
+            try:
+                plain = decode(decoder.read_image(source.root, path), size)
+            except decoder.BadImage as bad:
+                raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
+            pixels[place] = source.views.view(plain, path, int(epoch))
     return pa.table({"pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)})
 
 

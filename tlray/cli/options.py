@@ -9,6 +9,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -77,7 +78,9 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
 
         with _reported(as_json=given["json"], debug=given["debug"]):
             arguments = {name: given[name] for name in signature.parameters if name not in groups}
-            result = function(**arguments, **{name: build(group) for name, group in groups.items()})
+            configs = {name: build(group) for name, group in groups.items()}
+            with redirect_stdout(sys.stderr):  # Ray tells there that a worker has died.
+                result = function(**arguments, **configs)
             print(dump(result.values) if given["json"] else result.text)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
