@@ -379,6 +379,7 @@ def test_an_unfinished_set_is_told_apart(folder):
         json.dumps({"format": FORMAT, "provenance": {"backbone": "vgg16"}}).encode(),
         json.dumps({"format": FORMAT, "provenance": {**asdict(PROVENANCE), "image_size": "32"}}).encode(),
         json.dumps({"format": FORMAT, "provenance": {**asdict(PROVENANCE), "cut": 5}}).encode(),
+        b"[" * 100_000,
     ],
 )
 def test_a_damaged_manifest(folder, data):
@@ -387,6 +388,39 @@ def test_a_damaged_manifest(folder, data):
         FeatureSet.open(folder.uri)
     assert folder.join(MANIFEST) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"feature_shape": shape} for shape in ([2, -3], [2, "3"], [2.5], [1 << 20, 1 << 20], [None])),
+        *({"shards": shards} for shards in (-1, 10**12, "3")),
+        *({name: "text"} for name in ("job", "classes", "splits", "rows", "errors")),
+    ],
+)
+def test_a_manifest_made_to_do_harm(folder, values):
+    write_set(folder, **values)
+    with pytest.raises(UserError, match="damaged"):
+        FeatureSet.open(folder.uri)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ("path", pa.int64()),
+        ("label", pa.list_(pa.string())),
+        ("features", pa.list_(pa.float32())),
+        ("features", pa.fixed_shape_tensor(pa.float32(), (1 << 15, 1 << 15))),
+    ],
+)
+def test_a_part_made_to_do_harm(folder, column, kind):
+    write_set(folder)
+    path = folder.join(part_name(0))
+    schema = pq.read_schema(path)
+    schema = schema.set(schema.get_field_index(column), pa.field(column, kind))
+    pq.write_table(schema.empty_table(), path)
+    with pytest.raises(JobError, match="cannot be read"):
+        load(FeatureSet.open(folder.uri))
 
 
 def test_a_manifest_of_something_else(folder):

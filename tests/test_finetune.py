@@ -215,6 +215,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
     views = Views(Augmentation.parse("strong"), 7)
     root = Folder.open(str(images))
     source = Source(
+        max_pixels=10_000,
         root=root,
         paths=ray_module.put(paths),
         views=views,

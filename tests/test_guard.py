@@ -54,9 +54,9 @@ def picture(size: tuple[int, int] = (20, 20)) -> bytes:
 
 def test_beside_decodes_the_same_pixels_and_gives_the_same_reasons():
     with guard.Beside() as beside:
-        np.testing.assert_array_equal(beside(picture(), 8), decoder.decode(picture(), 8))
+        np.testing.assert_array_equal(beside(picture(), 8, 400), decoder.decode(picture(), 8))
         with pytest.raises(decoder.BadImage) as bad:
-            beside(b"none", 8)
+            beside(b"none", 8, 400)
         assert (bad.value.stage, bad.value.error) == ("decode", "NotAnImage")
 
 
@@ -75,7 +75,7 @@ if __name__ == "__main__":
     with guard.Beside() as beside:
         for size in [(20, 20), {CRASHING}, (20, 20), {HANGING}, (20, 20)]:
             try:
-                print(beside(picture(size), 8).shape)
+                print(beside(picture(size), 8, 400).shape)
             except decoder.BadImage as bad:
                 print(bad.error)
 """

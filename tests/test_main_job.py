@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.bad_files import write_bad_files
-from tlray import cluster
+from tests.bad_files import encode, photo, write_bad_files
+from tlray import cluster, decoder
 from tlray.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
 from tlray.demo import write_digits
 from tlray.errors import JobError, UserError
@@ -194,6 +195,73 @@ def test_bad_files_become_errors_and_nothing_is_lost(images, features, ray, tmp_
     for path, value in rows.items():
         if f"test/{path}" in known:
             np.testing.assert_allclose(value, known[f"test/{path}"], rtol=1e-3, atol=1e-3)
+
+
+def test_two_thousand_damaged_files_become_rows_or_errors(ray, tmp_path):
+    random = np.random.default_rng(0)
+    kinds = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+    whole = [encode(photo(size=(24, 20)), kind) for kind in kinds]
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(2000):
+        data = np.frombuffer(whole[number % len(whole)], np.uint8).copy()
+        data[random.integers(0, len(data), random.integers(0, 9))] ^= random.integers(1, 256, dtype=np.uint8)
+        end = random.integers(0, len(data)) if random.random() < 0.2 else len(data)
+        (images / f"{number:04d}.jpg").write_bytes(data[:end].tobytes())
+    config = ExtractConfig(backbone="grey-pixels", image_size=8, max_bad_fraction=1)
+    found = extract(str(images), str(tmp_path / "set"), config)
+    rows = read(tmp_path / "set")
+    errors = pq.read_table(tmp_path / "set" / "errors")["path"].to_pylist()
+    assert sorted([*rows, *errors]) == sorted(path.name for path in images.iterdir())
+    assert (found["rows"], found["errors"]) == (len(rows), len(errors))
+    assert min(len(rows), len(errors)) > 200
+    for path in images.iterdir():
+        with contextlib.suppress(decoder.BadImage):
+            decoder.decode(path.read_bytes(), 8)
+            assert path.name in rows
+
+
+def test_the_largest_image_is_for_the_user_to_say(ray, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "set"
+    images.mkdir()
+    for side in (20, 21):
+        (images / f"{side}.png").write_bytes(encode(photo(size=(side, side)), "PNG"))
+    config = ExtractConfig(backbone="grey-pixels", image_size=8, max_bad_fraction=1, max_pixels=400)
+    extract(str(images), str(out), config)
+    errors = pq.read_table(out / "errors").to_pydict()
+    assert (errors["path"], errors["error"]) == (["21.png"], ["DecompressionBomb"])
+    with pytest.raises(UserError, match="max_pixels 400, not 500"):
+        extract(str(images), str(out), replace(config, max_pixels=500))
+
+
+def test_nothing_is_unpickled_from_a_feature_set_a_model_or_a_recipe(features, model):
+    code = """
+import os, pickle, sys
+from tlray.runtime import prepare_keras
+prepare_keras()
+import keras.src.saving.saving_lib
+from tlray import featureset, recipe
+from tlray.model import NETWORK, Model, load
+
+def refuse(event, arguments):
+    if event == "pickle.find_class":
+        raise PermissionError(f"unpickled {arguments}")
+
+sys.addaudithook(refuse)
+try:
+    pickle.loads(pickle.dumps(os.getcwd))
+except PermissionError:
+    print("refused")
+features, model = sys.argv[1:]
+data = featureset.FeatureSet.open(features)
+print(sum(len(rows.paths) for rows in data.batches(None)), featureset.read_errors(data.folder).num_rows)
+print(len(load(Model.open(model).folder.read(NETWORK)).layers))
+print(len(recipe.read("vgg16-features").stages))
+"""
+    command = [sys.executable, "-c", code, features, model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[:2] == ["refused", str(ROWS + 120)], done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_finished_work_is_kept_and_the_rest_is_done(images, features, ray, tmp_path):

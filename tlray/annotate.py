@@ -48,7 +48,14 @@ def annotate(job: Pass, target: Folder, *, address: str | None) -> None:
             raise JobError(f"annotating failed: {cluster.reason(error)}") from error
 
 
-def annotate_one(root: Folder, path: str, label: str, probability: float, target: Folder) -> str:
+def annotate_one(
+    root: Folder,
+    path: str,
+    label: str,
+    probability: float,
+    target: Folder,
+    max_pixels: int = decoder.MAX_PIXELS,
+) -> str:
     """Annotate one image.
 
     Args:
@@ -58,6 +65,7 @@ def annotate_one(root: Folder, path: str, label: str, probability: float, target
         probability: of that class, 0 to 1.
         target: where the copy is written, under the same path; what is neither JPEG nor PNG
             becomes a PNG, with that suffix added.
+        max_pixels: an image of more is refused.
 
     Returns:
         The path of the copy below `target`.
@@ -69,7 +77,7 @@ def annotate_one(root: Folder, path: str, label: str, probability: float, target
     name = copy_name(path)
     if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
         raise UserError(f"annotating would overwrite {target.join(name)}: choose another folder")
-    image = decoder.open_image(decoder.read_image(root, path))
+    image = decoder.open_image(decoder.read_image(root, path), max_pixels=max_pixels)
     text = f"{label}: {100 * probability:.1f} %"
     size = max(12, min(image.size) // 14)
     font = ImageFont.load_default(size)
@@ -96,5 +104,6 @@ def _shard(row: dict[str, Any], job: Pass, target: Folder) -> dict[str, Any]:
         rows = featureset.Rows.of(table)
         for path, probabilities in zip(rows.paths, rows.features, strict=True):
             best = int(np.argmax(probabilities))
-            annotate_one(job.root, path, classes[best], float(probabilities[best]), target)
+            label, probability = classes[best], float(probabilities[best])
+            annotate_one(job.root, path, label, probability, target, job.max_pixels)
     return row

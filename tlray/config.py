@@ -14,7 +14,7 @@ from annotated_doc import Doc
 from tlray.errors import UserError
 
 _POSITIVE = (
-    *("image_size", "batch_size", "top", "views"),
+    *("image_size", "max_pixels", "batch_size", "top", "views"),
     *("epochs", "learning_rate", "early_stopping", "workers"),
 )
 _FRACTIONS = ("split", "max_bad_fraction")
@@ -70,15 +70,24 @@ class _Frozen(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source(_Checked):
+class _Bad(_Checked):
+    """Which images are bad, and how many may be."""
+
+    max_pixels: Annotated[
+        int, Doc("an image of more pixels (width times height) is bad: it could fill the memory")
+    ] = 100_000_000
+    max_bad_fraction: Annotated[
+        float, Doc("the job fails when more than this fraction of the images cannot be decoded")
+    ] = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source(_Bad):
     """How images are taken in."""
 
     split: Annotated[
         float | None, Doc("assign this fraction of the images to `train` and the rest to `test`, by path")
     ] = None
-    max_bad_fraction: Annotated[
-        float, Doc("the job fails when more than this fraction of the images cannot be decoded")
-    ] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +218,13 @@ class FinetuneConfig(_Backbone, _Frozen, _Source, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(_Checked):
+class RunConfig(_Bad):
     """How a trained model is run over images."""
 
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Doc("what the backbone computes in")
     ] = "auto"
     batch_size: Annotated[int, Doc("images that go through the network at once")] = 32
-    max_bad_fraction: Annotated[
-        float, Doc("the job fails when more than this fraction of the images cannot be decoded")
-    ] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ transparency           alpha, tRNS, GIF: composited over white
 16-bit colour          its high byte, by Pillow, without tRNS (also unused in grey of 2 and 4 bits)
 32-bit, signed grey    as 16-bit grey if all values are within 0..65535, else `UnsupportedMode`
 floating point         refused as `UnsupportedMode`
-over `MAX_PIXELS`      refused as `DecompressionBomb`, from the header; over `MAX_BYTES`: `FileTooLarge`
+over `max_pixels`      refused as `DecompressionBomb`, from the header; over `MAX_BYTES`: `FileTooLarge`
 empty, cut, corrupt    refused, never padded. What a format has no checksum for (a flipped bit in a
                        JPEG) cannot be seen; what is missing after the first frame is not missed,
                        but in a PNG all checksums are verified
@@ -45,7 +45,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from tlray.storage import Folder
 
 MAX_PIXELS: int = 100_000_000
-"""Width times height above which a file is refused unread."""
+"""Width times height above which a file is refused unread, unless the caller says otherwise."""
 MAX_BYTES: int = 1 << 30
 """Size above which a local file is refused unread: more than `MAX_PIXELS` of 8 bytes each."""
 
@@ -107,24 +107,25 @@ def read_image(root: Folder, path: str) -> bytes:
             raise BadImage("read", type(error).__name__, reason) from error
 
 
-def open_image(data: bytes, at_least: int = 0) -> Image.Image:
+def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The whole picture as 8-bit RGB, upright, in memory.
 
     Args:
         data: of the file.
         at_least: the pixels that are needed of each side; a larger JPEG is decoded at a half, a quarter or
             an eighth of its size if that leaves as many. 0: all.
+        max_pixels: width times height above which it is refused, by its header.
 
     Raises:
         BadImage: these bytes are not an image, or not a whole one.
     """
     if not data:
         raise BadImage("decode", "EmptyFile", "the file has no bytes")
-    with _refusing("decode"), _own_pillow_settings() as heard:
+    with _refusing("decode"), _own_pillow_settings(max_pixels) as heard:
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.size} is above {MAX_PIXELS} pixels")
+            if image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(f"{image.size} is above {max_pixels} pixels")
             if image.format == "PNG":
                 # Pillow stops at the last pixel, before the checksum that would tell a wrong one.
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()
@@ -146,13 +147,13 @@ def open_image(data: bytes, at_least: int = 0) -> Image.Image:
     return upright
 
 
-def decode(data: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, image_size: int, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """The pixels of one image, shape (image_size, image_size, 3); the aspect ratio is not kept.
 
     Raises:
         BadImage: as `open_image`.
     """
-    image = open_image(data, _SCALED * image_size)
+    image = open_image(data, _SCALED * image_size, max_pixels)
     with _refusing("decode"):
         return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
@@ -217,14 +218,14 @@ def _refusing(stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own_pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
+def _own_pillow_settings(max_pixels: int) -> Iterator[list[warnings.WarningMessage]]:
     """Pillow's global switches as needed here, whatever others have set; gives the warnings caught."""
     before = Image.MAX_IMAGE_PIXELS, Image.WARN_POSSIBLE_FORMATS, ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             # Pillow raises above twice its limit, in some formats before the size is seen here.
-            Image.MAX_IMAGE_PIXELS = -(-MAX_PIXELS // 2)
+            Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
             Image.WARN_POSSIBLE_FORMATS, ImageFile.LOAD_TRUNCATED_IMAGES = True, False
             yield heard
     finally:

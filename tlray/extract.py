@@ -59,6 +59,7 @@ def extract(
                 "images": Folder.open(images).uri,
                 "split": config.split,
                 "seed": config.seed if config.split is not None else None,
+                "max_pixels": config.max_pixels,
                 "provenance": frozen.provenance.identity(),
             }
             stack.enter_context(folder.locked())
@@ -67,6 +68,7 @@ def extract(
                 index=Index.start(folder, source, config.batch_size, job),
                 out=folder,
                 image_size=frozen.provenance.image_size,
+                max_pixels=config.max_pixels,
                 batch_size=config.batch_size,
                 store=config.store,
                 metadata={"job": job, "versions": versions()},

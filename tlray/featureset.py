@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 FORMAT = "tlray-features/1"
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
 _ROW_GROUP_BYTES = 16 << 20
+_MOST_VALUES, _MOST_SHARDS = 1 << 28, 10_000_000
+"""Of a row, and of a set: what is above was written to do harm."""
 
 
 def part_name(shard: int) -> str:
@@ -101,8 +103,12 @@ def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.Par
                 raise ValueError("it was written by another job")
             if found.get("shard") != shard:
                 raise ValueError(f"it is a copy of shard {found.get('shard')}")
-            if file.schema_arrow.names != ["path", "split", "label", "features"]:
-                raise ValueError(f"its columns are {file.schema_arrow.names}")
+            names, kinds = file.schema_arrow.names, file.schema_arrow.types
+            if names != ["path", "split", "label", "features"] or kinds[:3] != [pa.string()] * 3:
+                raise ValueError(f"its columns are {', '.join(map(str, file.schema_arrow))}")
+            tensor = kinds[3]
+            if not isinstance(tensor, pa.FixedShapeTensorType) or math.prod(tensor.shape) > _MOST_VALUES:
+                raise ValueError(f"its features are {tensor}")
             yield file
     except (OSError, ValueError, pa.ArrowException) as error:
         raise JobError(f"{path} cannot be read: {error}; remove it and run the job again") from error
@@ -270,8 +276,13 @@ class FeatureSet:
                 errors=int,
                 created=str,
             )
+            shape, shards = manifest["feature_shape"], manifest["shards"]
+            if not all(isinstance(size, int) and size > 0 for size in shape):
+                raise ValueError(f"feature_shape is {shape}")
+            if math.prod(shape) > _MOST_VALUES or not 0 <= shards <= _MOST_SHARDS:
+                raise ValueError(f"{shards} shards of features of shape {shape}")
             return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; extract again") from error
 
     @property

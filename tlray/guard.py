@@ -25,7 +25,7 @@ SECONDS: float = 60.0
 _ATTEMPTS = 2
 """Crashes until an image is taken for their cause: another process may have been short of memory."""
 
-Decode = Callable[[bytes, int], npt.NDArray[np.uint8]]
+Decode = Callable[[bytes, int, int], npt.NDArray[np.uint8]]
 """As `decoder.decode`."""
 
 
@@ -41,7 +41,7 @@ def decoding() -> Iterator[Decode]:
         yield beside
 
 
-def in_time(data: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+def in_time(data: bytes, image_size: int, max_pixels: int) -> npt.NDArray[np.uint8]:
     """As `decoder.decode`, but ends this process if that takes longer than `SECONDS`.
 
     Nothing less would do: native code does not come back to Python to be interrupted.
@@ -49,7 +49,7 @@ def in_time(data: bytes, image_size: int) -> npt.NDArray[np.uint8]:
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(SECONDS, exit=True, file=nowhere)
         try:
-            return decoder.decode(data, image_size)
+            return decoder.decode(data, image_size, max_pixels)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -68,7 +68,7 @@ class Beside:
         # Not forked: this process has threads.
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
-    def __call__(self, data: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+    def __call__(self, data: bytes, image_size: int, max_pixels: int) -> npt.NDArray[np.uint8]:
         """As `decoder.decode`.
 
         Raises:
@@ -77,7 +77,7 @@ class Beside:
         for _ in range(_ATTEMPTS):
             started = time.monotonic()
             try:
-                return self._pool.submit(in_time, data, image_size).result()
+                return self._pool.submit(in_time, data, image_size, max_pixels).result()
             except BrokenProcessPool:
                 self._pool.shutdown()
                 self._start()

@@ -265,9 +265,13 @@ def _read_piece(
             if not file.schema_arrow.equals(SCHEMA):
                 raise ValueError(f"columns {file.schema_arrow.names}, expected {SCHEMA.names}")
             found = _stamp(file)
-            sizes, last, theirs = list(found["shards"]), bool(found["last"]), found["job"]
-            if sum(sizes) != file.metadata.num_rows:
-                raise ValueError(f"{file.metadata.num_rows} rows, expected {sum(sizes)}")
+            sizes, last, theirs = list(found["shards"]), bool(found["last"]), dict(found["job"])
+            if (
+                sum(sizes) != file.metadata.num_rows
+                or not 0 < len(sizes) <= _SHARDS_PER_PIECE
+                or min(sizes) < 1
+            ):
+                raise ValueError(f"{file.metadata.num_rows} rows, expected shards of {sizes[:3]}...")
             if job is None or theirs == job:
                 return read(file), sizes, last
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:

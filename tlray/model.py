@@ -65,7 +65,7 @@ class Model:
                 created=str,
             )
             return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; fit again") from error
 
     @property

@@ -39,6 +39,8 @@ class Pass:
     index: Index
     out: Folder
     image_size: int
+    max_pixels: int
+    """An image of more is bad."""
     batch_size: int
     store: str
     """What the output of the network is kept in: "float32" or "float16"."""
@@ -223,7 +225,7 @@ def _decode(row: pa.Table, job: Pass) -> pa.Table:
             try:
                 data = decoder.read_image(job.root, path)
                 read = time.perf_counter()
-                pixels[place] = decode(data, size)
+                pixels[place] = decode(data, size, job.max_pixels)
                 if job.views:
                     plain = pixels[place, 0].copy()
                     pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]

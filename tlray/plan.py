@@ -41,7 +41,7 @@ def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, A
     source = Images.open(images)
     frozen = FrozenPart.decide(config)
     found, size, chosen = _survey(source, sample)
-    read, decode, pixels = _decode(source.root, chosen, frozen.provenance.image_size)
+    read, decode, pixels = _decode(source.root, chosen, frozen.provenance.image_size, config.max_pixels)
     prepare_keras()
     import tensorflow as tf
 
@@ -93,7 +93,7 @@ def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, lis
     return found, size if sized else None, chosen
 
 
-def _decode(root: Folder, paths: list[str], image_size: int) -> tuple[float, float, Any]:
+def _decode(root: Folder, paths: list[str], image_size: int, max_pixels: int) -> tuple[float, float, Any]:
     """Seconds an image for reading and for decoding, and the pixels of those that are good."""
     read = decode = 0.0
     good = []
@@ -103,7 +103,7 @@ def _decode(root: Folder, paths: list[str], image_size: int) -> tuple[float, flo
             data = decoder.read_image(root, path)
             read += time.perf_counter() - started
             started = time.perf_counter()
-            good.append(decoder.decode(data, image_size))
+            good.append(decoder.decode(data, image_size, max_pixels))
             decode += time.perf_counter() - started
         except decoder.BadImage as bad:
             reason = bad

@@ -49,6 +49,7 @@ def start(
         "model_created": model.manifest["created"],
         "images": source,
         "precision": precision,
+        "max_pixels": config.max_pixels,
     }
     index = Index.start(work, images, config.batch_size, job)
     return pipeline.Pass(
@@ -56,6 +57,7 @@ def start(
         index=index,
         out=work,
         image_size=model.provenance.image_size,
+        max_pixels=config.max_pixels,
         batch_size=config.batch_size,
         store="float32",
         metadata={"job": job, "classes": model.classes, "versions": versions()},
@@ -165,7 +167,7 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
         annotate.check_target(source.root, Folder.open(config.annotate))
     size = trained.provenance.image_size
     try:
-        pixels = decoder.decode(decoder.read_image(source.root, found.path), size)
+        pixels = decoder.decode(decoder.read_image(source.root, found.path), size, config.max_pixels)
     except decoder.BadImage as bad:
         raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
     prepare_keras()
@@ -177,7 +179,8 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
     ranked = {trained.classes[index]: float(probabilities[index]) for index in order}
     label, probability = next(iter(ranked.items()))
     if config.annotate is not None:
-        annotate.annotate_one(source.root, found.path, label, probability, Folder.open(config.annotate))
+        target = Folder.open(config.annotate)
+        annotate.annotate_one(source.root, found.path, label, probability, target, config.max_pixels)
     seconds = time.monotonic() - started
     return {
         "path": image,

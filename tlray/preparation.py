@@ -90,6 +90,7 @@ class Preparation:
                 paths=ray.put(found["training"].paths),
                 views=self.views,
                 image_size=self.origin.frozen.provenance.image_size,
+                max_pixels=self.config.max_pixels,
                 load_network=self.origin.frozen.loader(),
             )
         return Prepared(source=source, errors=pa.concat_tables(errors), passes=passes, **found)
@@ -116,6 +117,7 @@ class Preparation:
             index=index,
             out=out,
             image_size=_LOOK if self._only_looks(use) else provenance.image_size,
+            max_pixels=self.config.max_pixels,
             batch_size=_BATCH,
             store=provenance.store,
             metadata={"job": job, "versions": versions()},

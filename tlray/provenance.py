@@ -68,7 +68,10 @@ def stamp(values: Mapping[str, Any]) -> dict[bytes, bytes]:
 
 def read_stamp(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """What `stamp` wrote. Raises ValueError when it is not there or not JSON of that kind."""
-    values = json.loads((metadata or {}).get(_KEY, b"null"))
+    try:
+        values = json.loads((metadata or {}).get(_KEY, b"null"))
+    except RecursionError as error:
+        raise ValueError("its tlray metadata is no JSON of ours") from error
     if not isinstance(values, dict):
         raise ValueError("the file carries no tlray metadata")
     return values

@@ -41,6 +41,7 @@ class Source:
     """Reference to the list of paths of the training rows in Ray's object store."""
     views: Views
     image_size: int
+    max_pixels: int
     load_network: Callable[[], Network]
 
 
@@ -125,7 +126,7 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalB
         for place in np.flatnonzero(weights):
             path = paths[rows[place]]
             try:
-                plain = decode(decoder.read_image(source.root, path), size)
+                plain = decode(decoder.read_image(source.root, path), size, source.max_pixels)
             except decoder.BadImage as bad:
                 raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
             pixels[place] = source.views.view(plain, path, int(epoch))

@@ -46,9 +46,10 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
     errors = _check_files(data)
     rows = _sample(data, sample)
     pixels = []
+    size, max_pixels = data.provenance.image_size, data.manifest["job"]["max_pixels"]
     for path in rows.paths:
         try:
-            pixels.append(decoder.decode(decoder.read_image(root, path), data.provenance.image_size))
+            pixels.append(decoder.decode(decoder.read_image(root, path), size, max_pixels))
         except decoder.BadImage as bad:
             raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
     prepare_keras()
