@@ -4,7 +4,7 @@ BIN := .venv/bin
 PACKAGES := . plugins/tlray-vgg16-weights
 TESTS := tests plugins/tlray-vgg16-weights/tests
 
-.PHONY: install demo test test-fast lint bench results lock
+.PHONY: install demo test test-fast torture lint bench results lock
 
 install: .venv/installed
 
@@ -22,6 +22,10 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+# Ten minutes on two cores. TORTURE="--seed 3 --kills 30 --images 1500" are the options of tests/torture.py.
+torture: install
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -268,3 +268,17 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path):
         Folder.open(f"{tmp_path}/file/out").locked(),
     ):
         pass
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
+    """The limit on the size of a file ends a write half-way, as a full disk does."""
+    code = (
+        "import resource, sys\nfrom tlray.storage import Folder\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: Folder.open(sys.argv[1]).write('large', bytes(2 << 20))\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "File too large\n"
+    assert list(tmp_path.iterdir()) == []

@@ -122,7 +122,8 @@ class Images:
 
     def check_outside(self, out: Folder) -> None:
         """Raise UserError if what is written to a folder would be found among the images."""
-        if out.is_local and f"{out.path}/".startswith(f"{self.root.path}/") and not self.is_table:
+        inside = f"{out.path}/".startswith(f"{self.root.path}/") and out.filesystem == self.root.filesystem
+        if inside and not self.is_table:
             raise UserError(f"--out {out.uri} lies among the images: choose a folder beside {self.root.uri}")
 
     def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import fcntl
 import os
 import posixpath
+import re
 import shutil
+import string
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from tlray.errors import UserError
+
+_RETRIES = 8
+"""Of a request to S3 that is refused or not answered, in 7 seconds: a busy bucket must not make error
+rows of good images. Pyarrow's own file system, once it has been sent to a task, retries twice in a second."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Folder:
     path: str
     """Absolute, with forward slashes, without the scheme."""
     uri: str
-    """As the user gave it; local paths made absolute."""
+    """As the user gave it, without the credentials of S3; local paths made absolute."""
 
     @classmethod
     def open(cls, uri: str) -> Folder:
@@ -43,7 +51,8 @@ class Folder:
             path = os.path.abspath(uri)
             return cls(fs.LocalFileSystem(), path, path)
         try:
-            filesystem, path = fs.FileSystem.from_uri(uri)
+            # A space or an umlaut is no part of a URI, but people write them.
+            filesystem, path = fs.FileSystem.from_uri(quote(uri, safe=string.punctuation))
         except OSError as error:  # hdfs:// without Java, a bucket that does not answer.
             raise UserError(f"cannot open {uri!r}: {str(error).splitlines()[0]}") from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError):
@@ -54,7 +63,12 @@ class Folder:
             except (ValueError, ImportError, OSError) as error:
                 raise UserError(f"cannot open {uri!r}: {error}") from error
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote))
-        return cls(filesystem, path.rstrip("/"), uri.rstrip("/"))
+        # Credentials are not written down with the URI.
+        return cls(filesystem, path.rstrip("/"), re.sub("^s3://[^/@]+@", "s3://", uri).rstrip("/"))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # What pyarrow pickles of a file system does not say how patient it is.
+        self.__dict__.update(state, filesystem=_patient(state["filesystem"]))
 
     @property
     def is_local(self) -> bool:
@@ -105,16 +119,14 @@ class Folder:
 
         Locally the bytes go to a temporary name, are synced and renamed. For an object store they
         are collected in a temporary file: an upload that is given up is completed all the same
-        when pyarrow's stream is collected, because it cannot be aborted.
+        when pyarrow's stream is closed or collected, because it cannot be aborted.
         """
         target = self.join(name)
         if not self.is_local:
-            with tempfile.TemporaryFile() as file:
-                yield file
-                file.seek(0)
-                self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
-                with self.filesystem.open_output_stream(target, compression=None) as stream:
-                    shutil.copyfileobj(file, stream, 1 << 20)
+            # In a thread, because Ctrl-C is raised in the main one. Not by fs.copy_files: it loses errors.
+            with tempfile.TemporaryFile() as whole, ThreadPoolExecutor(1) as pool:
+                yield whole
+                pool.submit(self._upload, whole, target).result()
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
@@ -128,6 +140,12 @@ class Folder:
             if os.path.exists(temporary):
                 os.remove(temporary)
             raise
+
+    def _upload(self, whole: IO[bytes], target: str) -> None:
+        whole.seek(0)
+        self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
+        with self.filesystem.open_output_stream(target, compression=None) as stream:
+            shutil.copyfileobj(whole, stream, 1 << 20)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -184,3 +202,11 @@ class Folder:
 
     def _info(self, name: str) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.join(name) if name else self.path)
+
+
+def _patient(filesystem: fs.FileSystem) -> fs.FileSystem:
+    """The same file system, if it is S3 with `_RETRIES`."""
+    if filesystem.type_name != "s3":
+        return filesystem
+    make, (options,) = filesystem.__reduce__()
+    return make(options | {"retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=_RETRIES)})

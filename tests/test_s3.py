@@ -1,0 +1,340 @@
+"""Remote storage: all jobs over s3://, against a real server on loopback, which also fails as it is told."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pyarrow import fs
+
+from tests.s3_server import Server, running
+from tlray import cluster
+from tlray.config import ExtractConfig, FitConfig, PredictConfig
+from tlray.errors import UserError
+from tlray.extract import extract
+from tlray.fit import fit
+from tlray.listing import Images
+from tlray.predict import predict
+from tlray.storage import Folder
+
+pytestmark = pytest.mark.slow
+
+CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32")
+IMAGES = 150
+"""Two shards, one of 128 and one of 22."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with an empty bucket, which s3:// means in this process and in Ray's."""
+    with running() as server, pytest.MonkeyPatch.context() as patched:
+        for name, value in server.environment.items():
+            patched.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+            patched.delenv(name, raising=False)
+        server.put([("bucket", b"")])
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ray(server) -> Iterator[None]:
+    """One local Ray for all tests of this file; it starts while the first job is prepared."""
+    with cluster.connect(None, cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(server, tmp_path_factory) -> Path:
+    """Pictures in three classes of brightness, in a local folder and at s3://bucket/images."""
+    folder = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for number in range(IMAGES):
+        pixels = noise.integers(0, 60, (8, 8, 3)) + 90 * (number % 3)
+        path = folder / "abc"[number % 3] / f"{number:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    files = sorted(folder.rglob("*.png"))
+    server.put((f"bucket/images/{path.relative_to(folder)}", path.read_bytes()) for path in files)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(images, ray, tmp_path_factory) -> dict[str, np.ndarray]:
+    """The features of a run on local files."""
+    out = tmp_path_factory.mktemp("features")
+    extract(str(images), str(out / "set"), CONFIG)
+    return read(fs.LocalFileSystem(), str(out / "set"))
+
+
+@pytest.fixture(scope="module")
+def features(images, ray) -> str:
+    extract("s3://bucket/images", "s3://bucket/features", CONFIG)
+    return "s3://bucket/features"
+
+
+@pytest.fixture(scope="module")
+def model(features) -> str:
+    fit(features, "s3://bucket/model", FitConfig(head="linear", epochs=12, learning_rate=0.05))
+    return "s3://bucket/model"
+
+
+def read(filesystem: fs.FileSystem, folder: str) -> dict[str, np.ndarray]:
+    """Features by path, with plain pyarrow; a path that stands there twice is an error."""
+    found: dict[str, np.ndarray] = {}
+    for info in filesystem.get_file_info(fs.FileSelector(folder)):
+        if info.base_name.startswith("part-"):
+            table = pq.read_table(info.path, filesystem=filesystem)
+            values = table["features"].combine_chunks().to_numpy_ndarray()
+            for path, value in zip(table["path"].to_pylist(), values, strict=True):
+                assert path not in found
+                found[path] = value
+    return found
+
+
+def files(server: Server, folder: str) -> list[str]:
+    """All objects below a folder; the markers of folders left out."""
+    selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    infos = server.filesystem().get_file_info(selector)
+    return sorted(info.path[len(folder) + 1 :] for info in infos if info.is_file)
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
+    """Whether they are equal bit for bit."""
+    return found.keys() == expected.keys() and all(
+        value.tobytes() == expected[path].tobytes() for path, value in found.items()
+    )
+
+
+# The jobs
+
+
+def test_features_in_a_bucket_are_those_of_a_local_run(features, local, server):
+    assert same(read(server.filesystem(), "bucket/features"), local)
+    assert len(local) == IMAGES
+    assert files(server, "bucket/features") == [
+        *("errors/part-00000.parquet", "index/part-00000.parquet", "manifest.json"),
+        *("part-00000.parquet", "part-00001.parquet"),
+    ]
+    with server.filesystem().open_input_stream("bucket/features/manifest.json") as stream:
+        manifest = json.loads(stream.read())
+    assert (manifest["images"], manifest["rows"], manifest["errors"]) == (IMAGES, IMAGES, 0)
+    assert manifest["classes"] == ["a", "b", "c"]
+    index = pq.read_table("bucket/features/index", filesystem=server.filesystem())
+    assert sorted(index["path"].to_pylist()) == sorted(local)
+    assert index["size"].null_count == index["modified"].null_count == 0
+
+
+def test_a_finished_set_is_recognised_and_nothing_is_written(features, server):
+    server.requests()
+    assert extract("s3://bucket/images", features, CONFIG)["images_per_second"] == 0
+    asked = server.requests()
+    assert {request.split()[0] for request in asked} <= {"GET", "HEAD"}
+    assert not [request for request in asked if ".png" in request]
+    with pytest.raises(UserError, match="holds another job"):
+        extract("s3://bucket/images", features, ExtractConfig(backbone="grey-pixels", image_size=9))
+
+
+def test_what_is_lost_is_done_again_and_nothing_else(features, local, server):
+    for name in ("part-00001.parquet", "manifest.json"):
+        server.filesystem().delete_file(f"bucket/features/{name}")
+    server.requests()
+    found = extract("s3://bucket/images", features, CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    asked = server.requests()
+    written = {request.split()[1].partition("?")[0] for request in asked if request.startswith("POST")}
+    assert written == {f"/bucket/features/{name}" for name in ("part-00001.parquet", "manifest.json")}
+    assert len([request for request in asked if request.startswith("GET /bucket/images/")]) == 22
+    assert same(read(server.filesystem(), "bucket/features"), local)
+
+
+def test_a_model_in_a_bucket_predicts_images_in_a_bucket(model, images, server):
+    assert {"model.keras", "manifest.json", "history.csv"} <= set(files(server, "bucket/model"))
+    assert not [name for name in files(server, "bucket/model") if name.startswith(".training")]
+    out = "s3://bucket/deep/er/predictions.parquet"
+    found = predict(model, "s3://bucket/images", out, PredictConfig(precision="float32"))
+    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    table = pq.read_table("bucket/deep/er/predictions.parquet", filesystem=server.filesystem())
+    paths = [str(path.relative_to(images)) for path in images.rglob("*.png")]
+    assert sorted(table["path"].to_pylist()) == sorted(paths)
+    right = [path[0] == label for path, label in zip(*table.select([0, 1]).to_pydict().values(), strict=True)]
+    assert np.mean(right) > 0.9
+    assert files(server, "bucket/deep") == ["er/predictions.parquet"]
+
+
+def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, local, ray, server):
+    kinds = ("500", "503", "reset", "cut", "slow")
+    started = time.monotonic()
+    server.requests()
+    with (
+        server.failing("500", method="GET", url="/images/b/004.png", times=0),
+        server.failing("503", method="GET", url="/images/b/007.png", times=5),
+        server.failing(*kinds, fraction=0.2, seed=1),
+    ):
+        found = extract("s3://bucket/images/b", "s3://bucket/faulty", CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (50, 49, 1)
+    happened = [request.split()[2:] for request in server.requests()]
+    assert {kind for (kind,) in filter(None, happened)} == set(kinds)
+    (row,) = pq.read_table("bucket/faulty/errors", filesystem=server.filesystem()).to_pylist()
+    assert (row["path"], row["stage"], row["error"]) == ("004.png", "read", "OSError")
+    assert "INTERNAL_FAILURE" in row["message"]
+    rows = {path[2:]: value for path, value in local.items() if path[0] == "b" and path != "b/004.png"}
+    assert same(read(server.filesystem(), "bucket/faulty"), rows)
+    assert time.monotonic() - started < 60  # It is given up after some seconds.
+
+
+# What is listed
+
+
+def test_a_listing_of_many_pages_has_every_image_once(server):
+    names = [f"many/{number:04d}.png" for number in range(1010)]
+    names += [f"many/sub/{number}.png" for number in range(3)] + ["many/.hidden.png", "many/read.me"]
+    server.put((f"bucket/{name}", b"x") for name in names)
+    server.requests()
+    found = Images.open("s3://bucket/many")
+    rows = list(found)
+    assert any("continuation-token" in request for request in server.requests())
+    assert [row.path for row in rows] == sorted(name[5:] for name in names[:-2])
+    assert found.others == 1
+    assert {row.size for row in rows} == {1}
+    assert {row.label for row in rows} == {None, "sub"}
+
+
+def test_names_of_any_characters(server):
+    names = [
+        "a b.png",
+        "100%.png",
+        "%41.png",
+        "ünï.png",
+        "a+b&c=d.png",
+        "#?.png",
+        "two  spaces.png",
+        "~'();.png",
+    ]
+    server.put((f"bucket/ödd folder/{name}", name.encode()) for name in names)
+    for uri in ("s3://bucket/ödd folder", "s3://bucket/%C3%B6dd%20folder"):
+        folder = Folder.open(uri)
+        assert [row.path for row in Images.open(uri)] == sorted(names)
+        assert {name: folder.read(name).decode() for name in names} == dict(zip(names, names, strict=True))
+
+
+def test_a_whole_bucket_one_object_and_what_is_not_there(server):
+    server.put([("small", b""), ("small/x/1.png", b"x"), ("small/2.png", b"xx")])
+    assert [row.path for row in Images.open("s3://small")] == ["2.png", "x/1.png"]
+    assert [row.path for row in Images.open("s3://small/")] == ["2.png", "x/1.png"]
+    assert [(row.path, row.size) for row in Images.open("s3://small/2.png")] == [("2.png", 2)]
+    for uri in ("s3://small/none", "s3://no-such-bucket/images"):
+        with pytest.raises(UserError, match="is not there"):
+            Images.open(uri)
+    with pytest.raises(UserError, match="cannot write to s3://no-such-bucket/out") as caught:
+        extract("s3://small/2.png", "s3://no-such-bucket/out", CONFIG)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Whole or not at all
+
+
+def test_what_is_written_must_not_lie_among_the_images(server):
+    server.put([("among", b""), ("among/images/1.png", b"x")])
+    with pytest.raises(UserError, match="lies among the images"):
+        extract("s3://among/images", "s3://among/images/set", CONFIG)
+
+
+def test_credentials_of_a_uri_are_not_written_down(server):
+    folder = Folder.open("s3://KEY:SECRET@bucket/folder")
+    assert (folder.uri, folder.child("set").uri) == ("s3://bucket/folder", "s3://bucket/folder/set")
+
+
+def test_a_folder_of_a_bucket(server):
+    folder = Folder.open("s3://bucket/folder/")
+    assert folder.uri == "s3://bucket/folder"
+    assert not folder.exists()
+    assert folder.names() == folder.walk("deep") == []
+    folder.write("deep/er/name.gz", b"not gzip")
+    folder.write("deep/er/name.gz", b"not gzip either")
+    folder.write("empty", b"")
+    copy = pickle.loads(pickle.dumps(folder))
+    assert copy.read("deep/er/name.gz") == b"not gzip either"
+    assert copy.read("empty") == b""
+    assert copy.names() == ["deep", "empty"]
+    assert copy.child("deep").names() == ["er"]
+    assert copy.walk("deep") == ["deep/er/name.gz"]
+    assert copy.exists("deep")
+    assert not copy.is_file("deep")
+    assert copy.is_file("deep/er/name.gz")
+    with pytest.raises(FileNotFoundError):
+        copy.read("missing")
+    copy.remove("deep")
+    copy.remove("missing")
+    assert files(server, "bucket/folder") == ["empty"]
+    copy.remove("empty")
+    copy.remove_empty()
+    assert not copy.exists()
+
+
+def fail_half_way(folder: Folder, name: str, error: type[BaseException]) -> None:
+    with folder.writing(name) as stream:
+        stream.write(b"half" * (3 << 20))
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_of_a_failed_file(error, server):
+    folder = Folder.open("s3://bucket/failed")
+    folder.write("old", b"old")
+    server.requests()
+    for name in ("new", "old"):
+        with pytest.raises(error):
+            fail_half_way(folder, name, error)
+    assert server.requests() == []
+    assert files(server, "bucket/failed") == ["old"]
+    assert folder.read("old") == b"old"
+
+
+def test_nothing_is_left_of_an_upload_that_fails(server):
+    folder = Folder.open("s3://bucket/upload")
+    folder.write("old", b"old")
+    for name in ("new", "old"):
+        with (
+            server.failing("403", method="PUT", url="partNumber=2", times=0),
+            pytest.raises(OSError, match="ACCESS_DENIED"),
+        ):
+            folder.write(name, bytes(25 << 20))
+    assert files(server, "bucket/upload") == ["old"]
+    assert folder.read("old") == b"old"
+
+
+WRITE = (
+    "import sys\nfrom tlray.storage import Folder\nFolder.open(sys.argv[1]).write('name', bytes(25 << 20))"
+)
+
+
+@pytest.mark.parametrize(
+    ("how", "during"),
+    [(signal.SIGKILL, "partNumber=2"), (signal.SIGINT, "uploads"), (signal.SIGINT, "partNumber=2")],
+)
+def test_a_writer_that_is_stopped_leaves_a_whole_object_or_none(how, during, server):
+    server.requests()
+    with server.failing("slow", url=f"/stopped/name.*{during}", seconds=1):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITE, "s3://bucket/stopped"], stderr=subprocess.DEVNULL
+        )
+        while not any("slow" in request for request in server.requests()):
+            assert writer.poll() is None
+            time.sleep(0.05)
+        writer.send_signal(how)
+        assert writer.wait(20) != 0
+    info = server.filesystem().get_file_info("bucket/stopped/name")
+    assert info.size in (None, 25 << 20)
+    assert how == signal.SIGINT or info.size is None
+    if info.is_file:
+        server.filesystem().delete_file("bucket/stopped/name")
