@@ -36,14 +36,27 @@ Connected = Callable[[], None]
 _current: Connected | None = None
 
 
+def import_ahead(address: str | None) -> None:
+    """Begin to import Ray, beside what a job is checked for; call before `connect`.
+
+    Not more: Ray, as it starts, draws from Python's random numbers, and so does Keras for weights of a seed.
+    """
+    _prepare(address)
+    threading.Thread(target=_import, name="import").start()
+
+
+def _import() -> None:
+    with importing():
+        import ray  # noqa: F401
+
+
 @contextmanager
 def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterator[Connected]:
     """Connect to the Ray at `address`, or start a local one and stop it at the end.
 
     The block begins while Ray still starts, for what can be done meanwhile; it is given a function that
-    must be called before Ray is used, and waits until it is there. Ray is imported first, and not started
-    if the block ends before that: what a job is checked for need not come before. A Ray that this process
-    is connected to already is used, and left as it is.
+    must be called before Ray is used, and waits until it is there. A Ray that this process is connected to
+    already is used, and left as it is.
 
     Args:
         address: of a running Ray.
@@ -64,17 +77,13 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
 
     def keep() -> None:
         try:
-            with importing():
-                import ray
-            if over.is_set():
-                return
             _start(address, cpus)
         except BaseException as error:
             starting.set_exception(error)
             return
         starting.set_result(None)
         over.wait()  # The kernel ends Ray's processes together with the thread that started them.
-        ray.shutdown()
+        sys.modules["ray"].shutdown()
 
     thread = threading.Thread(target=keep, name="ray", daemon=True)
 
@@ -119,7 +128,8 @@ def _prepare(address: str | None) -> None:
 
 def _start(address: str | None, cpus: int) -> None:
     """Connect. Raises UserError if there is no Ray at that address."""
-    import ray
+    with importing():
+        import ray
 
     local: dict[str, Any] = {
         "address": "local",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,18 +50,20 @@ def extract(
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
-    with ExitStack() as stack:
-        with cluster.connect(address, ahead=not folder.is_file(MANIFEST)) as connected:
-            frozen = FrozenPart.decide(config)
-            job = {
-                "format": FORMAT,
-                "images": Folder.open(images).uri,
-                "split": config.split,
-                "seed": config.seed if config.split is not None else None,
-                "max_pixels": config.max_pixels,
-                "provenance": frozen.provenance.identity(),
-            }
-            stack.enter_context(folder.locked())
+    ahead = not folder.is_file(MANIFEST)
+    if ahead:
+        cluster.import_ahead(address)
+    frozen = FrozenPart.decide(config)
+    job = {
+        "format": FORMAT,
+        "images": Folder.open(images).uri,
+        "split": config.split,
+        "seed": config.seed if config.split is not None else None,
+        "max_pixels": config.max_pixels,
+        "provenance": frozen.provenance.identity(),
+    }
+    with folder.locked():
+        with cluster.connect(address, ahead=ahead) as connected:
             work = pipeline.Pass(
                 root=source.root,
                 index=Index.start(folder, source, config.batch_size, job),
