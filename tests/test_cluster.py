@@ -10,7 +10,10 @@ import time
 import pytest
 
 from tlray import cluster
+from tlray.config import ExtractConfig
 from tlray.errors import UserError
+from tlray.extract import extract
+from tlray.network import FrozenPart
 
 
 @pytest.fixture
@@ -106,6 +109,23 @@ def test_a_real_ray_lives_as_long_as_the_block():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["7", "True", "False"], done.stderr
     assert done.stderr == ""
+
+
+def test_weights_are_made_before_ray_starts(monkeypatch, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    log: list[str] = []
+    decide = FrozenPart.decide
+
+    def connect(*_: object, **__: object) -> None:
+        log.append("Ray")
+        raise UserError("enough")
+
+    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(FrozenPart, "decide", lambda config: log.append("weights") or decide(config))
+    with pytest.raises(UserError, match="enough"):
+        extract(str(tmp_path / "images"), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
+    assert log == ["weights", "Ray"]
 
 
 def test_importing_ray_leaves_the_random_numbers_alone():

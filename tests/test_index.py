@@ -17,6 +17,7 @@ import pytest
 from tlray.errors import JobError, UserError
 from tlray.index import SCHEMA, Index, piece_name
 from tlray.listing import Images, Listed
+from tlray.provenance import read_stamp, stamp
 from tlray.storage import Folder
 
 JOB = {"source": "/images", "seed": None, "provenance": {"cut": "end", "weights_sha256": "ab"}}
@@ -369,6 +370,18 @@ def test_parquet_that_is_no_index(folder):
         pq.write_table(other, folder.join(NAME))
         with pytest.raises(JobError):
             Index.open(folder)
+
+
+@pytest.mark.parametrize(
+    "values", [{"shards": [-1, 4]}, {"shards": "3"}, {"shards": [0, 3]}, {"job": "text"}]
+)
+def test_an_index_made_to_do_harm(folder, values):
+    start(folder, listing(3))
+    table = pq.read_table(folder.join(NAME))
+    harm = stamp({**read_stamp(table.schema.metadata), **values})
+    pq.write_table(table.replace_schema_metadata(harm), folder.join(NAME))
+    with pytest.raises(JobError, match="cannot be read"):
+        Index.open(folder)
 
 
 def test_an_index_on_remote_storage():

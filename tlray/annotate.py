@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ImageDraw, ImageFont
 
 from tlray import cluster, decoder, featureset
+from tlray.config import MAX_PIXELS
 from tlray.errors import JobError, UserError
 from tlray.pipeline import Pass
 from tlray.storage import Folder
@@ -54,7 +55,7 @@ def annotate_one(
     label: str,
     probability: float,
     target: Folder,
-    max_pixels: int = decoder.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
 ) -> str:
     """Annotate one image.
 

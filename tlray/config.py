@@ -13,6 +13,8 @@ from annotated_doc import Doc
 
 from tlray.errors import UserError
 
+MAX_PIXELS = 100_000_000
+"""Width times height above which an image is refused unread, unless the user says otherwise."""
 _POSITIVE = (
     *("image_size", "max_pixels", "batch_size", "top", "views"),
     *("epochs", "learning_rate", "early_stopping", "workers"),
@@ -75,7 +77,7 @@ class _Bad(_Checked):
 
     max_pixels: Annotated[
         int, Doc("an image of more pixels (width times height) is bad: it could fill the memory")
-    ] = 100_000_000
+    ] = MAX_PIXELS
     max_bad_fraction: Annotated[
         float, Doc("the job fails when more than this fraction of the images cannot be decoded")
     ] = 0.05

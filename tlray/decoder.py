@@ -42,10 +42,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from tlray.config import MAX_PIXELS
 from tlray.storage import Folder
 
-MAX_PIXELS: int = 100_000_000
-"""Width times height above which a file is refused unread, unless the caller says otherwise."""
 MAX_BYTES: int = 1 << 30
 """Size above which a local file is refused unread: more than `MAX_PIXELS` of 8 bytes each."""
 
