@@ -215,7 +215,7 @@ def test_every_field_is_an_option(name):
         assert param.default == field.default
         assert "".join(param.help.split()) in help_text
     # What is left are the command's own, and what all commands have.
-    own = {"images", "features", "model", "data", "out", "sample"}
+    own = {"images", "features", "model", "data", "out", "sample", "extend"}
     assert set(params) <= own | {"json", "debug", "address", "help"}
 
 

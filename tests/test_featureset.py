@@ -299,15 +299,21 @@ def test_errors_come_back_with_their_shard(folder):
     featureset.write_errors(folder, 0, errors(), METADATA)
     featureset.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
     featureset.write_errors(folder, 100000, errors("日本"), METADATA)
-    found = featureset.read_errors(folder)
+    found = featureset.read_errors(folder, 100001)
     assert found["path"].to_pylist() == ["x", "new\nline", "日本"]
     assert found["shard"].to_pylist() == [3, 3, 100000]
     assert found["message"].to_pylist()[0] == "message of x"
     assert found.schema.names == [*ERRORS.names, "shard"]
 
 
+def test_errors_of_shards_that_are_being_added_do_not_count_yet(folder):
+    featureset.write_errors(folder, 0, errors("a"), METADATA)
+    featureset.write_errors(folder, 1, errors("b"), METADATA)
+    assert featureset.read_errors(folder, 1)["path"].to_pylist() == ["a"]
+
+
 def test_no_errors_at_all(folder):
-    found = featureset.read_errors(folder)
+    found = featureset.read_errors(folder, 100)
     assert found.num_rows == 0
     assert found.schema.names == [*ERRORS.names, "shard"]
 
@@ -322,20 +328,20 @@ def test_errors_open_as_one_table(folder):
 def test_errors_without_split_and_label(folder):
     table = pa.table({name: pa.array([None], pa.null()) for name in ERRORS.names})
     featureset.write_errors(folder, 0, table, METADATA)
-    assert featureset.read_errors(folder).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
+    assert featureset.read_errors(folder, 100).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
 
 
 def test_unfinished_error_files_are_not_read(folder):
     featureset.write_errors(folder, 0, errors("a"), METADATA)
     folder.write("errors/.part-00001.parquet.0123abcd.tmp", b"half")
-    assert featureset.read_errors(folder).num_rows == 1
+    assert featureset.read_errors(folder, 100).num_rows == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 and half of it"])
 def test_a_damaged_error_file(folder, data):
     folder.write(error_name(0), data)
     with pytest.raises(JobError, match=re.escape(error_name(0))):
-        featureset.read_errors(folder)
+        featureset.read_errors(folder, 100)
 
 
 # The whole set

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tlray import decoder, guard
 
-CRASHING, HANGING = (13, 17), (13, 19)
+CRASHING, KILLED, HANGING = (13, 17), (13, 18), (13, 19)
 HARM = f"""
 import os, signal, time
 from PIL import ImageFile
@@ -28,6 +28,8 @@ load = ImageFile.ImageFile.load
 def harm(image, *arguments):
     if image.size == {CRASHING}:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if image.size == {KILLED}:
+        os.kill(os.getpid(), signal.SIGKILL)
     if image.size == {HANGING}:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         while True:
@@ -36,7 +38,8 @@ def harm(image, *arguments):
 
 ImageFile.ImageFile.load = harm
 """
-"""Run by each Python process as it starts: a fault in Pillow's native code would do the same."""
+"""Run by each Python process as it starts: a fault in Pillow's native code would do the same, and the kernel
+where memory runs out."""
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def test_a_job_loses_only_the_images_that_end_their_processes(environment, tmp_p
     images = tmp_path / "images"
     images.mkdir()
     for number in range(140):
-        size = {5: CRASHING, 90: HANGING, 135: CRASHING}.get(number, (20, 20))
+        size = {5: CRASHING, 90: HANGING, 135: KILLED}.get(number, (20, 20))
         (images / f"{number:03d}.png").write_bytes(picture(size))
     command = [sys.executable, "-m", "tlray", "extract", images, "--out", tmp_path / "set", "--json"]
     settings = ["--backbone", "grey-pixels", "--image-size", "16"]

@@ -296,23 +296,28 @@ def test_a_listing_that_fails_later_can_be_gone_on_with(folder):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_listing_that_was_killed_goes_on_after_what_is_written(folder, pieces):
-    """What came before it meanwhile does not belong to the job, what comes after it does."""
+    """What came meanwhile belongs to the job, wherever in the listing it comes."""
     images = listing(64 * 128 + 64 * 1024 + 5)
     growing = Index.start(folder, images, 32, JOB).grow()
     for _ in range(pieces - 1):
         next(growing)
     before = [folder.read(piece_name(piece)) for piece in range(pieces)]
     new = [Listed("0/0.png", None, None, None, None), Listed("z", None, None, None, None)]
-    assert rows(start(folder, [new[0], *images, new[1]])) == [*images, new[1]]
+    listed = [64 * 128, 64 * 128 + 64 * 1024][pieces - 1]
+    expected = [*images[:listed], new[0], *images[listed:], new[1]]
+    assert rows(start(folder, [new[0], *images, new[1]])) == expected
     assert [folder.read(piece_name(piece)) for piece in range(pieces)] == before
 
 
-def test_a_listing_that_cannot_be_gone_on_with(folder):
+@pytest.mark.parametrize("left", [64 * 128 - 1, 64 * 128])
+def test_a_listing_goes_on_though_images_are_gone(folder, left):
+    """Also if there is nothing left to list: nobody waits for another piece."""
     images = listing(64 * 128 + 5)
     Index.start(folder, images, 32, JOB)
-    with pytest.raises(JobError, match="is gone") as caught:
-        start(folder, images[: 64 * 128 - 1])
-    assert images[64 * 128 - 1].path in str(caught.value)
+    index = Index.start(folder, images[:left], 32, JOB)
+    assert index.complete
+    assert index.known.told()["removed"] == 64 * 128 - left
+    assert rows(index) == images[: 64 * 128] == rows(Index.open(folder))
 
 
 def test_a_job_that_was_killed_while_listing_starts_again(folder):
@@ -337,6 +342,82 @@ def test_a_full_disk(folder, monkeypatch):
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         start(folder, listing(3))
+
+
+# Images that come later
+
+
+def extend(folder: Folder, images: Iterable[Listed]) -> Index:
+    index = Index.start(folder, images, 32, JOB, extend=True)
+    index.finish()
+    return index
+
+
+@pytest.mark.parametrize("count", [1, 128, 300, 64 * 128, 64 * 128 + 5, 64 * 128 + 64 * 1024])
+def test_new_images_come_in_shards_behind_the_others(folder, count):
+    images, new = listing(count), [image._replace(path=f"0/new-{image.path}") for image in listing(200)]
+    sizes = start(folder, images).shard_sizes
+    index = extend(folder, sorted([*images, *new]))
+    assert index.shard_sizes[: len(sizes)] == sizes
+    assert rows(index) == rows(Index.open(folder)) == [*images, *sorted(new)]
+    assert index.images == Index.open(folder).images == count + 200
+    assert [shard for table in index.shards(()) for shard in set(table["shard"].to_pylist())] == list(
+        range(len(index.shard_sizes))
+    )
+    told = {"added": 200, "replaced": 0, "removed": 0, "replaced_paths": []}
+    assert index.known.told() == told
+    again = extend(folder, [*images, *new])
+    assert again.complete
+    assert again.known.told() == {**told, "added": 0}
+    assert again.shard_sizes == index.shard_sizes
+
+
+def test_many_small_additions(folder):
+    images = listing(70 * 3)
+    start(folder, images[:3])
+    for end in range(6, len(images) + 1, 3):
+        extend(folder, images[:end])
+    index = Index.open(folder)
+    assert index.shard_sizes == [3] * 70
+    assert rows(index) == images
+    assert folder.names("index") == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_an_extension_that_was_killed_while_listing(folder):
+    """Run again, with or without --extend, it lists the rest, and nothing twice."""
+    images, new = listing(300), [Listed(f"0/{i}", None, None, i, None) for i in range(64 * 128)]
+    start(folder, images)
+    index = Index.start(folder, [*new, *images], 32, JOB, extend=True)
+    assert not index.complete
+    again = start(folder, [*new, *images])
+    assert again.complete
+    assert rows(again) == [*images, *new]
+
+
+def test_without_extend_nothing_is_listed(folder):
+    start(folder, listing(300))
+    extend(folder, listing(400))
+    index = start(folder, forbidden())
+    assert (index.images, index.known) == (400, None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "replaced"),
+    [
+        ({"size": 7}, 1),
+        ({"size": None}, 1),
+        ({"modified": datetime(2024, 2, 29, 12, 30, 15, 123457, UTC)}, 1),
+        ({"modified": None}, 1),
+        ({"label": "other", "split": None}, 0),
+    ],
+)
+def test_an_image_that_was_replaced_is_noticed(folder, changed, replaced):
+    images = listing(300)
+    start(folder, images)
+    images[200] = images[200]._replace(**changed)
+    told = extend(folder, images[1:]).known.told()
+    paths = [images[200].path] * replaced
+    assert told == {"added": 0, "replaced": replaced, "removed": 1, "replaced_paths": paths}
 
 
 # Damage

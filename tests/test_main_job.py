@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,11 @@ from tlray.evaluate import evaluate
 from tlray.extract import extract
 from tlray.fit import fit
 from tlray.head import Head
+from tlray.index import Index
 from tlray.listing import Images, Listed
 from tlray.plan import plan
 from tlray.predict import predict, predict_one
+from tlray.storage import Folder
 from tlray.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -256,7 +259,7 @@ except PermissionError:
     print("refused")
 features, model = sys.argv[1:]
 data = featureset.FeatureSet.open(features)
-print(sum(len(rows.paths) for rows in data.batches(None)), featureset.read_errors(data.folder).num_rows)
+print(sum(len(rows.paths) for rows in data.batches(None)), featureset.read_errors(data.folder, 99).num_rows)
 print(len(load(Model.open(model).folder.read(NETWORK)).layers))
 print(len(recipe.read("vgg16-features").stages))
 """
@@ -312,6 +315,43 @@ def test_work_goes_on_while_images_are_listed_and_after_the_listing_failed(
     assert len(read(out)) == 8300
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(os.listdir(out / "index")) == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_images_that_came_later_are_extracted_alone(images, features, ray, tmp_path):
+    """And until they all are, a set that was finished is what it was."""
+    source, out = tmp_path / "images", tmp_path / "set"
+    shutil.copytree(images, source)
+    late = sorted(source.glob("train/*/*.png"))[::4] + sorted(source.glob("test/3/*"))
+    for path in late:
+        path.rename(tmp_path / f"{path.parent.name}-{path.name}")
+    extract(str(source), str(out), CONFIG)
+    before = {path: path.read_bytes() for path in out.glob("part-*")}
+    (source / "train" / "0" / "bad.png").write_bytes(b"")
+    for path in late:
+        (tmp_path / f"{path.parent.name}-{path.name}").rename(path)
+    replaced, removed = sorted(source.glob("validation/*/*.png"))[:2]
+    shutil.copy(images / "test" / "1" / os.listdir(images / "test" / "1")[0], replaced)
+    removed.unlink()
+    told = {"replaced": 1, "removed": 1, "replaced_paths": [str(replaced.relative_to(source))]}
+    job = json.loads((out / "manifest.json").read_text())["job"]
+    Index.start(
+        Folder.open(str(out)), Images.open(str(source)), 32, job, extend=True
+    )  # A run that is killed.
+    found = verify(str(out), str(source), sample=4)
+    assert (found["rows"], found["added"]) == (ROWS + 120 - len(late), 0)
+    assert {name: found[name] for name in told} == told
+    assert extract(str(source), str(out), CONFIG)["errors"] == 1
+    expected = read(features)
+    kept = read(out)
+    assert set(kept) == set(expected)
+    assert relative(np.stack([kept[path] for path in expected]), np.stack(list(expected.values()))) < 1e-6
+    assert {path: path.read_bytes() for path in before} == before
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["images"], manifest["rows"], manifest["errors"]) == (ROWS + 121, ROWS + 120, 1)
+    again = extract(str(source), str(out), CONFIG, extend=True)
+    assert (again["added"], again["images_per_second"]) == (0, 0)
+    assert {name: again[name] for name in told} == told
+    assert json.loads((out / "manifest.json").read_text()) == manifest
 
 
 def test_an_error_file_of_a_writer_that_was_killed_does_no_harm(images, ray, tmp_path):

@@ -61,6 +61,13 @@ def test_the_shares_are_those_of_the_actors():
     assert "add CPUs" in line
 
 
+def test_a_clock_that_is_set_back_makes_no_speed():
+    later = replace(SHARD, started=1010.0, ended=1010.0 - 3600)
+    time = judge([SHARD, later])["time"]
+    assert (time["span"], time["waiting"]) == (19.0, 0.0)
+    assert time["steady_images_per_second"] == pytest.approx(200 / 19, abs=1e-3)
+
+
 def test_nothing_ran():
     assert judge([]) == {"limited_by": "nothing", "time": None}
     assert sentence(judge([])) == ""

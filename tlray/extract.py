@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import cluster, pipeline
+from tlray import changes, cluster, pipeline
 from tlray.config import ExtractConfig
-from tlray.featureset import FORMAT, MANIFEST, part_name
+from tlray.featureset import FORMAT, MANIFEST, FeatureSet, part_name
 from tlray.index import Index
 from tlray.listing import Images
 from tlray.network import FrozenPart
@@ -26,6 +26,7 @@ def extract(
     out: str,
     config: ExtractConfig,
     *,
+    extend: bool = False,
     address: str | None = None,
     progress: pipeline.Progress = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -35,12 +36,14 @@ def extract(
         images: a folder, URI, table or image; see `tlray.listing.Images`.
         out: the feature set's folder or URI; new, empty, or of the same job.
         config: what to extract.
+        extend: look for images that were added since the set was begun. Until they are all done, a set that
+            was finished stays as it was to its readers.
         address: of a running Ray; without it a local one is started and stopped.
         progress: called after each shard.
 
     Returns:
         JSON values: out, what `pipeline.told` says, and passed_over: files that are no images by their name
-        (0 if they were listed before).
+        (0 if they were listed before). With `extend` also what `tlray.changes.told` says.
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -66,7 +69,7 @@ def extract(
         with cluster.connect(address, ahead=ahead) as connected:
             work = pipeline.Pass(
                 root=source.root,
-                index=Index.start(folder, source, config.batch_size, job),
+                index=Index.start(folder, source, config.batch_size, job, extend=extend),
                 out=folder,
                 image_size=frozen.provenance.image_size,
                 max_pixels=config.max_pixels,
@@ -81,10 +84,14 @@ def extract(
             **pipeline.told(work, done, errors, time.monotonic() - started),
             "passed_over": source.others,
         }
-        if not folder.is_file(MANIFEST):
+        shards = len(work.index.shard_sizes)
+        if not folder.is_file(MANIFEST) or FeatureSet.open(out).manifest["shards"] < shards:
             folder.sweep()
             folder.sweep("errors")
             _finish(work, frozen.provenance, errors, result)
+    if extend:
+        known = work.index.known
+        result |= known.told() if known else changes.told(added=work.index.images)
     return {"out": folder.uri, **result}
 
 

@@ -133,11 +133,12 @@ def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[
         yield from read_shard(folder, shard, job)
 
 
-def read_errors(folder: Folder) -> pa.Table:
-    """All error rows of a feature set, each with its shard."""
+def read_errors(folder: Folder, shards: int) -> pa.Table:
+    """All error rows of these many first shards of a feature set, each with its shard."""
     tables = [ERRORS.append(pa.field("shard", pa.int64())).empty_table()]
     for name in folder.names("errors"):
-        if name.startswith("part-"):
+        shard = shard_of(name)
+        if shard is not None and shard < shards:
             try:
                 table = pq.read_table(pa.BufferReader(folder.read(f"errors/{name}")))
             except (OSError, ValueError, pa.ArrowException) as error:
@@ -145,7 +146,6 @@ def read_errors(folder: Folder) -> pa.Table:
                     f"{folder.join(f'errors/{name}')} cannot be read: {error}; extract again"
                 ) from error
             table = table.replace_schema_metadata()
-            shard = int(name.removeprefix("part-").removesuffix(".parquet"))
             tables.append(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64())))
     return pa.concat_tables(tables)
 
@@ -188,7 +188,7 @@ def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]
         JobError: an image is missing or is there twice, or a file is damaged or of another job.
     """
     rows = count_rows(folder, range(len(shard_sizes)), job)
-    errors = read_errors(folder)
+    errors = read_errors(folder, len(shard_sizes))
     bad = Counter(errors["shard"].to_pylist())
     for shard, size in enumerate(shard_sizes):
         if rows[shard] + bad[shard] != size:

@@ -1,4 +1,4 @@
-"""The list of a job's images, cut into shards; what is written of it never changes."""
+"""The list of a job's images, cut into shards; the shard of an image never changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray.changes import COLUMNS, Known
 from tlray.errors import JobError, UserError
 from tlray.listing import Listed
 from tlray.provenance import read_stamp, stamp
@@ -41,7 +42,8 @@ def piece_name(piece: int) -> str:
 class Index:
     """The index of a job. It may still grow: shards are worked on while later images are being listed.
 
-    A piece of it is one Parquet file with 64 shards. The last piece says that it is the last.
+    A piece of it is one Parquet file with 64 shards. The last piece says that it is the last. Images that
+    are found later are put into shards behind it.
     """
 
     def __init__(self, folder: Folder, job: Mapping[str, Any]) -> None:
@@ -54,7 +56,8 @@ class Index:
         """In those shards."""
         self.complete = False
         """Whether all images are listed."""
-        self._pieces = 0
+        self.known: Known | None = None
+        """What an earlier run had listed, if this one lists on."""
         self._rest: Iterator[_Piece] = iter(())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -69,15 +72,18 @@ class Index:
         batch_size: int,
         job: Mapping[str, Any],
         copies: int = 1,
+        *,
+        extend: bool = False,
     ) -> Index:
         """Begin a job in a folder, or go on with the same job there; one piece at least is there then.
 
         Args:
             folder: that the job writes to.
-            images: listed and written down; what an earlier run has written down is skipped.
+            images: listed and written down; those that an earlier run has written down are skipped.
             batch_size: of the network; a shard is a multiple of it.
             job: JSON values that say all that the job's result depends on.
             copies: how many rows of the network's input an image makes; shards have so many fewer images.
+            extend: look for new images also where an earlier run has listed all that there were.
 
         Raises:
             UserError: the folder holds another job or other files, or there is no image; nothing
@@ -89,8 +95,12 @@ class Index:
         size = _shard_size(batch_size, copies)
         if folder.is_file(piece_name(0)):
             index._read(job)
-            if not index.complete:
-                index._rest = _pieces(index._unlisted(images), size, index._pieces)
+            if extend or not index.complete:
+                index.known = Known(index.tables(*COLUMNS))
+                index._rest = _pieces(index.known.new(images), size, len(index.shard_sizes))
+                first = next(index._rest)
+                if first[0] or not index.complete:
+                    index._write(first)
             return index
         # A listing that was killed leaves no more than a temporary file.
         strangers = [name for name in folder.names() if name != "index" or folder.is_file(name)]
@@ -157,7 +167,7 @@ class Index:
             JobError: the listing was stopped, or a piece is damaged.
         """
         piece, last = 0, False
-        while not last:
+        while not last or self.folder.is_file(piece_name(piece)):
             while not self.folder.is_file(piece_name(piece)):
                 if self.folder.is_file(_STOPPED):
                     raise JobError(f"the listing of the images for {self.folder.uri} was stopped")
@@ -173,44 +183,47 @@ class Index:
     def count(self, *columns: str) -> Counter[tuple[str | None, ...]]:
         """How many images there are of each combination of values of these columns."""
         counts: Counter[tuple[str | None, ...]] = Counter()
-        for piece in range(self._pieces):
-            table, _, _ = _read_piece(self.folder, piece, self.job, lambda file: file.read(columns))
+        for table in self.tables(*columns):
             for row in table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist():
                 counts[tuple(row[name] for name in columns)] += row["count_all"]
         return counts
 
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """These columns of each piece."""
+        for piece in range(self._pieces):
+            yield _read_piece(self.folder, piece, self.job, lambda file: file.read(columns))[0]
+
+    @property
+    def _pieces(self) -> int:
+        return -(-len(self.shard_sizes) // _SHARDS_PER_PIECE)
+
     def _read(self, job: Mapping[str, Any]) -> None:
         """Take in the pieces that are there, from their footers."""
-        while not self.complete and self.folder.is_file(piece_name(self._pieces)):
+        full = True  # None comes behind one that is not.
+        while full and self.folder.is_file(piece_name(self._pieces)):
             _, sizes, last = _read_piece(self.folder, self._pieces, job, _stamp)
             self._add(sizes, last)
+            full = len(sizes) == _SHARDS_PER_PIECE
 
     def _add(self, sizes: list[int], last: bool) -> None:
-        self._pieces += 1
         self.shard_sizes.extend(sizes)
         self.images += sum(sizes)
         self.complete = last
 
-    def _unlisted(self, images: Iterable[Listed]) -> Iterator[Listed]:
-        """The images that come after those that are written down."""
-        piece = self._pieces - 1
-        table, _, _ = _read_piece(self.folder, piece, self.job, lambda file: file.read(["path"]))
-        last = table["path"][-1].as_py()
-        rows = iter(images)
-        if not any(row.path == last for row in rows):
-            raise JobError(
-                f"the images are not those that {self.folder.uri} was begun with: {last} is gone; "
-                "bring it back, or choose a new folder"
-            )
-        return rows
-
     def _write(self, piece: _Piece) -> None:
+        """Write a piece; or add to the last one, which is not full where an earlier listing ended."""
         rows, sizes, last = piece
-        schema = SCHEMA.with_metadata(stamp({"job": self.job, "shards": sizes, "last": last}))
-        columns = zip(*rows, strict=True)
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
-        with self.folder.writing(piece_name(self._pieces)) as stream:
-            pq.write_table(pa.table(arrays, schema=schema), stream, compression="zstd")
+        columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
+        table = pa.table(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
+        before: list[int] = []
+        # Without a row, the last one is only told that it is the last.
+        number = (len(self.shard_sizes) - (not sizes)) // _SHARDS_PER_PIECE
+        if number < self._pieces:
+            there, before, _ = _read_piece(self.folder, number, self.job, pq.ParquetFile.read)
+            table = pa.concat_tables([there.replace_schema_metadata(), table])
+        values = stamp({"job": self.job, "shards": [*before, *sizes], "last": last})
+        with self.folder.writing(piece_name(number)) as stream:
+            pq.write_table(table.replace_schema_metadata(values), stream, compression="zstd")
         self._add(sizes, last)
 
 
@@ -228,21 +241,26 @@ def _shard_size(batch_size: int, copies: int) -> Callable[[int], int]:
     return size
 
 
-def _pieces(rows: Iterator[Listed], shard_size: Callable[[int], int], piece: int) -> Iterator[_Piece]:
-    """The rows of each piece from a number on, each when it is known whether another follows."""
+def _pieces(rows: Iterator[Listed], shard_size: Callable[[int], int], shard: int) -> Iterator[_Piece]:
+    """The rows of each piece from a shard on, each when it is known whether another follows.
+
+    If there is no row, there is one piece without any.
+    """
     ahead = next(rows, None)
-    while ahead is not None:
+    last = False
+    while not last:
         found: list[tuple[Any, ...]] = []
         sizes: list[int] = []
-        for shard in range(piece * _SHARDS_PER_PIECE, (piece + 1) * _SHARDS_PER_PIECE):
+        end = (shard // _SHARDS_PER_PIECE + 1) * _SHARDS_PER_PIECE
+        for number in range(shard, end):
             first = len(found)
-            while ahead is not None and len(found) - first < shard_size(shard):
-                found.append((*ahead, shard))
+            while ahead is not None and len(found) - first < shard_size(number):
+                found.append((*ahead, number))
                 ahead = next(rows, None)
             if len(found) > first:
                 sizes.append(len(found) - first)
-        yield found, sizes, ahead is None
-        piece += 1
+        shard, last = end, ahead is None
+        yield found, sizes, last
 
 
 def _stamp(file: pq.ParquetFile) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,12 @@ def judge(shards: Sequence[Shard]) -> dict[str, Any]:
         return {"limited_by": "nothing", "time": None}
     reading, decoding = sum(s.read_seconds for s in shards), sum(s.decode_seconds for s in shards)
     network, writing = sum(s.network_seconds for s in shards), sum(s.write_seconds for s in shards)
+    busy: defaultdict[str, float] = defaultdict(float)
+    for shard in shards:
+        busy[shard.actor] += shard.network_seconds + shard.write_seconds
+    actors = len(busy)
     span = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
-    actors = len({shard.actor for shard in shards})
+    span = max(span, *busy.values())  # Though the clock was set back.
     if network + writing >= _BUSY * actors * span:
         limited_by = "network" if network >= writing else "writing"
     else:

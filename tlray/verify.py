@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from tlray import decoder, featureset
+from tlray.changes import COLUMNS, Known
 from tlray.errors import JobError
 from tlray.featureset import FeatureSet, Rows
 from tlray.index import Index
 from tlray.listing import Images
 from tlray.network import FrozenPart, compile_network
 from tlray.runtime import prepare_keras
+from tlray.storage import Folder
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Relative error of a row, by the precision it was computed in: other machines and other batches
@@ -33,7 +35,8 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
         sample: how many rows are extracted again, in this process.
 
     Returns:
-        JSON values: rows, errors, sample, largest_error (relative, of a row), tolerance.
+        JSON values: rows, errors, sample, largest_error (relative, of a row), tolerance, and what
+        `tlray.changes.told` says of the images that are there now.
 
     Raises:
         UserError: there is no finished set, or its network is not installed here.
@@ -41,9 +44,15 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
             image can no longer be decoded, or a feature differs by more than the tolerance.
     """
     data = FeatureSet.open(features)
-    root = Images.open(images).root
+    source = Images.open(images)
+    root = source.root
     frozen = FrozenPart.of(data.provenance)
-    errors = _check_files(data)
+    index = Index.open(data.folder)
+    errors = _check_files(data, index)
+    # Copies have other times.
+    known = Known(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
+    for _ in known.new(source):
+        pass
     rows = _sample(data, sample)
     pixels = []
     size, max_pixels = data.provenance.image_size, data.manifest["job"]["max_pixels"]
@@ -74,18 +83,20 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
         "sample": len(pixels),
         "largest_error": float(differences[worst]),
         "tolerance": tolerance,
+        **known.told(),
     }
 
 
-def _check_files(data: FeatureSet) -> int:
+def _check_files(data: FeatureSet, index: Index) -> int:
     """Check that the files hold what the index and the manifest say; return the number of error rows."""
-    index = Index.open(data.folder)
-    errors = featureset.reconcile(data.folder, index.shard_sizes, data.manifest["job"]).num_rows
-    rows = index.images - errors
+    # Not what an unfinished `extract --extend` has added.
+    sizes = index.shard_sizes[: data.manifest["shards"]]
+    errors = featureset.reconcile(data.folder, sizes, data.manifest["job"]).num_rows
+    rows = sum(sizes) - errors
     said = data.manifest["rows"], data.manifest["errors"]
     if (rows, errors) != said:
         raise JobError(
-            f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {index.images} images, "
+            f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {sum(sizes)} images, "
             f"and the manifest says {said[0]} and {said[1]}; extract again into a new folder"
         )
     return int(errors)

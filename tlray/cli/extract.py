@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ def extract(
     out: Annotated[str, typer.Option(help="the feature set to write: a new folder or URI")],
     config: ExtractConfig,
     run: OnRay,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="look for images that came since, and extract them alone")
+    ] = False,
 ) -> Result:
     """Put every image through a pretrained network once and keep its features as Parquet.
 
@@ -26,8 +29,8 @@ def extract(
     from tlray.extract import extract
 
     with Progress("extracting") as progress:
-        found = extract(images, out, config, address=run.address, progress=progress)
-    return Result(found, summary(found, "features"))
+        found = extract(images, out, config, extend=extend, address=run.address, progress=progress)
+    return Result(found, changes(found) + summary(found, "features"))
 
 
 def summary(found: dict[str, object], what: str) -> str:
@@ -43,3 +46,15 @@ def summary(found: dict[str, object], what: str) -> str:
         f"{what}: {found['out']}",
     ]
     return note + "\n".join(filter(None, lines))
+
+
+def changes(found: dict[str, object]) -> str:
+    """Which images are not those that were extracted, for people; nothing if they are."""
+    ways = {
+        "added": "new",
+        "replaced": "of another size or time than when they were extracted: their features are the old ones",
+        "removed": "gone: their features are kept",
+    }
+    lines = [f"{found[way]:,} images are {what}" for way, what in ways.items() if found.get(way)]
+    paths: Any = found.get("replaced_paths")
+    return "".join(f"{line}\n" for line in lines) + (f"replaced: {', '.join(paths)}, ...\n" if paths else "")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tlray.cli.arguments import Features
+from tlray.cli.extract import changes
 from tlray.cli.options import Result, command
 
 
@@ -22,7 +23,7 @@ def verify(
     found = verify(features, images, sample=sample)
     return Result(
         found,
-        f"whole: {found['rows']:,} rows and {found['errors']:,} errors\n"
+        f"{changes(found)}whole: {found['rows']:,} rows and {found['errors']:,} errors\n"
         f"{found['sample']} rows extracted again: largest relative error {found['largest_error']:.2g} "
         f"(tolerance {found['tolerance']:.2g})",
     )
