@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import tlray
 from tlray import config
+from tlray.changes import told as changed
 from tlray.cli import app
 from tlray.errors import JobError, UserError
 from tlray.featureset import FORMAT as FEATURES
@@ -481,3 +482,25 @@ def test_the_script_exits_with_the_status(place):
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_status"] == 2
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ((0, 0, 0), ""),
+        ((1200, 0, 0), "images since they were listed: 1,200 new\n"),
+        (
+            (0, 1, 2),
+            "images since they were listed: 1 of another size or time (a), 2 removed; "
+            "the features that are there are kept\n",
+        ),
+        (
+            (0, 4, 0),
+            "images since they were listed: 4 of another size or time (a, b, c, ...); "
+            "the features that are there are kept\n",
+        ),
+    ],
+)
+def test_what_has_changed_among_the_images(found, text):
+    added, replaced, removed = found
+    assert changes(changed(added, replaced, removed, ["a", "b", "c"][:replaced])) == text

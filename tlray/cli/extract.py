@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -48,13 +49,15 @@ def summary(found: dict[str, object], what: str) -> str:
     return note + "\n".join(filter(None, lines))
 
 
-def changes(found: dict[str, object]) -> str:
-    """Which images are not those that were extracted, for people; nothing if they are."""
-    ways = {
-        "added": "new",
-        "replaced": "of another size or time than when they were extracted: their features are the old ones",
-        "removed": "gone: their features are kept",
-    }
-    lines = [f"{found[way]:,} images are {what}" for way, what in ways.items() if found.get(way)]
-    paths: Any = found.get("replaced_paths")
-    return "".join(f"{line}\n" for line in lines) + (f"replaced: {', '.join(paths)}, ...\n" if paths else "")
+def changes(found: Mapping[str, Any]) -> str:
+    """Which images are not those that were listed before, for people; nothing if all are."""
+    added, replaced, removed = (found.get(way, 0) for way in ("added", "replaced", "removed"))
+    ways = [f"{added:,} new"] if added else []
+    if replaced:
+        more = ", ..." if len(found["replaced_paths"]) < replaced else ""
+        paths = ", ".join(found["replaced_paths"])
+        ways.append(f"{replaced:,} of another size or time ({paths}{more})")
+    if removed:
+        ways.append(f"{removed:,} removed")
+    kept = "; the features that are there are kept" if replaced or removed else ""
+    return f"images since they were listed: {', '.join(ways)}{kept}\n" if ways else ""
