@@ -18,6 +18,7 @@ import tlray
 from tlray import config
 from tlray.changes import told as changed
 from tlray.cli import app
+from tlray.cli.extract import changes
 from tlray.errors import JobError, UserError
 from tlray.featureset import FORMAT as FEATURES
 from tlray.model import FORMAT as MODEL
