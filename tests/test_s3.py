@@ -192,6 +192,36 @@ def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, 
     assert time.monotonic() - started < 60  # It is given up after some seconds.
 
 
+def test_a_command_that_is_killed_goes_on(images, local, ray, server):
+    out = "s3://bucket/killed"
+    settings = ["--backbone", CONFIG.backbone, "--image-size", CONFIG.image_size, "--precision", "float32"]
+    command = [sys.executable, "-m", "tlray", "extract", "s3://bucket/images", "--out", out, *settings]
+    with server.failing("slow", url="/killed/part-00001", seconds=2, times=0):
+        first = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+        while "part-00000.parquet" not in files(server, "bucket/killed"):
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+    server.requests()
+    found = extract("s3://bucket/images", out, CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    assert not [asked for asked in server.requests() if asked.startswith("POST /bucket/killed/part-00000")]
+    assert same(read(server.filesystem(), "bucket/killed"), local)
+
+
+def test_objects_that_came_later_and_one_that_was_replaced(images, ray, server):
+    pictures = [path.read_bytes() for path in sorted(images.rglob("*.png"))]
+    server.put((f"bucket/late/{number}.png", pictures[number]) for number in range(3))
+    extract("s3://bucket/late", "s3://bucket/late-set", CONFIG)
+    for name, data in (("1a.png", pictures[3]), ("2.png", pictures[4] + b"more")):
+        Folder.open("s3://bucket/late").write(name, data)
+    found = extract("s3://bucket/late", "s3://bucket/late-set", CONFIG, extend=True)
+    assert (found["images"], found["rows"]) == (4, 4)
+    assert (found["added"], found["replaced_paths"], found["removed"]) == (1, ["2.png"], 0)
+    assert sorted(read(server.filesystem(), "bucket/late-set")) == ["0.png", "1.png", "1a.png", "2.png"]
+
+
 # What is listed
 
 
