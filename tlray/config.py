@@ -6,6 +6,7 @@ The command line is made from these classes (`tlray.cli.options`), and recipes a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -72,8 +73,17 @@ class _Frozen(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bad(_Checked):
-    """Which images are bad, and how many may be."""
+class _Pass(_Checked):
+    """How a network goes through images: on which processes, and what becomes of bad images."""
+
+    actors: Annotated[
+        str | None,
+        Doc(
+            "processes that hold the network: N, or MIN-MAX to follow a cluster that grows; "
+            "if not given, one for each GPU, or for each node where there is none"
+        ),
+    ] = None
+    gpus_per_actor: Annotated[float, Doc("share of a GPU for each of them, e.g. 0.5: two on a GPU")] = 1.0
 
     max_pixels: Annotated[
         int, Doc("an image of more pixels (width times height) is bad: it could fill the memory")
@@ -82,9 +92,25 @@ class _Bad(_Checked):
         float, Doc("the job fails when more than this fraction of the images cannot be decoded")
     ] = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.actors is not None and self.actor_range is None:
+            raise UserError(f"--actors {self.actors}: expected a number, e.g. 4, or two, e.g. 1-8")
+        if not 0 < self.gpus_per_actor <= 1:
+            raise UserError(f"--gpus-per-actor {self.gpus_per_actor:g}: expected more than 0 and at most 1")
+
+    @property
+    def actor_range(self) -> tuple[int, int] | None:
+        """The least and the most actors, if they are given and make sense."""
+        found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", self.actors or "")
+        if not found:
+            return None
+        least, most = int(found[1]), int(found[2] or found[1])
+        return (least, most) if 1 <= least <= most else None
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Source(_Bad):
+class _Source(_Pass):
     """How images are taken in."""
 
     split: Annotated[
@@ -220,7 +246,7 @@ class FinetuneConfig(_Backbone, _Frozen, _Source, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(_Bad):
+class RunConfig(_Pass):
     """How a trained model is run over images."""
 
     precision: Annotated[

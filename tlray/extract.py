@@ -17,7 +17,7 @@ from tlray.index import Index
 from tlray.listing import Images
 from tlray.network import FrozenPart
 from tlray.plain import dump
-from tlray.provenance import Provenance, versions
+from tlray.provenance import Provenance, package_versions, versions
 from tlray.storage import Folder
 
 
@@ -76,6 +76,9 @@ def extract(
                 batch_size=config.batch_size,
                 store=config.store,
                 metadata={"job": job, "versions": versions()},
+                packages=package_versions(frozen.provenance.package),
+                actors=config.actor_range,
+                gpus_per_actor=config.gpus_per_actor,
                 max_bad_fraction=config.max_bad_fraction,
             )
             done = pipeline.run(work, frozen.loader, progress, connected)

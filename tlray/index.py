@@ -180,6 +180,10 @@ class Index:
                 start += size
             piece += 1
 
+    def first_path(self) -> str:
+        """That of the first image."""
+        return str(next(self.tables("path"))["path"][0])
+
     def count(self, *columns: str) -> Counter[tuple[str | None, ...]]:
         """How many images there are of each combination of values of these columns."""
         counts: Counter[tuple[str | None, ...]] = Counter()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import cluster, decoder, featureset, guard, verdict
+from tlray import cluster, decoder, featureset, guard, nodes, verdict
 from tlray.augment import Views
 from tlray.errors import JobError, UserError
 from tlray.index import Index
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the images done and to do after each shard."""
+
+
+_ACTOR_CPUS = 0.4
+"""What counts is that it can be on any node; the network takes all cores that decoding leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,11 @@ class Pass:
     """What the output of the network is kept in: "float32" or "float16"."""
     metadata: Mapping[str, Any]
     """For every file; under "job" it holds what the index was started with."""
+    packages: Mapping[str, str]
+    """The versions that every process must have."""
+    actors: tuple[int, int] | None = None
+    """The least and the most that hold the network; None: see `nodes.pool`."""
+    gpus_per_actor: float = 1.0
     max_bad_fraction: float = 1.0
     """Of `images`."""
     images: int = 0
@@ -78,7 +87,7 @@ def run(
         What became of the shards, those of an earlier run left out.
 
     Raises:
-        UserError: there is no Ray at that address.
+        UserError: there is no Ray at that address, or it cannot do the job.
         JobError: more images are bad than `max_bad_fraction` allows, or a task failed for good.
     """
     done = finished(job)
@@ -88,14 +97,18 @@ def run(
 
     try:
         connected()
+        pool = nodes.pool(job.actors, job.gpus_per_actor)
+        nodes.check(job.packages, job.out, job.root, job.index.first_path())
     except UserError:
         if not done:  # Nothing was started: nothing is left behind.
             job.index.discard()
         raise
-    return _run(job, done, loader(), progress)
+    return _run(job, done, loader(), pool, progress)
 
 
-def _run(job: Pass, done: set[int], load_network: Callable[[], Network], progress: Progress) -> list[Shard]:
+def _run(
+    job: Pass, done: set[int], load_network: Callable[[], Network], pool: nodes.Pool, progress: Progress
+) -> list[Shard]:
     import ray.data
 
     from tlray import source
@@ -103,25 +116,26 @@ def _run(job: Pass, done: set[int], load_network: Callable[[], Network], progres
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # Every row is a block: see `source.pack`.
-    actors, gpus = _actors()
     results = (
         source.shards(job.index, done)
-        .map_batches(_decode, fn_args=(job,), batch_size=None, batch_format="pyarrow", num_cpus=1)
+        .map_batches(
+            _decode, fn_args=(job,), batch_size=None, batch_format="pyarrow", num_cpus=pool.decode_cpus
+        )
         .map_batches(
             _NetworkActor,
             fn_constructor_args=(job, load_network),
-            batch_size=None,
+            batch_size=1,  # Of shards, each of which is one row; on GPUs Ray wants it said.
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            # Not 1, as decoding: Ray would fuse the two stages into one process.
-            num_cpus=0.5,
-            num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+            # Not as many as decoding: Ray would fuse the two stages into one process.
+            num_cpus=_ACTOR_CPUS,
+            num_gpus=pool.gpus,
         )
     )
     # In a thread, because here the listing goes on.
-    pool, stopped = ThreadPoolExecutor(1, thread_name_prefix="results"), Event()
-    consuming = pool.submit(_consume, results, job, done, progress, stopped)
-    pool.shutdown(wait=False)
+    thread, stopped = ThreadPoolExecutor(1, thread_name_prefix="results"), Event()
+    consuming = thread.submit(_consume, results, job, done, progress, stopped)
+    thread.shutdown(wait=False)
     try:
         for _ in job.index.grow():
             if consuming.done():
@@ -195,15 +209,6 @@ def told(job: Pass, done: list[Shard], errors: pa.Table, seconds: float) -> dict
     }
 
 
-def _actors() -> tuple[int, int]:
-    """How many actors there are, and the GPUs of each: one actor for each GPU, or for each node."""
-    import ray
-
-    if gpus := int(ray.cluster_resources().get("GPU", 0)):
-        return gpus, 1
-    return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()), 0
-
-
 def _decode(row: pa.Table, job: Pass) -> pa.Table:
     """A shard's rows with their pixels, (size, size, 3) or with views (copies, size, size, 3).
 
@@ -211,6 +216,7 @@ def _decode(row: pa.Table, job: Pass) -> pa.Table:
     """
     from tlray import source
 
+    nodes.agree(job.packages)
     rows = source.unpack(row).select(["path", "split", "label", "shard"])
     size = job.image_size
     copies = (job.copies,) if job.views else ()
@@ -247,10 +253,12 @@ class _NetworkActor:
     def __init__(self, job: Pass, load_network: Callable[[], Network]) -> None:
         import ray
 
+        nodes.agree(job.packages)
         self.job = job
         self.actor = ray.get_runtime_context().get_actor_id()
         self.device = "GPU" if ray.get_gpu_ids() else "CPU"
         self.network = load_network()
+        nodes.check_gpu()
         # Compiles it, while the first images are decoded; one image tells the shape as well as many.
         self.shape = self.network(np.zeros((1, job.image_size, job.image_size, 3), np.uint8)).shape[1:]
         if job.views:

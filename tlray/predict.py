@@ -19,7 +19,7 @@ from tlray.index import Index
 from tlray.listing import Images, Listed
 from tlray.model import NETWORK, Model, load, loader, without_resize
 from tlray.network import compile_network, fastest_precision
-from tlray.provenance import stamp, versions
+from tlray.provenance import package_versions, stamp, versions
 from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 from tlray.verdict import Shard
@@ -61,6 +61,9 @@ def start(
         batch_size=config.batch_size,
         store="float32",
         metadata={"job": job, "classes": model.classes, "versions": versions()},
+        packages=package_versions(),
+        actors=config.actor_range,
+        gpus_per_actor=config.gpus_per_actor,
         max_bad_fraction=config.max_bad_fraction,
     )
 

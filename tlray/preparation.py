@@ -23,7 +23,7 @@ from tlray.index import Index
 from tlray.listing import Images, Listed
 from tlray.network import Network
 from tlray.origin import Origin
-from tlray.provenance import versions
+from tlray.provenance import package_versions, versions
 from tlray.storage import Folder
 from tlray.stream import Source
 from tlray.verdict import Shard
@@ -121,6 +121,9 @@ class Preparation:
             batch_size=_BATCH,
             store=provenance.store,
             metadata={"job": job, "versions": versions()},
+            packages=package_versions(provenance.package),
+            actors=self.config.actor_range,
+            gpus_per_actor=self.config.gpus_per_actor,
             max_bad_fraction=self.config.max_bad_fraction,
             images=images,
             views=views,

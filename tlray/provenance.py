@@ -86,5 +86,10 @@ def check_manifest(manifest: Mapping[str, Any], **kinds: type) -> None:
 
 def versions() -> dict[str, str]:
     """The versions of all that has a hand in the numbers."""
+    return {"python": platform.python_version(), **package_versions()}
+
+
+def package_versions(*plugins: str) -> dict[str, str]:
+    """Those of packages; `plugins` are more of them, each with its version behind it."""
     packages = ("tlray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {name: version(name) for name in (*packages, *(plugin.split()[0] for plugin in plugins))}

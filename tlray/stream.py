@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tlray import decoder, guard
+from tlray import decoder, guard, nodes
 from tlray.augment import Views
 from tlray.batches import GlobalBatches
 from tlray.errors import JobError
@@ -82,6 +82,8 @@ def _run(
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
     import ray.data
 
+    from tlray.source import unpack
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -94,7 +96,7 @@ def _run(
         .map_batches(
             _FrozenActor,
             fn_constructor_args=(source.load_network,),
-            batch_size=None,
+            batch_size=1,  # Of blocks, each of which is one row; on GPUs Ray wants it said.
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=ACTOR_CPUS,
@@ -102,8 +104,8 @@ def _run(
         )
     )
     found = results.iter_batches(batch_size=None, batch_format="pyarrow")
-    for block, table in zip(blocks, found, strict=True):
-        features = table["features"].combine_chunks().to_numpy_ndarray()
+    for block, row in zip(blocks, found, strict=True):
+        features = unpack(row)["features"].combine_chunks().to_numpy_ndarray()
         start = 0
         for step in range(block["first"], block["end"]):
             rows = len(batches.slice(np.arange(batches.rows), step)[0])
@@ -114,6 +116,8 @@ def _run(
 def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalBatches) -> pa.Table:
     """The views of a block of steps, as pixels."""
     import ray
+
+    from tlray.source import pack
 
     (epoch,), (first,), (end,) = batch["epoch"], batch["first"], batch["end"]
     order = batches.order(int(epoch))
@@ -130,7 +134,7 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalB
             except decoder.BadImage as bad:
                 raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
             pixels[place] = source.views.view(plain, path, int(epoch))
-    return pa.table({"pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)})
+    return pack(pa.table({"pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)}))
 
 
 class _FrozenActor:
@@ -138,8 +142,11 @@ class _FrozenActor:
 
     def __init__(self, load_network: Callable[[], Network]) -> None:
         self.network = load_network()
+        nodes.check_gpu()
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        pixels = table["pixels"].combine_chunks().to_numpy_ndarray()
+    def __call__(self, row: pa.Table) -> pa.Table:
+        from tlray.source import pack, unpack
+
+        pixels = unpack(row)["pixels"].combine_chunks().to_numpy_ndarray()
         features = np.concatenate([self.network(pixels[n : n + 32]) for n in range(0, len(pixels), 32)])
-        return pa.table({"features": pa.FixedShapeTensorArray.from_numpy_ndarray(features)})
+        return pack(pa.table({"features": pa.FixedShapeTensorArray.from_numpy_ndarray(features)}))

@@ -1,0 +1,187 @@
+"""The nodes of a cluster: whether each can do its share of a job, and how many networks they hold."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from tlray import decoder
+from tlray.errors import JobError, UserError
+from tlray.storage import Folder
+
+_SECONDS = 60
+"""How long a node may take to answer: it may have to start a worker for it."""
+
+
+class Pool(NamedTuple):
+    """The processes that hold the network."""
+
+    least: int
+    most: int
+    gpus: float
+    """Of each."""
+    decode_cpus: float
+    """Of a task that decodes for them."""
+
+
+def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
+    """The processes that hold the network on this Ray.
+
+    Args:
+        actors: the least and the most, as the user wants it; if not given, one for each share of a GPU, or
+            without GPUs for each node with CPUs.
+        gpus_per_actor: of a cluster with GPUs.
+
+    Raises:
+        UserError: `gpus_per_actor` is less than 1 and there is no GPU.
+    """
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    share = gpus_per_actor if gpus else 0.0
+    if gpus_per_actor < 1 and not gpus:
+        raise UserError(f"--gpus-per-actor {gpus_per_actor:g}: this Ray has no GPU; leave the option away")
+    # A cluster that grows may still have none.
+    size = max(1, int(gpus / share) if share else len(_with_cpus()))
+    least, most = actors or (size, size)
+    # Beside an actor there must be room for a task that decodes, or none would ever run.
+    small = all(node["Resources"]["CPU"] < 2 for node in _with_cpus())
+    return Pool(least, most, share, 0.5 if small else 1.0)
+
+
+def check(versions: Mapping[str, str], out: Folder, images: Folder | None = None, path: str = "") -> None:
+    """Ask every other node of this Ray whether it has the same packages and sees the same files.
+
+    Args:
+        versions: of the packages that have a hand in the job.
+        out: every node must be able to write there, so that this process sees it.
+        images: the root of the images.
+        path: of one image, which every node must be able to read if this process can.
+
+    Raises:
+        UserError: a node cannot; the message says which, and why.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node for node in _with_cpus() if node["NodeID"] != here}
+    if not others:
+        return
+    readable = images is not None and _unreadable(images, path) is None
+    token = f".tlray-{secrets.token_hex(8)}"
+    mine, look = f"{token}.tmp", ray.remote(num_cpus=0, max_retries=0)(_look)
+    try:
+        out.write(mine, token.encode())
+        asked = {
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                versions, out, token, node, images if readable else None, path
+            ): node
+            for node in others
+        }
+        answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
+        faults = {asked[answer]: f"does not answer within {_SECONDS} s" for answer in late}
+        for answer in answered:
+            fault = _fault(answer, out, token, asked[answer])
+            if fault is not None:
+                faults[asked[answer]] = fault
+    finally:
+        for name in (mine, *(f"{token}-{node}.tmp" for node in others)):
+            with suppress(OSError):
+                out.remove(name)
+    left = {node["NodeID"] for node in _with_cpus()}
+    lines = [
+        f"node {others[node]['NodeManagerAddress']} {fault}" for node, fault in faults.items() if node in left
+    ]
+    if lines:
+        more = f" (and {len(lines) - 1} other nodes)" if len(lines) > 1 else ""
+        raise UserError(f"not every node of this Ray can do the job: {lines[0]}{more}")
+
+
+def agree(versions: Mapping[str, str]) -> None:
+    """Raise JobError unless this process has these versions: a node may have joined after `check`."""
+    if fault := _other_versions(tuple(versions.items())):
+        raise JobError(f"node {socket.gethostname()} {fault}")
+
+
+def check_gpu() -> None:
+    """Raise JobError if Ray gave this process a GPU and TensorFlow, which is imported, finds none."""
+    import ray
+
+    if ray.get_gpu_ids() and not sys.modules["tensorflow"].config.list_physical_devices("GPU"):
+        raise JobError(
+            f"Ray has a GPU on node {socket.gethostname()}, and TensorFlow finds none: "
+            "install tlray[gpu] there, or start that node with --num-gpus 0"
+        )
+
+
+def _with_cpus() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+
+
+def _look(
+    versions: Mapping[str, str], out: Folder, token: str, node: str, images: Folder | None, path: str
+) -> str | None:
+    """What is wrong with the node this runs on."""
+    if fault := _other_versions(tuple(versions.items())):
+        return fault
+    if images is not None and (reason := _unreadable(images, path)):
+        return (
+            f"cannot read {images.join(path)}, which {socket.gethostname()} can ({reason}): "
+            "put the images where every node sees them"
+        )
+    try:
+        if out.read(f"{token}.tmp") != token.encode():
+            raise OSError("it holds something else")
+        out.write(f"{token}-{node}.tmp", b"")
+    except OSError as error:
+        return _elsewhere(out, error.strerror or str(error))
+    return None
+
+
+def _fault(answer: Any, out: Folder, token: str, node: str) -> str | None:
+    import ray
+
+    try:
+        fault: str | None = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        return f"cannot run tlray ({reason}): install the same there as here"
+    if fault is None and not out.is_file(f"{token}-{node}.tmp"):
+        return _elsewhere(out, "what it writes is not seen here")
+    return fault
+
+
+def _elsewhere(out: Folder, reason: str) -> str:
+    return (
+        f"has another {out.uri} than the one the command writes to ({reason}): "
+        "choose a place that all nodes share, e.g. a network folder or s3://"
+    )
+
+
+def _unreadable(images: Folder, path: str) -> str | None:
+    try:
+        decoder.read_image(images, path)
+    except decoder.BadImage as bad:
+        return bad.message
+    return None
+
+
+@functools.cache
+def _other_versions(versions: tuple[tuple[str, str], ...]) -> str | None:
+    for name, expected in versions:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            return f"has no {name}, and the job was started with {expected}: install the same there"
+        if found != expected:
+            return f"has {name} {found}, and the job was started with {expected}: install the same there"
+    return None
