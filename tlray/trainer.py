@@ -15,8 +15,9 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Empty, Queue
 
-from tlray import cluster
+from tlray import cluster, nodes
 from tlray.errors import JobError, TlrayError, UserError
+from tlray.provenance import package_versions
 from tlray.storage import Folder
 from tlray.stream import STREAM_CPUS
 
@@ -119,10 +120,11 @@ def run(
         What the loop returned on the first worker.
 
     Raises:
-        UserError: raised by the loop, or as of `check`.
+        UserError: raised by the loop, or as of `check` and `nodes.check`.
         JobError: training failed.
     """
     gpus = check(workers, streaming)
+    nodes.check(package_versions(), storage)
     epochs = Queue(actor_options={"num_cpus": 0})
 
     def work(config: Mapping[str, Any]) -> Any:
@@ -143,6 +145,8 @@ def run(
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus > 0,
+            # On CPUs each takes all cores of its node.
+            placement_strategy="PACK" if gpus else "SPREAD",
             # A streaming worker shares its GPU with the network that feeds it.
             resources_per_worker={"CPU": 1, **({"GPU": 0.5 if streaming else 1} if gpus else {})},
         ),
