@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, requires, version
 from typing import Any, TypeVar
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tlray import weights
 from tlray.backbone import Backbone
 from tlray.errors import UserError, unknown
 from tlray.head import Head
@@ -15,6 +19,8 @@ from tlray.weights import WeightsProvider
 
 KINDS: dict[str, type[Any]] = {"backbones": Backbone, "heads": Head, "weights": WeightsProvider}
 """Each entry-point group `tlray.<kind>` and what its plugins must be."""
+NOUNS = {"backbones": "backbone", "heads": "head", "weights": "weights"}
+"""What one plugin of a kind is called."""
 
 P = TypeVar("P")
 
@@ -33,10 +39,13 @@ class Plugin:
         """Import the plugin and make the one instance that is used.
 
         Raises:
-            UserError: it does not import, or it is not what its group must hold.
+            UserError: its package does not fit this installation, it does not import, or it is not what
+                its group must hold.
         """
         expected = KINDS[self.kind]
         where = f"plugin {self.name!r} of package {self.package} {self.version}"
+        if unfit := _unfit(self.package):
+            raise UserError(f"{where} is broken: {unfit}; install a version of {self.package} that fits")
         try:
             plugin = self.entry_point.load()()
         except (Exception, SystemExit) as error:
@@ -59,6 +68,20 @@ class Plugin:
                 "give the entry point and the class one name"
             )
         return plugin
+
+
+def _unfit(package: str) -> str:
+    """What a package requires of tlray, or of what tlray stands on, and is not here; empty if all is."""
+    if package == "tlray":
+        return ""
+    shared = {"tlray", *(canonicalize_name(Requirement(text).name) for text in requires("tlray") or ())}
+    for requirement in map(Requirement, requires(package) or ()):
+        name = canonicalize_name(requirement.name)
+        if name not in shared or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        if not requirement.specifier.contains(version(name), prereleases=True):
+            return f"it requires {name}{requirement.specifier}, but {name} {version(name)} is installed"
+    return ""
 
 
 def installed(kind: str) -> list[Plugin]:
@@ -91,7 +114,7 @@ def find(kind: str, name: str) -> Plugin:
     plugins = installed(kind)
     matches = [plugin for plugin in plugins if plugin.name == name]
     if not matches:
-        raise unknown(kind.removesuffix("s"), name, (plugin.name for plugin in plugins))
+        raise unknown(NOUNS[kind], name, (plugin.name for plugin in plugins))
     if len(matches) > 1:
         raise UserError(clashes(matches)[name])
     return matches[0]
@@ -120,3 +143,17 @@ def weights_providers() -> Iterator[WeightsProvider]:
     for plugin in plugins:
         with suppress(UserError):
             yield plugin.load()
+
+
+def weights_here(backbone: Backbone) -> list[str]:
+    """The names of its weights that are on this machine: in the Keras cache, or with a provider.
+
+    Raises:
+        UserError: two packages claim the name of a provider.
+    """
+    offered = {pair for provider in weights_providers() for pair in provider.offers}
+    return [
+        name
+        for name, known in backbone.weights.items()
+        if (known.url and weights.keras_cache(known.url).is_file()) or (backbone.name, name) in offered
+    ]

@@ -1,0 +1,400 @@
+"""What a backbone is checked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlray import plugins, weights
+from tlray.backbone import Backbone, KnownWeights
+from tlray.contract.check import (
+    CLOSE,
+    Check,
+    Failed,
+    NotHere,
+    Subject,
+    difference,
+    exported,
+    foreign_layers,
+    line,
+    loads,
+    must,
+    offline,
+    saved,
+    shaken,
+    trying,
+)
+from tlray.errors import UserError, unknown
+from tlray.model import assemble, trained_part
+from tlray.network import FrozenPart, compile_network
+from tlray.provenance import Provenance
+from tlray.runtime import prepare_keras
+from tlray.weights import Arrays
+
+if TYPE_CHECKING:
+    import keras
+
+_SMALL = 16
+"""Images are as small as the backbone allows, but not smaller than this, in pixels."""
+_REDUCED = 0.1
+"""Relative error that bfloat16 may have."""
+
+
+@dataclass(frozen=True)
+class _Built(FrozenPart):
+    """A frozen part whose network is built once, and shared."""
+
+    built: keras.Model
+
+    def network(self) -> keras.Model:
+        return self.built
+
+
+class BackboneSubject(Subject[Backbone]):
+    """A backbone, built once at its default size and once as small as it allows."""
+
+    kind = "backbones"
+
+    @cached_property
+    def size(self) -> int:
+        """Side of the images that it is checked with."""
+        return max(self.plugin.minimum_size, min(self.plugin.image_size, _SMALL))
+
+    @cached_property
+    def networks(self) -> dict[int, keras.Model]:
+        """By size: the default one, the smallest, and that of the checks."""
+        prepare_keras(gpu=False)
+        sizes = {self.plugin.image_size, self.size, self.plugin.minimum_size}
+        return {size: self.build(size) for size in sorted(sizes, reverse=True)}
+
+    def build(self, size: int) -> keras.Model:
+        with trying(f"build({size}) failed"):
+            return self.plugin.build(size)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """Those of the first weights that are here, or random ones."""
+        for name in plugins.weights_here(self.plugin):
+            with suppress(UserError), offline():
+                return weights.resolve(self.plugin, name, plugins.weights_providers()).arrays
+        return shaken(self.networks[self.size].get_weights())
+
+    @cached_property
+    def frozen(self) -> _Built:
+        """The whole network with weights, as the frozen part."""
+        network, found = self.networks[self.size], plugins.find(self.kind, self.name)
+        with trying("its weights do not fit"):
+            network.set_weights(self.arrays)
+        made = Provenance(
+            backbone=self.name,
+            package=f"{found.package} {found.version}",
+            weights="none",
+            weights_sha256=weights.digest(self.arrays),
+            cut=self.plugin.cuts[-1],
+            preprocess="imagenet",
+            image_size=self.size,
+            precision="float32",
+            store="float32",
+        )
+        return _Built(self.plugin, self.arrays, made, network)
+
+    @cached_property
+    def images(self) -> npt.NDArray[np.uint8]:
+        """Noise in several shades, (4, size, size, 3)."""
+        noise = np.random.default_rng(0).integers(0, 256, (4, self.size, self.size, 3), np.uint8)
+        return noise >> np.arange(4, dtype=np.uint8)[:, None, None, None]
+
+    @cached_property
+    def features(self) -> npt.NDArray[np.float32]:
+        """Of the images, in float32."""
+        return compile_network(self.frozen.build(), self.size, "float32")(self.images)
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """A whole model, from images of any size to the probabilities of three classes."""
+        head = plugins.head("linear")
+        return assemble(self.frozen, trained_part(self.frozen, self.plugin.cuts[-1], head, 3))
+
+    def probe(self) -> keras.Model:
+        """From pixels to the outputs of all cuts; nothing is frozen, and the weights are as at first."""
+        import keras
+
+        network = self.networks[self.size]
+        network.trainable = True
+        network.set_weights(self.arrays)
+        pixels = keras.Input((self.size, self.size, 3))
+        cuts = [network.get_layer(cut).output for cut in self.plugin.cuts]
+        return keras.Model(pixels, keras.Model(network.inputs, cuts)(self.plugin.preprocess(pixels)))
+
+    def first(self, one: Any, other: Any) -> str:
+        """The first cut at which two outputs of the probe differ; empty if none does."""
+        outputs = zip(self.plugin.cuts, _listed(one), _listed(other), strict=True)
+        return next((cut for cut, found, expected in outputs if difference(found, expected) > CLOSE), "")
+
+
+def declares(subject: BackboneSubject) -> None:
+    """Default and smallest size, cuts, and the SHA-256 of each of its weights are what they have to be."""
+    plugin = subject.plugin
+    for name in ("image_size", "minimum_size"):
+        value = getattr(plugin, name)
+        must(isinstance(value, int) and value > 0, f"{name} is {value!r}, expected a number of pixels")
+    must(
+        plugin.minimum_size <= plugin.image_size,
+        f"minimum_size {plugin.minimum_size} is larger than image_size {plugin.image_size}",
+    )
+    cuts = plugin.cuts
+    must(
+        isinstance(cuts, tuple) and all(isinstance(cut, str) for cut in cuts),
+        f"cuts is {cuts!r}, expected a tuple of names of layers; one is written ('name',)",
+    )
+    must(len(set(cuts)) == len(cuts), f"cuts names a layer twice: {', '.join(cuts)}")
+    for name, known in plugin.weights.items():
+        must(
+            isinstance(known, KnownWeights)
+            and len(known.sha256) == 64
+            and set(known.sha256) <= set("0123456789abcdef"),
+            f"weights[{name!r}] is {known!r}, expected KnownWeights(sha256=...) with 64 hexadecimal digits",
+        )
+
+
+def builds(subject: BackboneSubject) -> None:
+    """It builds without weights and without network access, at its default and its smallest size, from
+    (batch, size, size, 3), and its weights have the same shapes at both.
+    """
+    plugin = subject.plugin
+    with offline():
+        networks = subject.networks
+    for size, network in networks.items():
+        expected = (None, size, size, 3)
+        must(
+            network.input_shape == expected,
+            f"build({size}) takes {network.input_shape}, expected one input of {expected}",
+        )
+        shape = network.output_shape
+        must(isinstance(shape, tuple), f"build({size}) has several outputs, {shape}; expected one")
+        must(
+            len(shape) > 1 and None not in shape[1:] and 0 not in shape,
+            f"build({size}) gives features of shape {shape}, expected (batch, ...) with fixed, positive sides"
+            + (f"; raise minimum_size, {plugin.minimum_size}" if 0 in shape else ""),
+        )
+    large, *others = [[one.shape for one in network.get_weights()] for network in networks.values()]
+    must(
+        all(other == large for other in others),
+        f"the shapes of its weights depend on the image size: say minimum_size = {plugin.image_size}, "
+        "the size it is made for",
+    )
+
+
+def preprocesses(subject: BackboneSubject) -> None:
+    """The preprocessing is a part of the graph, from RGB pixels 0 to 255 to what the network takes."""
+    import keras
+
+    pixels = keras.Input((subject.size, subject.size, 3))
+    try:
+        output = subject.plugin.preprocess(pixels)
+        symbolic = isinstance(output, keras.KerasTensor)
+    except Exception as error:
+        raise Failed(
+            f"preprocess failed on the symbolic tensor it is given ({type(error).__name__}: {line(error)}): "
+            "it must be made of Keras' layers and keras.ops, not of Python and NumPy"
+        ) from error
+    must(
+        symbolic,
+        f"preprocess returned a {type(output).__name__}, expected the symbolic tensor that Keras' layers "
+        "and keras.ops make of its argument",
+    )
+    expected = (None, subject.size, subject.size, 3)
+    must(
+        output.shape == expected,
+        f"preprocess returned the shape {output.shape}, but the network takes {expected}",
+    )
+    try:
+        keras.Model(pixels, output)
+    except ValueError as error:
+        raise Failed(f"what preprocess returns does not come from its argument: {line(error)}") from error
+
+
+def names_layers(subject: BackboneSubject) -> None:
+    """Its layers have the same names every time it is built, whatever the size."""
+    network = subject.networks[subject.size]
+    others = [other for other in subject.networks.values() if other is not network]
+    first, second = _layers(others[0] if others else subject.build(subject.size)), _layers(network)
+    must(len(first) == len(second), f"it has {len(first)} layers at one time and {len(second)} at another")
+    for name, other in zip(first, second, strict=True):
+        must(
+            name == other,
+            f"the layer {name} is called {other} when it is built again: give every layer a name=",
+        )
+
+
+def has_cuts(subject: BackboneSubject) -> None:
+    """Its cuts are layers, from the input to the end, and the last one is the end."""
+    cuts, network = subject.plugin.cuts, subject.networks[subject.size]
+    layers = _layers(network)
+    for cut in cuts:
+        if cut not in layers:
+            raise Failed(f"cuts names a layer that is not there: {unknown('layer', cut, layers)}")
+    order = sorted(cuts, key=layers.index)
+    must(list(cuts) == order, f"cuts are not in the order of the network, which is {', '.join(order)}")
+    must(
+        network.get_layer(cuts[-1]).output is network.outputs[0],
+        f"the last cut, {cuts[-1]}, is not the end of the network, {layers[-1]}: name that as the last cut, "
+        "or end the network there",
+    )
+
+
+def rejoins(subject: BackboneSubject) -> None:
+    """Cut at each of its cuts and joined again, it is the whole network."""
+    frozen = subject.frozen
+    whole = frozen.build()
+    expected = whole(subject.images, training=False)
+    for cut in subject.plugin.cuts[:-1]:
+        part = replace(frozen, provenance=replace(frozen.provenance, cut=cut))
+        try:
+            tail = part.build_tail(subject.plugin.cuts[-1])
+        except UserError as error:
+            raise Failed(
+                f"it cannot be split at the cut {cut}: other paths lead around it; leave it out of cuts"
+            ) from error
+        assert tail is not None
+        found = tail(part.build()(subject.images, training=False), training=False)
+        off = difference(found, expected)
+        must(off < CLOSE, f"cut at {cut} and joined again it differs: relative error {off:.2g}")
+
+
+def sees(subject: BackboneSubject) -> None:
+    """From uint8 images it makes features that are finite numbers, and others for other images."""
+    features = subject.features
+    must(np.isfinite(features).all(), "some features are infinite or no numbers")
+    must(
+        np.ptp(features, axis=0).max() > 0,
+        "the features of all images are the same: does the preprocessing keep the pixels?",
+    )
+
+
+def repeats(subject: BackboneSubject) -> None:
+    """In inference the same image has the same features, every time and in every batch."""
+    probe = subject.probe()
+    once, again, alone = (probe(rows, training=False) for rows in (*[subject.images] * 2, subject.images[:1]))
+    cut = subject.first(once, again)
+    must(
+        not cut,
+        f"the same images have other features in a second run, from the cut {cut} on: a layer draws random "
+        "numbers in inference too; do not call it with training=True",
+    )
+    cut = subject.first([part[:1] for part in _listed(once)], alone)
+    must(
+        not cut,
+        f"the features of an image depend on the others in its batch, from the cut {cut} on: a layer uses "
+        "statistics of the batch in inference too; do not call batch normalisation with training=True",
+    )
+
+
+def stays(subject: BackboneSubject) -> None:
+    """Neither inference nor, once it is frozen, training moves any of its weights or moving statistics."""
+    probe = subject.probe()
+    names = [variable.path for variable in probe.weights]
+
+    def still(when: str, hint: str) -> None:
+        moved = [
+            name
+            for name, array, before in zip(names, probe.get_weights(), subject.arrays, strict=True)
+            if not np.array_equal(array, before)
+        ]
+        must(not moved, f"{', '.join(moved[:3])} moved in {when}: {hint}")
+
+    try:
+        probe(subject.images, training=False)
+        still("inference", "do not call batch normalisation, or any other layer, with training=True")
+        frozen = subject.frozen.build()
+        must(not frozen.trainable_variables, "some of its variables train though it is frozen")
+        frozen(subject.images, training=True)
+        still("training though it is frozen", "use layers that heed trainable = False")
+    finally:
+        subject.networks[subject.size].set_weights(subject.arrays)
+
+
+def reduces(subject: BackboneSubject) -> None:
+    """Computed in bfloat16, the features differ from those in float32 by less than a tenth."""
+    fresh = FrozenPart(subject.plugin, subject.arrays, subject.frozen.provenance).build()
+    with trying("it does not run in bfloat16"):
+        found = compile_network(fresh, subject.size, "bfloat16")(subject.images)
+    error = difference(found, subject.features)
+    must(
+        error < _REDUCED, f"features in bfloat16 have a relative error of {error:.2g}, allowed is {_REDUCED}"
+    )
+
+
+def saves(subject: BackboneSubject) -> None:
+    """A model with it is saved, and loads in Keras' safe mode without the plugin, as it was."""
+    if foreign := foreign_layers(subject.frozen.build()):
+        raise Failed(
+            f"it has layers of its own, {', '.join(foreign)}: a model with it would not load without this "
+            "package; use Keras' own layers and keras.ops"
+        )
+    saved(subject.model, subject.images)
+
+
+def exports(subject: BackboneSubject) -> None:
+    """A model with it exports as a SavedModel that gives the same numbers."""
+    exported(subject.model, subject.images)
+
+
+def knows_weights(subject: BackboneSubject) -> None:
+    """Those of its weights that are here without a download have the SHA-256 it says, and fit."""
+    backbone = subject.plugin
+    if not backbone.weights:
+        raise NotHere("it knows no weights: training starts from random ones")
+    here = plugins.weights_here(backbone)
+    if not here:
+        raise NotHere(f"none of its weights are here: {', '.join(backbone.weights)}")
+    for name in here:
+        try:
+            with offline():
+                found = weights.resolve(backbone, name, plugins.weights_providers())
+        except UserError as error:
+            raise Failed(str(error)) from error
+        shapes = [one.shape for one in subject.networks[subject.size].get_weights()]
+        must(
+            [np.shape(one) for one in found.arrays] == shapes,
+            f"the {name!r} weights do not fit: {len(found.arrays)} arrays, the network has {len(shapes)}, "
+            "or they have other shapes",
+        )
+
+
+def works_elsewhere(subject: BackboneSubject) -> None:
+    """In a Ray actor, in a fresh process, it gives the same features."""
+    frozen = FrozenPart(subject.plugin, subject.arrays, subject.frozen.provenance)
+    found = subject.elsewhere.call(_features, frozen, subject.images)
+    error = difference(found, subject.features)
+    must(error < CLOSE, f"in an actor it gives other features: relative error {error:.2g}")
+
+
+def _features(frozen: FrozenPart, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    prepare_keras(gpu=False)
+    return compile_network(frozen.build(), frozen.provenance.image_size, "float32")(images)
+
+
+def _layers(network: keras.Model) -> list[str]:
+    """Their names, but that of the input: Keras' own networks count theirs."""
+    import keras
+
+    return [layer.name for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
+
+
+def _listed(outputs: Any) -> Iterator[Any]:
+    """The outputs of a model, that has one or several."""
+    return iter(outputs if isinstance(outputs, (list, tuple)) else [outputs])
+
+
+CHECKS = (
+    *(Check(check, vital=True) for check in (loads, declares, builds, preprocesses, has_cuts)),
+    *map(Check, (names_layers, rejoins, sees, repeats, stays, reduces)),
+    *map(Check, (saves, exports, knows_weights, works_elsewhere)),
+)
