@@ -126,7 +126,8 @@ class BackboneSubject(Subject[Backbone]):
         import keras
 
         network = self.networks[self.size]
-        network.trainable = True
+        for layer in network.layers:  # The network itself never was frozen, only its layers, in another one.
+            layer.trainable = True
         network.set_weights(self.arrays)
         pixels = keras.Input((self.size, self.size, 3))
         cuts = [network.get_layer(cut).output for cut in self.plugin.cuts]
@@ -279,21 +280,24 @@ def sees(subject: BackboneSubject) -> None:
 
 
 def repeats(subject: BackboneSubject) -> None:
-    """In inference the same image has the same features, every time and in every batch."""
-    probe = subject.probe()
-    once, again, alone = (probe(rows, training=False) for rows in (*[subject.images] * 2, subject.images[:1]))
-    cut = subject.first(once, again)
-    must(
-        not cut,
-        f"the same images have other features in a second run, from the cut {cut} on: a layer draws random "
-        "numbers in inference too; do not call it with training=True",
-    )
-    cut = subject.first([part[:1] for part in _listed(once)], alone)
-    must(
-        not cut,
-        f"the features of an image depend on the others in its batch, from the cut {cut} on: a layer uses "
-        "statistics of the batch in inference too; do not call batch normalisation with training=True",
-    )
+    """In inference the same image has the same features, every time and in every batch; also where Keras
+    is not told that it is inference, as in an exported model.
+    """
+    probe, images = subject.probe(), subject.images
+    for options in ({"training": False}, {}):
+        once, again, alone = (probe(rows, **options) for rows in (images, images, images[:1]))
+        cut = subject.first(once, again)
+        must(
+            not cut,
+            f"the same images have other features in a second run, from the cut {cut} on: a layer draws "
+            "random numbers in inference too; do not call it with training=True",
+        )
+        cut = subject.first([part[:1] for part in _listed(once)], alone)
+        must(
+            not cut,
+            f"the features of an image depend on the others in its batch, from the cut {cut} on: a layer takes "
+            "statistics of the batch in inference too; do not call batch normalisation with training=True",
+        )
 
 
 def stays(subject: BackboneSubject) -> None:
@@ -310,7 +314,7 @@ def stays(subject: BackboneSubject) -> None:
         must(not moved, f"{', '.join(moved[:3])} moved in {when}: {hint}")
 
     try:
-        probe(subject.images, training=False)
+        probe(subject.images)
         still("inference", "do not call batch normalisation, or any other layer, with training=True")
         frozen = subject.frozen.build()
         must(not frozen.trainable_variables, "some of its variables train though it is frozen")
@@ -373,7 +377,11 @@ def works_elsewhere(subject: BackboneSubject) -> None:
     frozen = FrozenPart(subject.plugin, subject.arrays, subject.frozen.provenance)
     found = subject.elsewhere.call(_features, frozen, subject.images)
     error = difference(found, subject.features)
-    must(error < CLOSE, f"in an actor it gives other features: relative error {error:.2g}")
+    must(
+        error < CLOSE,
+        f"in an actor it gives other features, relative error {error:.2g}: does it "
+        "draw random numbers when it is built, or read something of this process?",
+    )
 
 
 def _features(frozen: FrozenPart, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
