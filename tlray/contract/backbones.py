@@ -27,7 +27,6 @@ from tlray.contract.check import (
     must,
     offline,
     saved,
-    shaken,
     trying,
 )
 from tlray.errors import UserError, unknown
@@ -74,8 +73,16 @@ class BackboneSubject(Subject[Backbone]):
         return {size: self.build(size) for size in sorted(sizes, reverse=True)}
 
     def build(self, size: int) -> keras.Model:
-        with trying(f"build({size}) failed"):
-            return self.plugin.build(size)
+        try:
+            with offline(), trying(f"build({size}) failed"):
+                return self.plugin.build(size)
+        except Failed as failed:
+            if not isinstance(failed.__cause__, OSError):
+                raise
+            raise Failed(
+                f"build({size}) reached for a file or the network ({line(failed.__cause__)}): it must build "
+                "without weights; those with a name are found by tlray"
+            ) from failed.__cause__
 
     @cached_property
     def arrays(self) -> Arrays:
@@ -83,7 +90,11 @@ class BackboneSubject(Subject[Backbone]):
         for name in plugins.weights_here(self.plugin):
             with suppress(UserError), offline():
                 return weights.resolve(self.plugin, name, plugins.weights_providers()).arrays
-        return shaken(self.networks[self.size].get_weights())
+        # A new batch normalisation does nothing: scale each channel a little.
+        rng, arrays = np.random.default_rng(0), self.networks[self.size].get_weights()
+        return [
+            one * rng.uniform(0.9, 1.1, one.shape).astype("f4") if one.ndim == 1 else one for one in arrays
+        ]
 
     @cached_property
     def frozen(self) -> _Built:
@@ -106,9 +117,10 @@ class BackboneSubject(Subject[Backbone]):
 
     @cached_property
     def images(self) -> npt.NDArray[np.uint8]:
-        """Noise in several shades, (4, size, size, 3)."""
-        noise = np.random.default_rng(0).integers(0, 256, (4, self.size, self.size, 3), np.uint8)
-        return noise >> np.arange(4, dtype=np.uint8)[:, None, None, None]
+        """Patches of colours, 4 by 4 in each image, (8, size, size, 3)."""
+        patches = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
+        where = np.arange(self.size) * 4 // self.size
+        return patches[:, where[:, None], where]
 
     @cached_property
     def features(self) -> npt.NDArray[np.float32]:
@@ -169,9 +181,7 @@ def builds(subject: BackboneSubject) -> None:
     (batch, size, size, 3), and its weights have the same shapes at both.
     """
     plugin = subject.plugin
-    with offline():
-        networks = subject.networks
-    for size, network in networks.items():
+    for size, network in subject.networks.items():
         expected = (None, size, size, 3)
         must(
             network.input_shape == expected,
@@ -184,7 +194,7 @@ def builds(subject: BackboneSubject) -> None:
             f"build({size}) gives features of shape {shape}, expected (batch, ...) with fixed, positive sides"
             + (f"; raise minimum_size, {plugin.minimum_size}" if 0 in shape else ""),
         )
-    large, *others = [[one.shape for one in network.get_weights()] for network in networks.values()]
+    large, *others = [[one.shape for one in network.get_weights()] for network in subject.networks.values()]
     must(
         all(other == large for other in others),
         f"the shapes of its weights depend on the image size: say minimum_size = {plugin.image_size}, "
@@ -222,11 +232,16 @@ def preprocesses(subject: BackboneSubject) -> None:
 
 
 def names_layers(subject: BackboneSubject) -> None:
-    """Its layers have the same names every time it is built, whatever the size."""
+    """Its cuts, and its layers with weights, have the same names every time it is built, at every size."""
     network = subject.networks[subject.size]
     others = [other for other in subject.networks.values() if other is not network]
-    first, second = _layers(others[0] if others else subject.build(subject.size)), _layers(network)
-    must(len(first) == len(second), f"it has {len(first)} layers at one time and {len(second)} at another")
+    again = others[0] if others else subject.build(subject.size)
+    first, second = (
+        [x.name for x in one.layers if x.weights or x.name in subject.plugin.cuts] for one in (again, network)
+    )
+    must(
+        len(first) == len(second), f"it has layers at one time that it has not at another: {first}, {second}"
+    )
     for name, other in zip(first, second, strict=True):
         must(
             name == other,
@@ -237,7 +252,7 @@ def names_layers(subject: BackboneSubject) -> None:
 def has_cuts(subject: BackboneSubject) -> None:
     """Its cuts are layers, from the input to the end, and the last one is the end."""
     cuts, network = subject.plugin.cuts, subject.networks[subject.size]
-    layers = _layers(network)
+    layers = [layer.name for layer in network.layers]
     for cut in cuts:
         if cut not in layers:
             raise Failed(f"cuts names a layer that is not there: {unknown('layer', cut, layers)}")
@@ -295,8 +310,8 @@ def repeats(subject: BackboneSubject) -> None:
         cut = subject.first([part[:1] for part in _listed(once)], alone)
         must(
             not cut,
-            f"the features of an image depend on the others in its batch, from the cut {cut} on: a layer takes "
-            "statistics of the batch in inference too; do not call batch normalisation with training=True",
+            f"the features of an image depend on the others in its batch, from the cut {cut} on: a layer "
+            "takes statistics of the batch in inference too; do not call it with training=True",
         )
 
 
@@ -387,13 +402,6 @@ def works_elsewhere(subject: BackboneSubject) -> None:
 def _features(frozen: FrozenPart, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     prepare_keras(gpu=False)
     return compile_network(frozen.build(), frozen.provenance.image_size, "float32")(images)
-
-
-def _layers(network: keras.Model) -> list[str]:
-    """Their names, but that of the input: Keras' own networks count theirs."""
-    import keras
-
-    return [layer.name for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
 def _listed(outputs: Any) -> Iterator[Any]:

@@ -19,7 +19,6 @@ from tlray.contract.check import (
     loads,
     must,
     saved,
-    shaken,
 )
 from tlray.errors import UserError
 from tlray.head import Head
@@ -54,8 +53,6 @@ class HeadSubject(Subject[Head]):
                 refused = error
         if not found:
             raise Failed(str(refused))
-        for model in found.values():
-            model.set_weights(shaken(model.get_weights()))
         return found
 
     def build(self, shape: tuple[int, ...], classes: int) -> keras.Model:
