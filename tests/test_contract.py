@@ -182,12 +182,22 @@ MISTAKES = {
         "builds",
         r"the shapes of its weights depend on the image size: say minimum_size = 16",
     ),
+    "no smallest size": (
+        [('padding="same", name="conv"', 'name="conv"')],
+        "builds",
+        r"build\(1\) failed: ValueError: .*; if it takes no images so small, raise minimum_size",
+    ),
+    "it ends the process": (
+        [("        layers = keras.layers\n", "        raise SystemExit(3)\n")],
+        "builds",
+        r"build\(16\) failed: SystemExit: 3",
+    ),
     "a heavy import": (
         [("import numpy", "import torch\nimport numpy")],
         "loads",
         r"its module imports torch",
     ),
-    "one string for cuts": ([('("conv", "end")', '"end"')], "declares", r"cuts is 'end', expected a tuple"),
+    "one string for cuts": ([('("conv", "end")', '"end"')], "loads", r"cuts is 'end', expected a tuple"),
 }
 """What is replaced in NET, the check that fails, and its sentence."""
 
@@ -245,6 +255,7 @@ STORE_MISTAKES = {
         "provides",
         "expected the path of",
     ),
+    "no pairs": ('(("net", "known"),)', '("net", "known")', "loads", "expected a tuple of pairs"),
     "whatever": ("not in self.offers", "is None", "knows_only_its_own", "return None unless"),
     "unknown to it": (WEIGHTS, "", "provides_the_right_ones", "but net knows no weights"),
     "wrong digest": ("", "", "provides_the_right_ones", "expected 0000000000000000..."),

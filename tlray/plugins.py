@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points, requires, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
 from typing import Any, TypeVar
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tlray import weights
@@ -58,10 +59,12 @@ class Plugin:
                 f"expected a subclass of {expected.__module__}.{expected.__name__}"
             )
         missing = [name for name in expected.__annotations__ if not hasattr(plugin, name)]
-        if missing or (isinstance(plugin, Backbone) and not plugin.cuts):
+        if missing:
             raise UserError(
-                f"{where} is broken: the class {type(plugin).__name__} says no {', '.join(missing) or 'cuts'}"
+                f"{where} is broken: the class {type(plugin).__name__} says no {', '.join(missing)}"
             )
+        if wrong := _wrong(plugin):
+            raise UserError(f"{where} is broken: {wrong}")
         if plugin.name != self.name:
             raise UserError(
                 f"{where} is broken: the class calls itself {plugin.name!r}; "
@@ -70,18 +73,46 @@ class Plugin:
         return plugin
 
 
+def _wrong(plugin: Any) -> str:
+    """What a plugin says that no command can use; empty if all is well."""
+    if isinstance(plugin, Backbone):
+        cuts = plugin.cuts
+        if not isinstance(cuts, tuple) or not cuts or not all(isinstance(cut, str) for cut in cuts):
+            return f"cuts is {cuts!r}, expected a tuple of names of layers; one is written ('name',)"
+        if not isinstance(plugin.weights, Mapping):
+            return f"weights is {plugin.weights!r}, expected a dict of KnownWeights by name"
+    if isinstance(plugin, WeightsProvider):
+        offers = plugin.offers
+        if not isinstance(offers, tuple) or not all(isinstance(x, tuple) and len(x) == 2 for x in offers):
+            return (
+                f"offers is {offers!r}, expected a tuple of pairs; one is written (('backbone', 'weights'),)"
+            )
+    return ""
+
+
 def _unfit(package: str) -> str:
     """What a package requires of tlray, or of what tlray stands on, and is not here; empty if all is."""
     if package == "tlray":
         return ""
-    shared = {"tlray", *(canonicalize_name(Requirement(text).name) for text in requires("tlray") or ())}
-    for requirement in map(Requirement, requires(package) or ()):
-        name = canonicalize_name(requirement.name)
-        if name not in shared or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
-            continue
-        if not requirement.specifier.contains(version(name), prereleases=True):
-            return f"it requires {name}{requirement.specifier}, but {name} {version(name)} is installed"
+    try:
+        for name, wanted in _requirements(package).items():
+            if name == "tlray" or name in _requirements("tlray"):
+                here = version(name)
+                if not wanted.contains(here, prereleases=True):
+                    return f"it requires {name}{wanted}, but {name} {here} is installed"
+    except (InvalidRequirement, PackageNotFoundError) as error:
+        return f"what it requires cannot be read, or is not installed: {error}"
     return ""
+
+
+def _requirements(package: str) -> dict[str, SpecifierSet]:
+    """What a package requires here, by name, without what is for its extras."""
+    found = [Requirement(text) for text in requires(package) or ()]
+    return {
+        canonicalize_name(one.name): one.specifier
+        for one in found
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
 
 
 def installed(kind: str) -> list[Plugin]:

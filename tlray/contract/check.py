@@ -200,7 +200,7 @@ def trying(what: str) -> Iterator[None]:
         yield
     except (Failed, NotHere):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Failed(f"{what}: {type(error).__name__}: {line(error)}") from error
 
 
