@@ -46,25 +46,23 @@ def create(name: str, kind: str) -> list[Path]:
 
 def _write(name: str, kind: str, group: str, module: str) -> list[Path]:
     class_name = "".join(part.capitalize() for part in name.split("-"))
-    points = {group: {name: class_name}}
+    points = {group: (name, class_name)}
     source, data = f"{module}.py", {}
     values = {"name": name, "module": module, "class_name": class_name, "kind": kind}
     if kind == "weights":
-        points["backbones"] = {f"{name}-net": f"{class_name}Net"}
+        points["backbones"] = (f"{name}-net", f"{class_name}Net")
         source = f"{module}/__init__.py"
         values["sha256"], data[f"{module}/{module}.npz"] = _random_weights()
     values |= {
         "version": __version__,
         "source": source,
         "entry_points": "\n\n".join(
-            f'[project.entry-points."tlray.{group}"]\n'
-            + "\n".join(f'{point} = "{module}:{value}"' for point, value in found.items())
-            for group, found in points.items()
+            f'[project.entry-points."tlray.{group}"]\n{point} = "{module}:{value}"'
+            for group, (point, value) in points.items()
         ),
         "tests": "\n".join(
             f'test_{plugins.NOUNS[group]} = testing.{plugins.NOUNS[group]}_contract("{point}")'
-            for group, found in points.items()
-            for point in found
+            for group, (point, _) in points.items()
         ),
     }
     templates = {

@@ -7,9 +7,10 @@ from typing import Any
 
 from tlray.contract import backbones, heads, providers
 from tlray.contract.check import Check, Elsewhere, Outcome, Subject
+from tlray.contract.subject import BackboneSubject
 
 SUBJECTS: dict[str, type[Subject[Any]]] = {
-    "backbones": backbones.BackboneSubject,
+    "backbones": BackboneSubject,
     "heads": heads.HeadSubject,
     "weights": providers.ProviderSubject,
 }

@@ -67,7 +67,11 @@ class Check:
         except NotHere as reason:
             return Outcome(self.name, self.says, "skipped", str(reason))
         except Exception as error:
-            why = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {line(error)}"
+            why = (
+                str(error)
+                if isinstance(error, (Failed, UserError))
+                else f"{type(error).__name__}: {line(error)}"
+            )
             subject.missing = self.name if self.vital else ""
             return Outcome(self.name, self.says, "failed", why, error)
         return Outcome(self.name, self.says, "ok")
