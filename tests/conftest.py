@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package
     """
     modules: list[str] = []
 
-    def install(name: str, source: str, version: str = "1.0", **groups: dict[str, str]) -> Path:
+    def install(
+        name: str, source: str, version: str = "1.0", requires: Sequence[str] = (), **groups: dict[str, str]
+    ) -> Path:
         site, module = tmp_path / f"site-{name}", name.replace("-", "_")
         info = site / f"{module}-{version}.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
         lines = []
         for group, points in groups.items():
             lines.append(f"[tlray.{group}]")

@@ -32,8 +32,11 @@ CONFIGS = {
     "predict": config.PredictConfig,
     "plan": config.ExtractConfig,
 }
-ON_RAY = {"extract", "fit", "finetune", "evaluate", "predict", "run", "demo"}
-WITHOUT_RAY = {*("plan", "verify", "inspect", "plugins list", "plugins show", "recipes list", "recipes show")}
+ON_RAY = {"extract", "fit", "finetune", "evaluate", "predict", "run", "demo", "plugins check"}
+WITHOUT_RAY = {
+    *("plan", "verify", "inspect", "recipes list", "recipes show"),
+    *("plugins list", "plugins show", "plugins new"),
+}
 HEAVY = {"ray", "tensorflow", "keras", "numpy", "pyarrow", "pandas", "PIL", "h5py", "sklearn", "rich"}
 
 SMALL = '''

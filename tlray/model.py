@@ -152,7 +152,10 @@ def assemble(frozen: FrozenPart, trained: keras.Model) -> keras.Model:
     # As Pillow's bilinear filter, which extraction uses: antialiased, to whole numbers.
     resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name="resize")
     whole = keras.Model(features, probabilities, name="head")
-    return keras.Model(image, whole(frozen.build()(resize(image))), name="tlray")
+    # Resizing's own default is training=True, which Keras hands on to all layers after it when the model is
+    # called, or exported, without `training`: dropout would then be at work.
+    resized = resize(image, training=False)
+    return keras.Model(image, whole(frozen.build()(resized)), name="tlray")
 
 
 def load(data: bytes) -> keras.Model:

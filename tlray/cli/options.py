@@ -49,6 +49,8 @@ class Result:
     """For --json."""
     text: str
     """For people."""
+    status: int = 0
+    """Exit status of a command that has done what it was asked for."""
 
 
 def command(function: Callable[..., Result]) -> Callable[..., None]:
@@ -82,6 +84,8 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
             with redirect_stdout(sys.stderr):  # Ray tells there that a worker has died.
                 result = function(**arguments, **configs)
             print(dump(result.values) if given["json"] else result.text)
+            if result.status:
+                raise typer.Exit(result.status)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,103 +1,158 @@
-"""`tlray plugins`: which networks, heads and weights there are."""
+"""`tlray plugins`: which networks, heads and weights there are, new ones, and whether they are right."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from tlray.cli.options import Result, command
+from tlray.cli.options import OnRay, Result, command
 
 app = typer.Typer(
-    name="plugins", help="Networks, heads and weights that are installed.", no_args_is_help=True
+    name="plugins", help="Networks, heads and weights: installed ones, and new ones.", no_args_is_help=True
 )
+_Name = Annotated[str, typer.Argument(help="of a plugin, as `tlray plugins list` prints it")]
 
 
-def _list() -> Result:
+def _list(
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="build each network and count its parameters: takes longer")
+    ] = False,
+) -> Result:
     """List all plugins; a broken one with its reason."""
     from tlray import plugins
 
-    found = [_describe(plugin) for kind in plugins.KINDS for plugin in plugins.installed(kind)]
-    widths = [max(len(row[column]) for row in found) for column in ("kind", "name", "package")]
+    found = [_describe(one, parameters) for kind in plugins.KINDS for one in plugins.installed(kind)]
+    columns = ("kind", "name", "package", "version")
+    widths = [max(len(row[column]) for row in found) for column in columns]
     lines = [
         "  ".join(
-            [
-                *(
-                    row[column].ljust(width)
-                    for column, width in zip(("kind", "name", "package"), widths, strict=True)
-                ),
-                row["what"],
-            ]
+            [*(row[column].ljust(width) for column, width in zip(columns, widths, strict=True)), _what(row)]
         )
         for row in found
     ]
     return Result({"plugins": found}, "\n".join(lines))
 
 
-def _show(
-    name: Annotated[str, typer.Argument(help="of a plugin, as `tlray plugins list` prints it")],
+def _show(name: _Name) -> Result:
+    """Show all there is to know of a plugin; a backbone is built for it."""
+    found = [_describe(plugin, parameters=True) for plugin in _named(name)]
+    blocks = ["\n".join(f"{key:<12} {_text(value)}" for key, value in row.items()) for row in found]
+    return Result({"plugins": found}, "\n\n".join(blocks))
+
+
+def _new(
+    name: Annotated[str, typer.Argument(help="of the plugin and of its package, as in my-net")],
+    kind: Annotated[str, typer.Option(help="backbone, head or weights")],
 ) -> Result:
-    """Show all there is to know of a plugin."""
+    """Write a package with a new plugin into a folder of its name; it works, and waits for your network."""
+    from tlray import scaffold
+
+    files = [str(path) for path in scaffold.create(name, kind)]
+    text = "\n".join([*files, f"next: pip install -e {name} && tlray plugins check {name}"])
+    return Result({"name": name, "kind": kind, "files": files}, text)
+
+
+def _check(name: _Name, run: OnRay) -> Result:
+    """Check a plugin against the contract, a line for each check; exit status 1 if one fails."""
+    import logging
+    import traceback
+
+    from tlray import contract, plugins
+    from tlray.contract.check import Elsewhere
+
+    debug = logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
+    rows: list[dict[str, Any]] = []
+    with Elsewhere(run.address) as elsewhere:
+        for plugin in _named(name):
+            kind = plugins.NOUNS[plugin.kind]
+            for outcome in contract.run(plugin.kind, name, elsewhere):
+                print(outcome, file=sys.stderr, flush=True)
+                if debug and outcome.error is not None:
+                    traceback.print_exception(outcome.error)
+                rows.append({"kind": kind, **outcome.to_json()})
+    count = {state: sum(row["state"] == state for row in rows) for state in ("ok", "failed", "skipped")}
+    return Result(
+        {"name": name, **count, "checks": rows},
+        f"{name}: " + ", ".join(f"{number} {state}" for state, number in count.items()),
+        status=1 if count["failed"] else 0,
+    )
+
+
+def _named(name: str) -> list[Any]:
+    """The plugins of that name, of whatever kind; of two that clash, the first."""
     from tlray import plugins
     from tlray.errors import unknown
 
     everything = [plugin for kind in plugins.KINDS for plugin in plugins.installed(kind)]
-    found = [_describe(plugin) for plugin in everything if plugin.name == name]
+    found = {plugin.kind: plugin for plugin in reversed(everything) if plugin.name == name}
     if not found:
         raise unknown("plugin", name, {plugin.name for plugin in everything})
-    blocks = [
-        "\n".join(
-            f"{key:<12} {(', '.join(value) or 'none') if isinstance(value, list) else value}"
-            for key, value in row.items()
-            if key != "what"
-        )
-        for row in found
-    ]
-    return Result({"plugins": found}, "\n\n".join(blocks))
+    return list(found.values())
 
 
-def _describe(plugin: Any) -> dict[str, Any]:
-    from tlray import plugins, weights
+def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
+    from tlray import plugins
     from tlray.errors import UserError
 
-    kind = plugin.kind.removesuffix("s") if plugin.kind != "weights" else "weights"
-    about = {"kind": kind, "name": plugin.name, "package": f"{plugin.package} {plugin.version}"}
+    about = {"kind": plugins.NOUNS[plugin.kind], "name": plugin.name}
+    about |= {"package": plugin.package, "version": plugin.version}
     try:
         if clash := plugins.clashes(plugins.installed(plugin.kind)).get(plugin.name):
             raise UserError(clash)
         loaded = plugin.load()
     except UserError as error:
-        return {**about, "broken": str(error), "what": f"BROKEN: {error}"}
+        return {**about, "broken": str(error)}
     about["about"] = (type(loaded).__doc__ or "").strip().partition("\n")[0]
-    if plugin.kind == "backbones":
-        offered: set[tuple[str, str]] = set()
-        with suppress(UserError):  # A clash has lines of its own.
-            offered = {pair for provider in plugins.weights_providers() for pair in provider.offers}
-        here = [
-            name
-            for name, known in loaded.weights.items()
-            if (known.url and weights.keras_cache(known.url).is_file()) or (loaded.name, name) in offered
-        ]
-        return {
-            **about,
-            "image_size": str(loaded.image_size),
-            "cuts": list(loaded.cuts),
-            "weights": list(loaded.weights),
-            "weights_here": here,
-            "what": f"{loaded.image_size} px, cut at {loaded.cuts[-1]}, "
-            f"weights {', '.join(loaded.weights) or 'none'}{' (here)' if here else ''}",
-        }
+    if plugin.kind == "weights":
+        return {**about, "offers": [f"{backbone}/{name}" for backbone, name in loaded.offers]}
     if plugin.kind == "heads":
-        return {
-            **about,
-            "loss": loaded.loss or "by the number of classes",
-            "optimizer": f"{loaded.optimizer}, learning rate {loaded.learning_rate:g}",
-            "what": about["about"],
-        }
-    offers = [f"{backbone}/{name}" for backbone, name in loaded.offers]
-    return {**about, "offers": offers, "what": f"for {', '.join(offers)}"}
+        optimizer = f"{loaded.optimizer}, learning rate {loaded.learning_rate:g}"
+        return {**about, "loss": loaded.loss or "by the number of classes", "optimizer": optimizer}
+    about |= {"image_size": loaded.image_size, "minimum_size": loaded.minimum_size, "cuts": list(loaded.cuts)}
+    about |= {"weights": list(loaded.weights), "weights_here": plugins.weights_here(loaded)}
+    return {**about, **_built(loaded)} if parameters else about
 
 
-app.command("list")(command(_list))
-app.command("show")(command(_show))
+def _built(backbone: Any) -> dict[str, Any]:
+    """What only the built network knows."""
+    from tlray.contract.check import line
+    from tlray.runtime import prepare_keras
+
+    prepare_keras(gpu=False)
+    try:
+        network = backbone.build(backbone.image_size)
+    except Exception as error:
+        return {"broken": f"build({backbone.image_size}) failed: {type(error).__name__}: {line(error)}"}
+    return {"parameters": network.count_params(), "features": list(network.output_shape[1:])}
+
+
+def _what(row: dict[str, Any]) -> str:
+    """The end of its line in the list."""
+    if "broken" in row:
+        return f"BROKEN: {row['broken']}"
+    if row["kind"] == "weights":
+        return f"for {', '.join(row['offers'])}"
+    if row["kind"] == "head":
+        return str(row["about"])
+    weights = [name + " (here)" * (name in row["weights_here"]) for name in row["weights"]]
+    cuts = row["cuts"]
+    return ", ".join(
+        [
+            f"{row['image_size']} px",
+            f"{len(cuts)} cuts, {cuts[0]} to {cuts[-1]}" if len(cuts) > 1 else f"1 cut, {cuts[0]}",
+            *([f"{row['parameters']:,} parameters"] if "parameters" in row else []),
+            f"weights {', '.join(weights) or 'none'}",
+        ]
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+for _function in (_list, _show, _new, _check):
+    app.command(_function.__name__.strip("_"))(command(_function))
