@@ -157,7 +157,8 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider],
             )
         if known.file_hash:
             arrays = _built(backbone, str(path), seed)
-    return Weights(name, digest(arrays), arrays)
+            found = digest(arrays)
+    return Weights(name, found, arrays)
 
 
 def keras_cache(url: str) -> Path:

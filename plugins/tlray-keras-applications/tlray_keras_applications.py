@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,7 +45,7 @@ class Network:
     """Its name in keras.applications."""
     size: int
     pixels: Pixels
-    cuts: Iterable[str]
+    cuts: Sequence[str]
     file: str
     """Of the ImageNet weights without the classifier, under `_URL`."""
     file_hash: str
@@ -244,7 +243,9 @@ def _name_as_the_first(model: keras.Model) -> None:
     """
     found: dict[str, list[tuple[int, Any]]] = {}
     for operation in model.operations:
-        kind, number = re.fullmatch(r"(.+?)(?:_(\d+))?", operation.name).groups("0")
+        kind, _, number = operation.name.rpartition("_")
+        if not number.isdigit():
+            kind, number = operation.name, "0"
         if kind.replace("_", "") == type(operation).__name__.lower():
             found.setdefault(kind, []).append((int(number), operation))
     for kind, operations in found.items():
