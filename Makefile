@@ -1,8 +1,9 @@
 # Everything runs from .venv, which is installed from requirements.lock by hash.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PACKAGES := . plugins/tlray-vgg16-weights
-TESTS := tests plugins/tlray-vgg16-weights/tests
+PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-applications vgg16-weights)
+PACKAGES := . $(PLUGINS)
+TESTS := tests $(addsuffix /tests,$(PLUGINS))
 
 .PHONY: install demo test test-fast torture lint bench results lock
 
@@ -43,5 +44,5 @@ results: install
 # Needs uv. The lock names versions and hashes, and no index.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra tensorboard --group dev --no-emit-package tlray --no-emit-package tlray-vgg16-weights \
-		--output-file requirements.lock pyproject.toml plugins/tlray-vgg16-weights/pyproject.toml
+		--extra tensorboard --group dev $(addprefix --no-emit-package ,tlray $(notdir $(PLUGINS))) \
+		--output-file requirements.lock $(patsubst ./%,%,$(addsuffix /pyproject.toml,$(PACKAGES)))

@@ -140,3 +140,9 @@ def test_importing_ray_leaves_the_random_numbers_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_ray_that_another_thread_still_imports_is_not_connected(monkeypatch):
+    """As where weights are found before the import that began with them is over."""
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    assert not cluster.is_connected()

