@@ -40,8 +40,11 @@ bench: install
 results: install
 	$(BIN)/python -m tests.benchmarks.results $(RESULTS)
 
-# Needs uv. The lock names versions and hashes, and no index.
+# Needs uv. The locks name versions and hashes, and no index; those of the images are parts of the first.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-package tlray --no-emit-package tlray-vgg16-weights --extra cluster
+PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra tensorboard --group dev --no-emit-package tlray --no-emit-package tlray-vgg16-weights \
-		--output-file requirements.lock pyproject.toml plugins/tlray-vgg16-weights/pyproject.toml
+	$(COMPILE) --extra tensorboard --group dev --output-file requirements.lock $(PROJECTS)
+	$(COMPILE) --group build --group launcher --constraint requirements.lock --output-file deploy/image.lock $(PROJECTS)
+	$(COMPILE) --group build --group launcher --constraint requirements.lock --extra gpu --output-file deploy/image-gpu.lock $(PROJECTS)
