@@ -4,7 +4,9 @@ BIN := .venv/bin
 PACKAGES := . plugins/tlray-vgg16-weights
 TESTS := tests plugins/tlray-vgg16-weights/tests
 
-.PHONY: install demo test test-fast torture lint bench results lock
+.PHONY: install demo test test-fast test-deploy torture lint bench results lock image deploy
+
+include deploy/.env
 
 install: .venv/installed
 
@@ -22,6 +24,17 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+# The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
+test-deploy: install
+	$(BIN)/python -m pytest tests/image.py
+
+image:
+	docker build --file deploy/Dockerfile --tag $(TLRAY_IMAGE):$(TLRAY_VERSION) .
+	docker build --file deploy/Dockerfile --build-arg LOCK=image-gpu.lock --tag $(TLRAY_IMAGE):$(TLRAY_VERSION)-gpu .
+
+deploy: install
+	$(BIN)/python deploy/render.py
 
 # Ten minutes on two cores. TORTURE="--seed 3 --kills 30 --images 1500" are the options of tests/torture.py.
 torture: install

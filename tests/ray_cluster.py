@@ -55,9 +55,9 @@ class RayCluster:
         home = place / "home"
         home.mkdir(parents=True)
         agent, self.port, dashboard = (
-            _free_port(),
-            self.port or _free_port(),
-            _free_port() if head else 0,
+            free_port(),
+            self.port or free_port(),
+            free_port() if head else 0,
         )
         if head:
             self.dashboard = f"http://127.0.0.1:{dashboard}"
@@ -124,17 +124,6 @@ class RayCluster:
             _end(process)
         node.wait()
 
-    def left(self) -> list[psutil.Process]:
-        """Processes that name a folder of this cluster."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and any(str(self.folder) in word for word in process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
 
 @contextmanager
 def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]:
@@ -150,9 +139,19 @@ def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]
         for node in reversed(cluster.nodes):
             if node.poll() is None:
                 cluster.stop(node)
-        for process in cluster.left():
+        for process in left(folder):
             _end(process)
         shutil.rmtree(folder)
+
+
+def left(folder: Path) -> list[psutil.Process]:
+    """Processes that name this folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(str(folder) in word for word in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def _end(process: psutil.Process) -> None:
@@ -160,7 +159,7 @@ def _end(process: psutil.Process) -> None:
         process.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

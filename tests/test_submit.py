@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.ray_cluster import BIN, RayCluster, ray_cluster
+from tests.ray_cluster import BIN, RayCluster, left, ray_cluster
 from tlray import shipping, submit
 from tlray.errors import UserError
 
@@ -89,7 +89,7 @@ def images(tmp_path_factory) -> Path:
 def cluster() -> Iterator[RayCluster]:
     with ray_cluster([2, 1]) as cluster:
         yield cluster
-    assert cluster.left() == []
+    assert left(cluster.folder) == []
 
 
 @pytest.fixture

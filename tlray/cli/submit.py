@@ -16,9 +16,8 @@ def submit(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- COMMAND",
-            help="any tlray command; its paths and URIs are those of the cluster. In one pair of quotes it "
-            "is a line for the shell: 'tlray extract ... && tlray fit ...'",
+            help="any tlray command, after --; its paths and URIs are those of the cluster. In one pair of "
+            "quotes it is a line for the shell: 'tlray extract ... && tlray fit ...'",
         ),
     ],
     address: Dashboard = None,
