@@ -139,8 +139,7 @@ def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]
         for node in reversed(cluster.nodes):
             if node.poll() is None:
                 cluster.stop(node)
-        for process in left(folder):
-            _end(process)
+        end(folder)
         shutil.rmtree(folder)
 
 
@@ -152,6 +151,16 @@ def left(folder: Path) -> list[psutil.Process]:
             if process.pid != os.getpid() and any(str(folder) in word for word in process.cmdline()):
                 found.append(process)
     return found
+
+
+def end(folder: Path) -> None:
+    """Kill the processes that name this folder, with their children."""
+    for process in left(folder):
+        with suppress(psutil.NoSuchProcess):
+            children = process.children(recursive=True)
+            for one in [process, *children]:
+                _end(one)
+            psutil.wait_procs([process, *children], timeout=10)
 
 
 def _end(process: psutil.Process) -> None:

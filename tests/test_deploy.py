@@ -64,7 +64,7 @@ def check_ray(line: str) -> dict[str, Any]:
     """The options of a command of Ray, as Ray reads them; nothing is run."""
     from ray.scripts.scripts import cli
 
-    _, name, *words = shlex.split(line[line.index("ray ") :].rstrip("& "))
+    _, name, *words = shlex.split(line[line.index("ray ") :].rstrip("& "), comments=True)
     options: dict[str, Any] = cli.commands[name].make_context(name, words).params
     return options
 

@@ -34,7 +34,6 @@ build-backend = "hatchling.build"
 [project]
 name = "third-party"
 version = "1.2"
-requires-python = ">=3.11"
 dependencies = ["tlray", "numpy>=2"]
 
 [project.scripts]
@@ -142,7 +141,7 @@ def test_what_the_cluster_has_in_the_same_state_is_not_sent(site):
 def test_a_wheel_says_its_content_and_asks_for_nothing(site, tmp_path):
     package = installed(site, "third-party")
     wheel = package.write(tmp_path)
-    assert wheel.name == f"third_party-1.2+{package.content}-py3-none-any.whl"
+    assert wheel.name == f"third_party-1.2+{package.content}-py2.py3-none-any.whl"
     target = tmp_path / "target"
     pip("install", "--no-index", "--target", target, wheel)  # Ray does not say --no-deps.
     (found,) = Distribution.discover(name="third-party", path=[str(target)])

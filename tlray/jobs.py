@@ -86,10 +86,6 @@ class Job:
         status: str = self.wait().status.value.lower()
         return status
 
-    def delete(self) -> None:
-        """Forget it; it must have ended."""
-        self._client.delete_job(self.id)
-
 
 class Jobs:
     """The jobs of one cluster."""
@@ -166,4 +162,6 @@ class Jobs:
 def reason(message: str | None) -> str:
     """What Ray says of a job that failed, in one line."""
     lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
-    return ", ".join(lines[:3])[:1000]
+    # Of a traceback with what pip has printed, the errors.
+    errors = [line for line in lines[1:] if re.match(r"ERROR: |[\w.]+(Error|Exception): ", line)]
+    return " ".join([*lines[:1], *errors[-2:]])[:1000]

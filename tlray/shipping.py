@@ -91,7 +91,10 @@ class Package:
         files[metadata] = _metadata(files[metadata], version)
         rows = [f'"{path}",{_digest(data)},{len(data)}' for path, data in files.items()]
         files[record] = "\n".join([*rows, f'"{record}",,\n']).encode()
-        tag = re.findall(r"^Tag: *(\S+)", files[f"{stem}.dist-info/WHEEL"].decode(), re.M)[0]
+        # As in the names of wheels: py2-none-any and py3-none-any are py2.py3-none-any.
+        tags = re.findall(r"^Tag: *(\S+)", files[f"{stem}.dist-info/WHEEL"].decode(), re.M)
+        parts = zip(*(tag.split("-") for tag in tags), strict=True)
+        tag = "-".join(".".join(dict.fromkeys(part)) for part in parts)
         target = folder / f"{stem}-{tag}.whl"
         with ZipFile(target, "w", ZIP_DEFLATED) as wheel:
             for path, data in files.items():
