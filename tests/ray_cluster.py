@@ -104,7 +104,7 @@ class RayCluster:
             return 0
         return sum(one["raylet"].get("state") == "ALIVE" for one in found["data"]["summary"])
 
-    def wait(self, nodes: int, seconds: float = 60) -> None:
+    def wait(self, nodes: int, seconds: float = 120) -> None:
         """Until it has so many nodes."""
         until = time.monotonic() + seconds
         while self.alive() != nodes:

@@ -133,11 +133,10 @@ def needed(shipped: Iterable[Package], cluster: Cluster) -> list[str]:
     def visit(requirements: Iterable[str], who: str, extras: Iterable[str] = ()) -> None:
         for requirement in map(Requirement, requirements):
             name = canonicalize_name(requirement.name)
-            marker, environments = (
-                requirement.marker,
-                [{**cluster.markers, "extra": e} for e in ("", *extras)],
-            )
-            if name in ours or (marker and not any(marker.evaluate(one) for one in environments)):
+            environments = [{**cluster.markers, "extra": extra} for extra in ("", *extras)]
+            if requirement.marker and not any(map(requirement.marker.evaluate, environments)):
+                continue
+            if name in ours:
                 continue
             there = cluster.packages.get(name)
             if there is not None and not requirement.specifier.contains(there, prereleases=True):

@@ -72,7 +72,9 @@ def submit(
     if needed:
         tell(f"installed there by pip for this job, which takes a while: {', '.join(needed)}\n")
     with tempfile.TemporaryDirectory(prefix="tlray-submit-") as folder:
-        environment: dict[str, Any] = {"py_modules": [str(one.write(Path(folder))) for one in lacking]}
+        environment: dict[str, Any] = {}
+        if lacking:
+            environment["py_modules"] = [str(one.write(Path(folder))) for one in lacking]
         if needed:
             options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
             environment["pip"] = {"packages": needed, "pip_install_options": options}
@@ -137,8 +139,8 @@ def _ask(jobs: Jobs, names: Sequence[str]) -> shipping.Cluster:
     printed = probe.log()
     found = shipping.read_probe(printed)
     if found is None:
-        reason = printed.strip().rpartition("\n")[2] or "no output"
-        raise JobError(f"the cluster does not tell what is installed on it: {reason}")
+        last = printed.strip().rpartition("\n")[2] or "it printed nothing"
+        raise JobError(f"the cluster does not tell what is installed on it: {last}")
     return found
 
 
