@@ -54,34 +54,17 @@ class RayCluster:
         place = self.folder / str(len(self.nodes))
         home = place / "home"
         home.mkdir(parents=True)
-        agent, self.port, dashboard = (
-            free_port(),
-            self.port or free_port(),
-            free_port() if head else 0,
-        )
+        where = ["--head"] if head else [f"--address={self.address}"]
         if head:
+            self.port, dashboard = free_port(), free_port()
             self.dashboard = f"http://127.0.0.1:{dashboard}"
-            where = [
-                "--head",
-                f"--port={self.port}",
-                f"--dashboard-port={dashboard}",
-                f"--temp-dir={place}/t",
-            ]
-        else:
-            where = [f"--address={self.address}", f"--temp-dir={place}/t"]
-        command = [
-            BIN / "ray",
-            "start",
-            "--block",
-            "--disable-usage-stats",
-            "--node-ip-address=127.0.0.1",
-            *where,
-        ]
-        command += [f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}"]
-        command += ["--object-store-memory=200000000"]
+            where += [f"--port={self.port}", f"--dashboard-port={dashboard}"]
+        where += [f"--temp-dir={place}/t", f"--dashboard-agent-listen-port={free_port()}"]
+        fixed = ["--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+        limits = [f"--num-cpus={cpus}", "--object-store-memory=200000000"]
         with (place / "log").open("wb") as log:
             node = subprocess.Popen(
-                command,
+                [BIN / "ray", "start", *fixed, *where, *limits],
                 cwd=home,
                 env={**self.environment(), **environment},
                 stdout=log,

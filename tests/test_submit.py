@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
 
 from tests.ray_cluster import BIN, RayCluster, left, ray_cluster
@@ -297,6 +298,13 @@ def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, images, tm
     (job,) = json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]
     assert (job["job"], job["status"]) == (found["job"], "succeeded")
     assert job["command"].startswith("tlray extract")
+    ray = requests.get(
+        f"{cluster.dashboard}/api/jobs/{found['job']}",
+        headers={"Authorization": f"Bearer {cluster.token}"},
+        timeout=10,
+    ).json()
+    assert ray["driver_info"] is not None  # Not a Ray of its own, beside the cluster.
+    assert (ray["metadata"]["job_name"], ray["metadata"]["command"]) == ("my.job", job["command"])
     assert (
         "third"
         not in subprocess.run(
