@@ -121,7 +121,7 @@ def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]
     finally:
         for node in reversed(cluster.nodes):
             if node.poll() is None:
-                cluster.stop(node)
+                cluster.stop(node, kill=True)
         end(folder)
         shutil.rmtree(folder)
 
