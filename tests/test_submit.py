@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ import requests
 from PIL import Image
 
 from tests.ray_cluster import BIN, RayCluster, left, ray_cluster
-from tlray import shipping, submit
-from tlray.errors import UserError
+from tlray import jobs, shipping, submit
+from tlray.errors import JobError, UserError
 
 PLUGIN = '''
 from tlray.builtin.pixels import GreyPixels
@@ -273,6 +274,57 @@ def test_variables_are_named(name, reason):
     with pytest.raises(UserError, match=reason) as caught:
         submit._values([name])
     assert SECRET not in str(caught.value)
+
+
+# Following
+
+
+class Client:
+    """What `Job` needs of Ray's client, with a connection that breaks: for each, what comes until then."""
+
+    def __init__(self, *connections: list[str | Exception], ends: bool = True) -> None:
+        self.connections, self.ends = list(connections), ends
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for one in self.connections.pop(0):
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        ended = self.ends and not self.connections
+        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: ended))
+
+    def get_address(self) -> str:
+        return "http://there:8265"
+
+
+def test_what_was_seen_is_not_shown_again_when_a_connection_breaks(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL", 0)
+    gone = RuntimeError("gone")
+    client = Client(
+        ["a\n", "b\n", gone], [], [OSError("no route")], ["a\nb\nc\n", gone], ["a\n", "b\nc\nd\n"]
+    )
+    seen: list[str] = []
+    jobs.Job(client, "x-1").follow(seen.append)
+    assert seen == ["a\n", "b\n", "c\n", "d\n"]
+
+
+def test_a_job_that_is_not_heard_of_any_more(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL", 0)
+    client = Client(["a\n"], *([RuntimeError("gone")] for _ in range(20)), ends=False)
+    with pytest.raises(JobError, match=r"gone.*tlray jobs logs x-1 --address http://there:8265 --follow"):
+        jobs.Job(client, "x-1").follow(lambda text: None)
+    assert len(client.connections) > 10
+
+
+def test_the_reason_of_a_failure_is_that_of_pip():
+    message = (
+        "setup failed.\nMore.\n  Traceback (most recent call last):\nRuntimeError: pip\nx\nERROR: no such x\n"
+    )
+    assert jobs.reason(message) == "setup failed. RuntimeError: pip ERROR: no such x"
+    assert jobs.reason("Job was intentionally stopped.") == "Job was intentionally stopped."
+    assert jobs.reason(None) == ""
 
 
 # On a cluster
