@@ -5,7 +5,9 @@ PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-app
 PACKAGES := . $(PLUGINS)
 TESTS := tests $(addsuffix /tests,$(PLUGINS))
 
-.PHONY: install demo test test-fast torture lint bench results lock
+.PHONY: install demo test test-fast test-deploy torture lint bench results lock image deploy
+
+include deploy/.env
 
 install: .venv/installed
 
@@ -24,6 +26,17 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
 
+# The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
+test-deploy: install
+	$(BIN)/python -m pytest tests/image.py
+
+image:
+	docker build --file deploy/Dockerfile --tag $(TLRAY_IMAGE):$(TLRAY_VERSION) .
+	docker build --file deploy/Dockerfile --build-arg LOCK=image-gpu.lock --tag $(TLRAY_IMAGE):$(TLRAY_VERSION)-gpu .
+
+deploy: install
+	$(BIN)/python deploy/render.py
+
 # Ten minutes on two cores. TORTURE="--seed 3 --kills 30 --images 1500" are the options of tests/torture.py.
 torture: install
 	$(BIN)/python -m tests.torture $(TORTURE)
@@ -41,8 +54,11 @@ bench: install
 results: install
 	$(BIN)/python -m tests.benchmarks.results $(RESULTS)
 
-# Needs uv. The lock names versions and hashes, and no index.
+# Needs uv. The locks name versions and hashes, and no index; those of the images are parts of the first.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	$(addprefix --no-emit-package ,tlray $(notdir $(PLUGINS))) --extra cluster
+PROJECTS := $(patsubst ./%,%,$(addsuffix /pyproject.toml,$(PACKAGES)))
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra tensorboard --group dev $(addprefix --no-emit-package ,tlray $(notdir $(PLUGINS))) \
-		--output-file requirements.lock $(patsubst ./%,%,$(addsuffix /pyproject.toml,$(PACKAGES)))
+	$(COMPILE) --extra tensorboard --group dev --output-file requirements.lock $(PROJECTS)
+	$(COMPILE) --group build --group launcher --constraint requirements.lock --output-file deploy/image.lock $(PROJECTS)
+	$(COMPILE) --group build --group launcher --constraint requirements.lock --extra gpu --output-file deploy/image-gpu.lock $(PROJECTS)

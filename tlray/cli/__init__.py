@@ -16,11 +16,13 @@ from tlray.cli import (
     finetune,
     fit,
     inspect,
+    jobs,
     plan,
     plugins,
     predict,
     recipes,
     run,
+    submit,
     verify,
 )
 
@@ -45,6 +47,9 @@ for command in (
     demo.demo,
 ):
     app.command()(command)
+# What comes after the words of the command that is submitted belongs to it, also without "--".
+app.command(context_settings={"allow_interspersed_args": False})(submit.submit)
+app.add_typer(jobs.app)
 app.add_typer(plugins.app)
 app.add_typer(recipes.app)
 

@@ -16,3 +16,11 @@ Images = Annotated[
 ]
 Features = Annotated[str, typer.Argument(help="a feature set, made by `tlray extract`")]
 Model = Annotated[str, typer.Argument(help="a model, made by `tlray fit` or `tlray finetune`")]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="of the cluster's dashboard, as in http://HEAD:8265; without it RAY_API_SERVER_ADDRESS or "
+        "RAY_ADDRESS, or a Ray on this machine",
+    ),
+]

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -37,8 +38,12 @@ class OnRay:
     """What every command that runs on Ray takes."""
 
     address: Annotated[
-        str | None, Doc("of a running Ray cluster; without it a local Ray is started, and stopped at the end")
-    ] = None
+        str | None,
+        Doc(
+            "of a running Ray cluster; without it RAY_ADDRESS, which Ray sets for a job, or else a local "
+            "Ray is started, and stopped at the end"
+        ),
+    ] = os.environ.get("RAY_ADDRESS")
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class _reported:  # noqa: N801 - used like a function
         if isinstance(error, TlrayError):
             status, message = error.exit_status, str(error)
         elif isinstance(error, KeyboardInterrupt):
-            status, message = INTERRUPTED, "stopped; run the same command again to finish"
+            status = INTERRUPTED
+            message = str(error) or "stopped; run the same command again to finish"
         elif isinstance(error, OSError):
             status, message = 1, f"{error.strerror or error}: {error.filename or 'input or output failed'}"
         else:

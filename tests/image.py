@@ -1,0 +1,103 @@
+"""The installation of the image, executed here, and the guide's cluster on one machine; two minutes or more.
+
+Not among the tests that `make test` runs: `make test-deploy`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.ray_cluster import BIN, end, free_port, left
+from tests.test_deploy import GUIDE, ROOT, instructions
+from tlray import shipping
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    """A folder that becomes what `/` is in the image; only what apt does is left out."""
+    root = tmp_path_factory.mktemp("image")
+    places = ("/opt/tlray", "/tmp/packages.lock", "/wheels", "/src")
+
+    def here(words: str) -> str:
+        for place in places:
+            words = re.sub(rf"(?<![\w.}}])(?={place}\b)", str(root), words)
+        return words.replace("${LOCK}", "image.lock")
+
+    folder = root
+    python = Path(os.path.realpath(BIN / "python")).parent
+    environment = {"PATH": f"{python}:/usr/bin:/bin", "HOME": str(root)}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
+    for name, words in instructions():
+        if name == "WORKDIR":
+            folder = Path(here(words))
+            if folder.is_relative_to(root):
+                folder.mkdir(parents=True, exist_ok=True)
+        if name == "COPY" and "--from" not in words:
+            *sources, target = here(words).split()
+            for source in sources:
+                place = folder / target
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, place)
+                else:
+                    place = place / Path(source).name if target.endswith("/") else place
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / source, place)
+        if name == "RUN" and "apt-get" not in words:
+            command = re.sub(r"^--mount=\S+ +", "", here(words))
+            subprocess.run(["sh", "-ec", command], cwd=folder, env=environment, check=True)
+    return root
+
+
+def run(image: Path, *command: str) -> str:
+    environment = {"PATH": f"{image}/opt/tlray/bin:/usr/bin:/bin", "HOME": str(image)}
+    done = subprocess.run(command, cwd=image, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_image_has_tlray_and_all_it_needs(image):
+    assert run(image, "tlray", "--version").startswith("tlray ")
+    assert "vgg16-imagenet-pypi" in run(image, "tlray", "plugins", "list")
+    assert "No broken requirements" in run(image, "python", "-m", "pip", "check")
+    run(image, "python", "-c", "import aiohttp, virtualenv, boto3, googleapiclient, google_auth_httplib2")
+    print(run(image, "du", "-sh", f"{image}/opt/tlray"))
+
+
+def test_nothing_is_sent_to_a_cluster_of_the_image(image):
+    there = shipping.read_probe(
+        run(image, "python", "-c", shipping.PROBE, *(one.name for one in shipping.installed()))
+    )
+    assert there is not None
+    assert shipping.lacking(shipping.installed(), there) == []
+
+
+def test_the_guides_cluster_on_one_machine(tmp_path):
+    """As it stands, but for its ports and folders, and for its end, which would be that of other Rays too."""
+    (block,) = re.findall(r"^## Without anything.*?^```sh\n(.*?)^```", GUIDE, re.M | re.S)
+    head, dashboard = free_port(), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="tlray-ray-", dir="/tmp"))  # Ray's sockets want a short path.
+    for of_the_guide, here in (
+        ("--head", f"--head --port={head} --dashboard-port={dashboard} --temp-dir={folder}/1"),
+        (":6379", f":{head} --dashboard-agent-listen-port={free_port()} --temp-dir={folder}/2"),
+        (":8265", f":{dashboard}"),
+        ("/tmp/tlray-demo", f"{tmp_path}/demo"),
+        ("ray stop", "true"),
+    ):
+        assert block.count(of_the_guide) == 1
+        block = block.replace(of_the_guide, here)
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**outer, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    try:
+        subprocess.run(["bash", "-exc", block], env=environment, cwd=tmp_path, check=True, timeout=900)
+    finally:
+        end(folder)
+        shutil.rmtree(folder)
+    assert (tmp_path / "demo" / "model" / "model.keras").exists()
+    assert left(folder) == []

@@ -1,0 +1,433 @@
+"""Commands on a real Ray of two nodes, sent from an environment with a plugin that the nodes do not have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import Distribution
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from tests.ray_cluster import BIN, RayCluster, left, ray_cluster
+from tlray import jobs, shipping, submit
+from tlray.errors import JobError, UserError
+
+PLUGIN = '''
+from tlray.builtin.pixels import GreyPixels
+
+class Third(GreyPixels):
+    """A plugin of someone else."""
+    name = "third"
+'''
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "third-party"
+version = "1.2"
+dependencies = ["tlray", "numpy>=2"]
+
+[project.scripts]
+third = "third_party:Third"
+
+[project.entry-points."tlray.backbones"]
+third = "third_party:Third"
+
+[tool.hatch.build.targets.wheel]
+only-include = ["third_party.py"]
+"""
+ODD = "a && b 'c' \"d\" $HOME ü"
+"""A name that a shell would make something else of."""
+SECRET = "hunter2-hunter2"
+
+
+def pip(*arguments: str | Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", *arguments], check=True, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """The source of the plugin."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "third_party.py").write_text(PLUGIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(project, tmp_path_factory) -> Path:
+    """An environment's packages: those of this one, and the plugin, installed from its folder."""
+    site = tmp_path_factory.mktemp("site")
+    pip("install", "--no-deps", "--no-build-isolation", "--target", site, project)
+    return site
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / ODD
+    for number in range(12):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (30, 30), number * 20).save(path)
+    (folder / "a" / "bad.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster([2, 1]) as cluster:
+        yield cluster
+    assert left(cluster.folder) == []
+
+
+@pytest.fixture
+def tlray(cluster, site, tmp_path):
+    """Runs the command line in the environment that has the plugin, away from the checkout."""
+
+    def run(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [BIN / "tlray", *words],
+            cwd=tmp_path,
+            env={**cluster.environment(), "PYTHONPATH": str(site), **environment},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+# What goes along
+
+
+def installed(site: Path, name: str) -> shipping.Package:
+    (found,) = Distribution.discover(name=name, path=[str(site)])
+    return shipping._read(name, found)
+
+
+def cluster_with(package: shipping.Package, record: str | None = "", **packages: str) -> shipping.Cluster:
+    from packaging.markers import default_environment
+
+    here = {package.name: package.version, "tlray": "0.1.0", **packages}
+    return shipping.Cluster(markers=default_environment(), packages=here, records={package.name: record})
+
+
+def test_what_the_cluster_has_in_the_same_state_is_not_sent(site):
+    package = installed(site, "third-party")
+    record = (site / "third_party-1.2.dist-info" / "RECORD").read_text()
+    assert "../bin/third" in record or "bin/third" in record
+    assert shipping.lacking([package], cluster_with(package, record)) == []
+    assert shipping.lacking(
+        [package], cluster_with(package, record.replace("third_party.py,sha256=", "x,sha256="))
+    )
+    assert shipping.lacking([package], cluster_with(package, record, **{"third-party": "1.1"}))
+    assert shipping.lacking([package], shipping.Cluster(markers={}, packages={}, records={}))
+
+
+def test_a_wheel_says_its_content_and_asks_for_nothing(site, tmp_path):
+    package = installed(site, "third-party")
+    wheel = package.write(tmp_path)
+    assert wheel.name == f"third_party-1.2+{package.content}-py2.py3-none-any.whl"
+    target = tmp_path / "target"
+    pip("install", "--no-index", "--target", target, wheel)  # Ray does not say --no-deps.
+    (found,) = Distribution.discover(name="third-party", path=[str(target)])
+    assert found.version == f"1.2+{package.content}"
+    assert not found.requires
+    assert [point.name for point in found.entry_points if point.group == "tlray.backbones"] == ["third"]
+    assert (target / "third_party.py").read_text() == PLUGIN
+
+
+def test_an_installation_that_is_a_link_is_built_as_it_is_now(project, site, tmp_path):
+    pip("install", "--no-deps", "--no-build-isolation", "--target", tmp_path, "--editable", project)
+    assert not (tmp_path / "third_party.py").exists()
+    linked = installed(tmp_path, "third-party")
+    assert linked.is_local
+    assert linked.content == installed(site, "third-party").content
+    (project / "third_party.py").write_text(PLUGIN + "# changed\n")
+    try:
+        assert installed(tmp_path, "third-party").content != linked.content
+    finally:
+        (project / "third_party.py").write_text(PLUGIN)
+
+
+def test_a_folder_that_does_not_build_says_so(project, tmp_path):
+    pip("install", "--no-deps", "--no-build-isolation", "--target", tmp_path, "--editable", project)
+    (project / "pyproject.toml").write_text("[project")
+    try:
+        with pytest.raises(UserError, match=r"third-party 1.2 cannot be built from .*project"):
+            installed(tmp_path, "third-party")
+    finally:
+        (project / "pyproject.toml").write_text(PROJECT)
+
+
+def needing(*requires: str, python: str = "") -> shipping.Package:
+    return shipping.Package(
+        name="third-party",
+        version="1.2",
+        files={},
+        requires=requires,
+        requires_python=python,
+        is_local=True,
+    )
+
+
+def test_what_the_packages_need_is_asked_for_as_it_is_here():
+    package = needing(
+        "tlray", "numpy>=2", 'colorama; sys_platform == "win32"', 'pytest; extra == "dev"', "flask"
+    )
+    there = cluster_with(package, numpy="2.0", ray="2.60.0", werkzeug="3.1.9", jinja2="3.1.9", click="8.2")
+    needed = shipping.needed([package], there)
+    assert [one.partition("==")[0] for one in needed] == ["blinker", "flask", "itsdangerous", "markupsafe"]
+    assert all("==" in one for one in needed)
+
+
+def test_extras_of_what_is_there_are_looked_at():
+    package = needing("ray[data]")
+    there = cluster_with(package, ray="2.60.0", numpy="2.1", pyarrow="21", fsspec="2026.1")
+    assert "pandas" in [one.partition("==")[0] for one in shipping.needed([package], there)]
+    assert not shipping.needed([needing("ray")], cluster_with(package, ray="2.60.0"))
+
+
+@pytest.mark.parametrize(
+    ("package", "reason"),
+    [
+        (needing("numpy>=99"), "third-party 1.2 needs numpy>=99, and the cluster has numpy 2.0"),
+        (needing(python=">=3.99"), r"third-party 1.2 needs Python >=3.99, and the cluster has 3\."),
+        (
+            needing("no-such-package-at-all"),
+            "no-such-package-at-all, which is neither here nor on the cluster",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_sent(package, reason):
+    with pytest.raises(UserError, match=reason):
+        shipping.needed([package], cluster_with(package, numpy="2.0"))
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("words", "line", "given"),
+    [
+        (["inspect", "a b"], "tlray inspect 'a b'", ["inspect", "a b"]),
+        (["tlray", "inspect", ODD], None, ["inspect", ODD]),
+        (["plugins", "list", "--json"], "tlray plugins list --json", ["plugins", "list", "--json"]),
+        (["recipes"], "tlray recipes", ["recipes"]),
+    ],
+)
+def test_words_arrive_as_typed(words, line, given):
+    shown, entrypoint = submit._lines(words)
+    assert line in (None, shown)
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    command = entrypoint.replace("python -P -m tlray", f"{sys.executable} -c '{code}'", 1)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == given
+
+
+def test_a_line_for_the_shell_arrives_as_typed():
+    line = "tlray one 'a b' && tlray two \"$X\" || tlray three; tlray four | cat"
+    _, entrypoint = submit._lines([line])
+    command = entrypoint.replace("python -P -m tlray", "printf '<%s>'")
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, env={**os.environ, "X": "c d"}
+    )
+    assert done.stdout == "<one><a b><two><c d><four>"
+
+
+@pytest.mark.parametrize("words", [["extract a --out b"], ["  "], ["cd x && extract a --out tlray"]])
+def test_a_line_without_tlray_is_refused(words):
+    with pytest.raises(UserError, match="begin each command in it with tlray"):
+        submit._lines(words)
+
+
+@pytest.mark.parametrize(
+    "words", [["extract", f"s3://key:{SECRET}@bucket/x"], [f"tlray verify s3://k:{SECRET}@b"]]
+)
+def test_credentials_in_a_command_are_refused(words):
+    with pytest.raises(UserError, match="--env AWS_ACCESS_KEY_ID") as caught:
+        submit._lines(words)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [(f"TOKEN={SECRET}", "give the name alone"), ("NO_SUCH_VARIABLE", "no such environment")],
+)
+def test_variables_are_named(name, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        submit._values([name])
+    assert SECRET not in str(caught.value)
+
+
+# Following
+
+
+class Client:
+    """What `Job` needs of Ray's client, with a connection that breaks: for each, what comes until then."""
+
+    def __init__(self, *connections: list[str | Exception], ends: bool = True) -> None:
+        self.connections, self.ends = list(connections), ends
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for one in self.connections.pop(0):
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        ended = self.ends and not self.connections
+        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: ended))
+
+    def get_address(self) -> str:
+        return "http://there:8265"
+
+
+def test_what_was_seen_is_not_shown_again_when_a_connection_breaks(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL", 0)
+    gone = RuntimeError("gone")
+    client = Client(
+        ["a\n", "b\n", gone], [], [OSError("no route")], ["a\nb\nc\n", gone], ["a\n", "b\nc\nd\n"]
+    )
+    seen: list[str] = []
+    jobs.Job(client, "x-1").follow(seen.append)
+    assert seen == ["a\n", "b\n", "c\n", "d\n"]
+
+
+def test_a_job_that_is_not_heard_of_any_more(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL", 0)
+    client = Client(["a\n"], *([RuntimeError("gone")] for _ in range(20)), ends=False)
+    with pytest.raises(JobError, match=r"gone.*tlray jobs logs x-1 --address http://there:8265 --follow"):
+        jobs.Job(client, "x-1").follow(lambda text: None)
+    assert len(client.connections) > 10
+
+
+def test_the_reason_of_a_failure_is_that_of_pip():
+    message = (
+        "setup failed.\nMore.\n  Traceback (most recent call last):\nRuntimeError: pip\nx\nERROR: no such x\n"
+    )
+    assert jobs.reason(message) == "setup failed. RuntimeError: pip ERROR: no such x"
+    assert jobs.reason("Job was intentionally stopped.") == "Job was intentionally stopped."
+    assert jobs.reason(None) == ""
+
+
+# On a cluster
+
+
+@pytest.mark.slow
+def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, images, tmp_path):
+    """Quoting, credentials, the plugin in driver, tasks and actors, progress and the result."""
+    out = tmp_path / ODD
+    command = ["extract", str(images), "--out", str(out), "--backbone", "third"]
+    command += ["--max-bad-fraction", "0.5", "--json"]
+    done = tlray("submit", "--json", "--name", "my.job", "--env", "TOKEN", "--", *command, TOKEN=SECRET)
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["job"].startswith("my.job-")
+    assert (found["status"], found["exit_status"]) == ("succeeded", 0)
+    assert [one.split()[0] for one in found["shipped"]] == ["third-party", "tlray", "tlray-vgg16-weights"]
+    assert found["installed"] == []
+    assert (found["result"]["images"], found["result"]["rows"], found["result"]["errors"]) == (13, 12, 1)
+    assert "13 of 13 images" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["provenance"]["package"].startswith("third-party 1.2+")
+    (job,) = json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]
+    assert (job["job"], job["status"]) == (found["job"], "succeeded")
+    assert job["command"].startswith("tlray extract")
+    ray = requests.get(
+        f"{cluster.dashboard}/api/jobs/{found['job']}",
+        headers={"Authorization": f"Bearer {cluster.token}"},
+        timeout=10,
+    ).json()
+    assert ray["driver_info"] is not None  # Not a Ray of its own, beside the cluster.
+    assert (ray["metadata"]["job_name"], ray["metadata"]["command"]) == ("my.job", job["command"])
+    assert (
+        "third"
+        not in subprocess.run(
+            [BIN / "tlray", "plugins", "list"], env=cluster.environment(), capture_output=True, text=True
+        ).stdout
+    )
+
+
+@pytest.mark.slow
+def test_a_chain_ends_with_its_status(tlray, images):
+    none = images.parent / "none"
+    line = f"tlray plugins show third && echo \"$NAME\" && tlray inspect '{none}' && tlray recipes list"
+    done = tlray("submit", "--env", "NAME", "--", line, status=2, NAME=SECRET)
+    assert "A plugin of someone else." in done.stderr
+    assert "none is not there" in done.stderr
+    assert "vgg16-features" not in done.stderr
+    assert SECRET not in done.stderr
+    assert "exit status 2" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_job_is_left_alone_and_found_and_stopped(tlray, cluster, site, tmp_path):
+    """Without waiting; and after Ctrl-C, which ends the watching and not the job."""
+    (tmp_path / "wait").write_text("")
+    line = f"tlray --version; while [ -e {tmp_path}/wait ]; do sleep 0.2; done"
+    first = json.loads(tlray("submit", "--no-wait", "--json", "--", line).stdout)["job"]
+    watching = subprocess.Popen(
+        [BIN / "tlray", "submit", "--name", "watched", "--", line],
+        env={**cluster.environment(), "PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert watching.stderr is not None
+    for printed in watching.stderr:
+        if printed.startswith("tlray 0."):
+            break
+    watching.send_signal(signal.SIGINT)
+    last = watching.stderr.read().splitlines()[-1]
+    assert watching.wait(60) == 130
+    second = last.split()[2]
+    assert second.startswith("watched-")
+    assert f"tlray jobs stop {second} --address {cluster.dashboard}" in last
+    listed = {job["job"]: job["status"] for job in json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]}
+    assert (listed[first], listed[second]) == ("running", "running")
+    assert "stopped" in tlray("jobs", "stop", second).stdout
+    (tmp_path / "wait").unlink()
+    assert "tlray 0." in tlray("jobs", "logs", first, "--follow").stderr
+    assert "tlray 0." in tlray("jobs", "logs", first).stdout
+    assert second.partition("-")[0] in tlray("jobs", "logs", "watched-0", status=2).stderr
+
+
+@pytest.mark.slow
+def test_the_token_is_asked_for(tlray):
+    for token in ("", "wrong"):
+        done = tlray("jobs", "list", status=2, RAY_AUTH_TOKEN=token, HOME="/nowhere")
+        assert "RAY_AUTH_TOKEN" in done.stderr
+        assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("127.0.0.1:1", "as in http://HEAD:8265"), ("http://127.0.0.1:1", "no Ray dashboard answers at")],
+)
+def test_no_dashboard_there(address, reason):
+    done = subprocess.run(
+        [BIN / "tlray", "jobs", "list", "--address", address], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
