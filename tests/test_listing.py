@@ -18,7 +18,8 @@ import pytest
 from pyarrow import fs, parquet
 
 from tlray.errors import UserError
-from tlray.listing import IMAGE_SUFFIXES, Images, Listed, assign_split
+from tlray.listing import Images, Listed, assign_split
+from tlray.names import IMAGE_SUFFIXES
 from tlray.storage import Folder
 
 
@@ -603,7 +604,8 @@ def test_csv_tables_that_are_refused_at_once(tmp_path, text, expected):
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"image": ["a.jpg"]}, "needs a column 'path'; its columns are ['image']"),
+        ({"picture": ["a.jpg"]}, "needs a column 'path'; its columns are ['picture']"),
+        ({"image": ["a.jpg"]}, "bytes of image files, or a column 'path'; it has image: string"),
         ({"path": ["a.jpg", None]}, "row 2 of the table"),
         ({"path": ["a.jpg", ""]}, "row 2 of the table"),
         ({"path": [*"abcda"]}, "has the path 'a' twice"),
@@ -634,7 +636,7 @@ def test_a_parquet_file_that_is_none(tmp_path):
 
 def test_paths_with_the_same_hash_are_not_the_same_path(tmp_path, monkeypatch):
     uri = write(tmp_path, path=["a.jpg", "b.jpg", "c.jpg"])
-    monkeypatch.setattr("tlray.listing.hash", lambda _: 1, raising=False)
+    monkeypatch.setattr("tlray.archive.hash", lambda _: 1, raising=False)
     assert paths(uri) == ["a.jpg", "b.jpg", "c.jpg"]
 
 

@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("size", pa.int64()),
         ("modified", pa.timestamp("us", "UTC")),
+        ("offset", pa.int64()),
         ("shard", pa.int32()),
     ]
 )
