@@ -108,8 +108,8 @@ class Parquet:
         if sorted(self._ends) != self._ends or not 0 <= self._rows <= stream.size():
             raise Damaged(f"it cannot hold the {self._rows} rows that it claims")
         self._ahead: Iterator[tuple[str, bytes | None]] = iter(())
-        self._next = -1
-        """The row that comes next of it."""
+        self._group = self._next = -1
+        """The row group that it goes through, and the row that comes next."""
         self._places: Places | None = None
 
     def images(self) -> Iterator[Found | str]:
@@ -157,8 +157,8 @@ class Parquet:
             return None
         group = bisect_right(self._ends, row)
         start = self._ends[group - 1] if group else 0
-        if not start <= self._next <= row:
-            self._ahead, self._next = self._images(group), start
+        if group != self._group or not start <= self._next <= row:
+            self._ahead, self._group, self._next = self._images(group), group, start
         try:
             while True:
                 found = next(self._ahead)
@@ -170,7 +170,7 @@ class Parquet:
             self._ahead, self._next = iter(()), row
             raise Damaged(_reason(error)) from error
         except OSError:
-            self._next = -1  # The store may answer the next time.
+            self._group = -1  # The store may answer the next time.
             raise
 
     def _images(self, group: int) -> Iterator[tuple[str, bytes | None]]:
