@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -14,8 +15,15 @@ Result = TypeVar("Result")
 class Ahead(Generic[Key, Result]):
     """Results of a function by its argument, a bounded number of them ahead."""
 
-    def __init__(self, work: Callable[[Key], Result], threads: int) -> None:
+    def __init__(self, work: Callable[[Key, Event], Result], threads: int) -> None:
+        """Start nothing yet.
+
+        Args:
+            work: is given a key, and what is set when the result is no longer wanted.
+            threads: how many there are; none does everything when it is asked for.
+        """
         self._work = work
+        self._over = Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead") if threads else None
         self._begun: dict[Key, Future[Result]] = {}
 
@@ -25,6 +33,7 @@ class Ahead(Generic[Key, Result]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -32,9 +41,11 @@ class Ahead(Generic[Key, Result]):
         """Begin the work for these, which will be asked for soon."""
         for key in keys:
             if self._pool is not None and key not in self._begun:
-                self._begun[key] = self._pool.submit(self._work, key)
+                self._begun[key] = self._pool.submit(self._work, key, self._over)
 
     def take(self, key: Key) -> Result:
         """The result for one, or its error; done now if it was not begun."""
         future = self._begun.pop(key, None)
-        return self._work(key) if future is None or future.cancel() else future.result()
+        if future is None or future.cancel():
+            return self._work(key, self._over)
+        return future.result()

@@ -8,7 +8,8 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
+from threading import Event
 from typing import NamedTuple
 
 from pyarrow import fs
@@ -184,13 +185,14 @@ class Images:
                 else:
                     yield names.text(entry.path)
 
-    def _open(self, entry: Entry) -> list[Entry] | Iterator[Listed | str]:
+    def _open(self, entry: Entry, over: Event) -> list[Entry] | Iterator[Listed | str]:
         """What a folder holds, or the images in an archive, of which the first are listed now."""
         if entry.is_folder:
             return below(self.root, entry)
         images = self._archived(entry)
-        # In a thread ahead: more would fill the memory while others have their turn.
-        return chain(list(islice(images, 0 if self.root.is_local else _ROWS_AHEAD)), images)
+        # More would fill the memory while others have their turn.
+        first = list(takewhile(lambda _: not over.is_set(), islice(images, _ROWS_AHEAD)))
+        return chain(first, images)
 
     def _archived(self, entry: Entry) -> Iterator[Listed | str]:
         """The images in a tar or Parquet file, and the names of what is passed over."""
