@@ -165,13 +165,10 @@ class Parquet:
                 self._next += 1
                 if self._next > row:
                     return found
-        except (pa.ArrowException, StopIteration) as error:
-            # Nothing comes behind what cannot be read: it is not tried again for each row.
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            # The rows behind it cannot be reached either: it is not tried again for each of them.
             self._ahead, self._next = iter(()), row
             raise Damaged(_reason(error)) from error
-        except OSError:
-            self._group = -1  # The store may answer the next time.
-            raise
 
     def _images(self, group: int) -> Iterator[tuple[str, bytes | None]]:
         """Key and bytes of the rows of a row group."""
@@ -251,4 +248,6 @@ def _features(schema: pa.Schema) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).partition("\n")[0] or "its rows end too early")[:300]
+    return (str(error).partition("\n")[0] or "its row group ends too early, or a row before cannot be read")[
+        :300
+    ]
