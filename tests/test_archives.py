@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import tarfile
+import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,14 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from tlray import archive, cluster, decoder, listing, parquet, tar
+from tests.s3_server import Server, running
+from tlray import archive, cluster, parquet, tar, walk
 from tlray.annotate import copy_name
+from tlray.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
 from tlray.decoder import BadImage
 from tlray.errors import UserError
+from tlray.evaluate import evaluate
+from tlray.extract import extract
+from tlray.finetune import finetune
+from tlray.fit import fit
 from tlray.listing import Images, Listed
+from tlray.plan import plan
+from tlray.predict import predict
 from tlray.reading import Reader
 from tlray.storage import Folder
+from tlray.verify import verify
 
 Member = tuple[str, bytes]
 
@@ -133,7 +146,7 @@ def test_the_size_is_the_members_and_the_time_the_archives(tmp_path):
     os.utime(uri, (0, 1_700_000_000))
     (first, second) = Images.open(uri)
     assert (first.size, second.size) == (5, 0)
-    assert first.modified == second.modified == listing.Images.open(uri).root.status("a.tar")[1]
+    assert first.modified == second.modified == Images.open(uri).root.status("a.tar")[1]
     (row,) = Images.open(write_parquet(tmp_path / "b.parquet", image=[b"12345"]))
     assert (row.size, row.offset) == (None, 0)
     assert row.modified is not None
@@ -515,7 +528,7 @@ def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, mon
 
 def test_memory_stays_flat(tmp_path, monkeypatch):
     """A tar of many members, and a Parquet file of one row group of 64 MB."""
-    monkeypatch.setattr(listing, "_ROWS_AHEAD", 100)
+    monkeypatch.setattr(walk, "_FOUND_AHEAD", 100)
     write_tar(tmp_path / "a.tar", [(f"{number}.jpg", b"") for number in range(5000)])
     images = Images.open(str(tmp_path / "a.tar"))
     tracemalloc.start()
@@ -532,3 +545,212 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
         assert len(read(row.path, row.offset)) == 1 << 20
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 50 << 20
+
+
+# Whole jobs
+
+CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32", max_bad_fraction=0.1)
+KINDS = ("loose", "tar", "parquet")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """One local Ray for all jobs of this file."""
+    with cluster.connect(None, cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    """150 pictures in three classes of brightness, two shards."""
+    noise, found = np.random.default_rng(0), {}
+    for number in range(150):
+        stream = io.BytesIO()
+        pixels = noise.integers(0, 60, (8, 8, 3)) + 90 * (number % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
+        found[f"{'abc'[number % 3]}/{number:03d}.png"] = stream.getvalue()
+    return found
+
+
+def write(folder: Path, kind: str, pictures: dict[str, bytes]) -> dict[str, str]:
+    """Write pictures as loose files or into an archive; return the path of each image, and its picture's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "tar":
+        write_tar(folder / "some.tar", pictures.items())
+        return {f"some.tar/{name}": name for name in pictures}
+    if kind == "parquet":
+        classes = [*"abc"]
+        labels = [classes.index(name[0]) for name in pictures]
+        hugging_face(folder / "some.parquet", list(pictures.values()), labels, classes)
+        return {f"some.parquet#{row}": name for row, name in enumerate(pictures)}
+    for name, data in pictures.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return {name: name for name in pictures}
+
+
+def read(folder: str) -> dict[str, tuple[str, bytes]]:
+    """Label and features by path; a path that stands there twice is an error."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for name in sorted(Path(folder).glob("part-*.parquet")):
+        table = pq.read_table(name)
+        values = table["features"].combine_chunks().to_numpy_ndarray()
+        for path, label, value in zip(
+            table["path"].to_pylist(), table["label"].to_pylist(), values, strict=True
+        ):
+            assert path not in found
+            found[path] = label, value.tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def loose(pictures, ray, tmp_path_factory) -> dict[str, tuple[str, bytes]]:
+    """Label and features of the pictures as files of their own."""
+    folder = tmp_path_factory.mktemp("loose")
+    write(folder / "images", "loose", pictures)
+    extract(str(folder / "images"), str(folder / "set"), CONFIG)
+    return read(str(folder / "set"))
+
+
+@pytest.fixture(scope="module")
+def mixed(pictures, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A third of the pictures as files, in a tar file and in a Parquet file each, and two bad ones."""
+    folder, names = tmp_path_factory.mktemp("mixed"), list(pictures)
+    found = {}
+    for third, kind in enumerate(KINDS):
+        some = {name: pictures[name] for name in names[50 * third : 50 * third + 50]}
+        found |= write(folder, kind, some)
+    write_tar(folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b"")])
+    return folder, found
+
+
+@pytest.mark.slow
+def test_features_are_those_of_loose_files_and_later_ones_are_added(mixed, pictures, loose, ray, tmp_path):
+    folder, paths_of = tmp_path / "images", mixed[1]
+    shutil.copytree(mixed[0], folder)
+    out = str(tmp_path / "set")
+    found = extract(str(folder), out, CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (152, 150, 2)
+    assert read(out) == {path: loose[name] for path, name in paths_of.items()}
+    errors = pq.read_table(f"{out}/errors").sort_by("path").to_pylist()
+    assert [(row["path"], row["label"], row["error"]) for row in errors] == [
+        ("bad.tar/a/1.png", "a", "NotAnImage"),
+        ("bad.tar/a/2.png", "a", "EmptyFile"),
+    ]
+    assert verify(out, str(folder), sample=40)["largest_error"] == 0
+    told = plan(str(folder), CONFIG, sample=30)
+    assert (told["images"], told["bytes_read"] > 0) == (152, True)
+    # A tar file that is new, and one that was written anew with a picture more.
+    write_tar(folder / "later.tar", [("c/9.png", pictures["c/002.png"])])
+    write_tar(
+        folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b""), ("a/3.png", pictures["a/000.png"])]
+    )
+    found = extract(str(folder), out, CONFIG, extend=True)
+    assert (found["images"], found["added"], found["replaced"], found["removed"]) == (154, 2, 2, 0)
+    assert found["replaced_paths"] == ["bad.tar/a/1.png", "bad.tar/a/2.png"]
+    assert read(out)["later.tar/c/9.png"] == loose["c/002.png"]
+    assert read(out)["bad.tar/a/3.png"] == loose["a/000.png"]
+
+
+@pytest.mark.slow
+def test_models_of_archives(mixed, loose, ray, tmp_path):
+    folder, paths_of = mixed
+    extract(str(folder), str(tmp_path / "set"), CONFIG)
+    settings = {"epochs": 20, "learning_rate": 0.05}
+    fit(str(tmp_path / "set"), str(tmp_path / "model"), FitConfig(head="linear", **settings))
+    config = PredictConfig(precision="float32", annotate=str(tmp_path / "copies"), max_bad_fraction=0.1)
+    predict(str(tmp_path / "model"), str(folder), str(tmp_path / "p.parquet"), config)
+    predicted = pq.read_table(tmp_path / "p.parquet")
+    assert sorted(predicted["path"].to_pylist()) == sorted(paths_of)
+    labels = zip(predicted["path"].to_pylist(), predicted["label"].to_pylist(), strict=True)
+    right = [paths_of[path][0] == label for path, label in labels]
+    assert np.mean(right) > 0.9
+    assert {
+        path.relative_to(tmp_path / "copies").parts[0] for path in (tmp_path / "copies").rglob("*.png")
+    } == {*("a", "b", "c", "some.tar", "some.parquet")}
+    assert (tmp_path / "copies/some.parquet/7.png").exists()
+    scores = evaluate(
+        str(tmp_path / "model"), str(folder), EvaluateConfig(precision="float32", max_bad_fraction=0.1)
+    )
+    assert (scores.rows, scores.errors) == (150, 2)
+    assert all(mistake.thumbnail for mistake in scores.mistakes)
+    tuned = finetune(
+        str(folder),
+        str(tmp_path / "tuned"),
+        FinetuneConfig(augment="flip", epochs=2, precision="float32", max_bad_fraction=0.1),
+        model=str(tmp_path / "model"),
+    )
+    assert (tuned["rows"], tuned["errors"], len(tuned["history"])) == (150, 2, 2)
+
+
+# Object stores
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running() as server, pytest.MonkeyPatch.context() as patched:
+        for name, value in server.environment.items():
+            patched.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+            patched.delenv(name, raising=False)
+        server.put([("bucket", b"")])
+        yield server
+
+
+def upload(server: Server, folder: Path, place: str) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    server.put((f"{place}/{path.relative_to(folder)}", path.read_bytes()) for path in files)
+
+
+@pytest.mark.slow
+def test_archives_in_a_bucket_are_read_with_few_requests(server, tmp_path):
+    data = np.random.default_rng(0).bytes(50_000)
+    write_tar(tmp_path / "a.tar", [(f"{number:03d}.jpg", data[number:]) for number in range(300)])
+    write_parquet(tmp_path / "b.parquet", 100, image=[data[number:] for number in range(300)])
+    upload(server, tmp_path, "bucket/few")
+    server.requests()
+    images = list(Images.open("s3://bucket/few"))
+    assert len(images) == 600
+    listed = server.requests()
+    assert len([asked for asked in listed if "a.tar" in asked]) <= 10
+    assert len([asked for asked in listed if "b.parquet" in asked]) <= 3
+    read = Reader(Images.open("s3://bucket/few").root)
+    server.requests()
+    for row in images[100:228] + images[400:528]:
+        assert read(row.path, row.offset, row.modified) == data[int(re.findall(r"\d+", row.path)[0]) :]
+    asked = server.requests()
+    assert len([one for one in asked if "a.tar" in one]) <= 8
+    assert len([one for one in asked if "b.parquet" in one]) <= 8
+
+
+@pytest.mark.slow
+def test_folders_and_archives_are_listed_side_by_side_in_order(server, tmp_path, monkeypatch):
+    for number in range(8):
+        write_tar(tmp_path / f"{number}a/x.tar", [("1.jpg", b"")])
+        (tmp_path / f"{number}a/2.jpg").touch()
+    upload(server, tmp_path, "bucket/side")
+    seconds = []
+    with server.failing("slow", seconds=0.1, times=0):
+        for threads in (0, 8):
+            monkeypatch.setattr(walk, "_THREADS", threads)
+            started = time.monotonic()
+            assert paths("s3://bucket/side") == paths(str(tmp_path))
+            seconds.append(time.monotonic() - started)
+    assert seconds[1] < seconds[0] / 2
+    monkeypatch.setattr(walk, "_THREADS", 8)
+    server.put([("bucket/side/5a/y.tar", b"no tar")])
+    images = iter(Images.open("s3://bucket/side"))
+    before = [next(images).path for _ in range(12)]
+    assert before == paths(str(tmp_path))[:12]
+    with pytest.raises(UserError, match=r"5a/y\.tar"):
+        list(images)
+
+
+@pytest.mark.slow
+def test_features_from_a_bucket_with_faults_are_those_of_loose_files(mixed, loose, ray, server, tmp_path):
+    upload(server, mixed[0], "bucket/mixed")
+    with server.failing("500", "503", "reset", "cut", fraction=0.2, seed=3):
+        found = extract("s3://bucket/mixed", str(tmp_path / "set"), CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (152, 150, 2)
+    assert read(str(tmp_path / "set")) == {path: loose[name] for path, name in mixed[1].items()}
+    assert verify(str(tmp_path / "set"), "s3://bucket/mixed", sample=20)["largest_error"] == 0

@@ -43,6 +43,12 @@ class Ahead(Generic[Key, Result]):
             if self._pool is not None and key not in self._begun:
                 self._begun[key] = self._pool.submit(self._work, key, self._over)
 
+    def peek(self, key: Key) -> Result | None:
+        """The result for one, if it is there already."""
+        future = self._begun.get(key)
+        good = future is not None and future.done() and not future.cancelled() and future.exception() is None
+        return future.result() if future is not None and good else None
+
     def take(self, key: Key) -> Result:
         """The result for one, or its error; done now if it was not begun."""
         future = self._begun.pop(key, None)

@@ -8,25 +8,17 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain, islice, takewhile
-from threading import Event
 from typing import NamedTuple
 
 from pyarrow import fs
 
 from tlray import names
-from tlray.ahead import Ahead
 from tlray.archive import Damaged, Found
 from tlray.errors import UserError
 from tlray.names import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLITS, TABLE_SUFFIXES
 from tlray.reading import open_archive
 from tlray.storage import Folder
-from tlray.walk import Entry, below
-
-_THREADS = 8
-"""That list folders and archives of an object store ahead, each one at a time."""
-_ROWS_AHEAD = 10_000
-"""Images of an archive that are listed ahead."""
+from tlray.walk import Entry, below, walk
 
 _EXPECTED = "a folder, an image, a .tar or .parquet of images, or a .parquet or .csv table of a column 'path'"
 
@@ -165,34 +157,15 @@ class Images:
 
     def _all(self) -> Iterator[Listed | str]:
         """The images, and the names of what is passed over."""
-        pending, opening = [self._start], [self._start]
-        with Ahead(self._open, 0 if self.root.is_local else _THREADS) as ahead:
-            while pending:
-                entry = pending.pop()
-                if entry.opens:
-                    opening.pop()
-                    found = ahead.take(entry)
-                    if isinstance(found, list):
-                        pending += reversed(found)
-                        opening += reversed([there for there in found if there.opens])
-                    ahead.begin(opening[: -_THREADS - 1 : -1])
-                    if not isinstance(found, list):
-                        yield from found
-                elif names.is_image(entry.path):
-                    yield self._listed(entry)
-                elif names.is_compressed(entry.path):
-                    raise _unpack(self.root.join(names.text(entry.path)))
-                else:
-                    yield names.text(entry.path)
-
-    def _open(self, entry: Entry, over: Event) -> list[Entry] | Iterator[Listed | str]:
-        """What a folder holds, or the images in an archive, of which the first are listed now."""
-        if entry.is_folder:
-            return below(self.root, entry)
-        images = self._archived(entry)
-        # More would fill the memory while others have their turn.
-        first = list(takewhile(lambda _: not over.is_set(), islice(images, _ROWS_AHEAD)))
-        return chain(first, images)
+        for found in walk(self.root, self._start, self._archived):
+            if not isinstance(found, Entry):
+                yield found
+            elif names.is_image(found.path):
+                yield self._listed(found)
+            elif names.is_compressed(found.path):
+                raise _unpack(self.root.join(names.text(found.path)))
+            else:
+                yield names.text(found.path)
 
     def _archived(self, entry: Entry) -> Iterator[Listed | str]:
         """The images in a tar or Parquet file, and the names of what is passed over."""

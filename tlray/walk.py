@@ -1,18 +1,28 @@
-"""What lies directly in a folder, local or remote, in an order that never changes."""
+"""The files below a folder and what is in its archives, in an order that never changes."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from threading import Event
+from typing import NamedTuple, TypeVar
 
 from pyarrow import fs
 
 from tlray import names
+from tlray.ahead import Ahead
 from tlray.errors import UserError
 from tlray.storage import Folder
+
+_THREADS = 8
+"""That open folders and archives of an object store ahead, each one at a time."""
+_FOUND_AHEAD = 10_000
+"""Images of an archive that are found ahead: more would fill the memory while others have their turn."""
+
+Found = TypeVar("Found")
 
 
 class Entry(NamedTuple):
@@ -31,6 +41,64 @@ class Entry(NamedTuple):
     def opens(self) -> bool:
         """Whether there can be images in it."""
         return self.is_folder or names.is_archive(self.path)
+
+
+class _Below(NamedTuple):
+    """What a folder holds."""
+
+    entries: list[Entry]
+    opening: list[Entry]
+    """Those of them in which there can be images."""
+
+
+def walk(root: Folder, start: Entry, archived: Callable[[Entry], Iterator[Found]]) -> Iterator[Entry | Found]:
+    """The files, sorted by path; in the place of an archive what is found in it.
+
+    Folders and archives of an object store are opened in threads ahead of their turn.
+
+    Args:
+        root: of the paths.
+        start: a folder or a file.
+        archived: what is in an archive.
+
+    Raises:
+        UserError: as of `below`.
+    """
+
+    def opened(entry: Entry, over: Event) -> _Below | Iterator[Found]:
+        if entry.is_folder:
+            found = below(root, entry)
+            return _Below(found, [there for there in found if there.opens])
+        images = archived(entry)
+        return chain(list(takewhile(lambda _: not over.is_set(), islice(images, _FOUND_AHEAD))), images)
+
+    pending, opening = [start], [start]
+    with Ahead(opened, 0 if root.is_local else _THREADS) as ahead:
+        while pending:
+            entry = pending.pop()
+            if not entry.opens:
+                yield entry
+                continue
+            opening.pop()
+            found = ahead.take(entry)
+            if isinstance(found, _Below):
+                pending += reversed(found.entries)
+                opening += reversed(found.opening)
+            ahead.begin(islice(_next(opening, ahead), _THREADS))
+            if not isinstance(found, _Below):
+                yield from found
+
+
+def _next(opening: list[Entry], ahead: Ahead[Entry, _Below | Iterator[Found]]) -> Iterator[Entry]:
+    """What is opened next, as far as is known; the first of it stands last in the list."""
+    pending = opening[-_THREADS:]
+    while pending:
+        entry = pending.pop()
+        found = ahead.peek(entry)
+        if isinstance(found, _Below) and found.opening:
+            pending += reversed(found.opening[:_THREADS])
+        else:
+            yield entry
 
 
 def below(root: Folder, folder: Entry) -> list[Entry]:
