@@ -604,8 +604,7 @@ def test_csv_tables_that_are_refused_at_once(tmp_path, text, expected):
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"picture": ["a.jpg"]}, "needs a column 'path'; its columns are ['picture']"),
-        ({"image": ["a.jpg"]}, "bytes of image files, or a column 'path'; it has image: string"),
+        ({"image": ["a.jpg"]}, "needs a column 'path'; its columns are ['image']"),
         ({"path": ["a.jpg", None]}, "row 2 of the table"),
         ({"path": ["a.jpg", ""]}, "row 2 of the table"),
         ({"path": [*"abcda"]}, "has the path 'a' twice"),

@@ -55,9 +55,11 @@ class Columns:
             if (path := _bytes_in(field)) is not None
         }
         if not images:
-            wrong = next((f"{field.name}: {field.type}" for field in schema if field.name in _IMAGE), None)
-            if wrong is not None and "path" not in schema.names:
-                raise Damaged(f"it needs the bytes of image files, or a column 'path'; it has {wrong[:200]}")
+            # A text may be the name of a file: then it is a table, of paths or about them.
+            wrong = [field for field in schema if field.name in _IMAGE and not _is_text(field.type)]
+            if wrong:
+                fault = f"{wrong[0].name}: {wrong[0].type}"[:200]
+                raise Damaged(f"its column of images has no bytes of image files: {fault}; expected binary")
             return None
         image = next((name for name in _IMAGE if name in images), None)
         if image is None and len(images) > 1:
@@ -87,34 +89,38 @@ class Columns:
 class Parquet:
     """An open Parquet file with images."""
 
-    def __init__(self, root: Folder, path: str) -> None:
-        """Open it.
-
-        Raises:
-            Damaged: as of `Columns.of`, or it is no Parquet file.
-        """
-        try:
-            # Buffered, a column is read page by page, however long a row group is.
-            stream = open_file(root, path)
-            self._file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
-            self.columns = Columns.of(self._file.schema_arrow)
-        except pa.ArrowException as error:
-            raise Damaged(_reason(error)) from error
-        self.has_names = self.columns is not None and self.columns.key is not None
-        said = self._file.metadata
-        self._ends = list(accumulate(said.row_group(group).num_rows for group in range(said.num_row_groups)))
+    def __init__(self, file: pq.ParquetFile, size: int, columns: Columns) -> None:
+        self._file, self._columns = file, columns
+        self.has_names = columns.key is not None
+        groups = range(file.num_row_groups)
+        self._ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
         """The row after the last one of each row group."""
         self._rows = self._ends[-1] if self._ends else 0
-        if sorted(self._ends) != self._ends or not 0 <= self._rows <= stream.size():
+        if sorted(self._ends) != self._ends or not 0 <= self._rows <= size:
             raise Damaged(f"it cannot hold the {self._rows} rows that it claims")
         self._ahead: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
         """The row group that it goes through, and the row that comes next."""
         self._places: Places | None = None
 
+    @classmethod
+    def open(cls, root: Folder, path: str) -> Parquet | None:
+        """Open it; None if it has no images.
+
+        Raises:
+            Damaged: as of `Columns.of`, or it is no Parquet file.
+        """
+        stream = open_file(root, path)
+        try:
+            # Buffered, a column is read page by page, however long a row group is.
+            file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+            columns = Columns.of(file.schema_arrow)
+        except pa.ArrowException as error:
+            raise Damaged(_reason(error)) from error
+        return None if columns is None else cls(file, stream.size(), columns)
+
     def images(self) -> Iterator[Found | str]:
-        assert self.columns is not None
-        columns, seen, row = self.columns, Names(), 0
+        columns, seen, row = self._columns, Names(), 0
         wanted = [columns.key, columns.label, columns.split]
         for key, label, split in self._cells(*wanted):
             if columns.key is not None:
@@ -145,9 +151,8 @@ class Parquet:
 
     def _rows_of(self, name: str) -> Iterator[int]:
         if self.has_names:
-            assert self.columns is not None
             if self._places is None:
-                keys = self._cells(self.columns.key)
+                keys = self._cells(self._columns.key)
                 self._places = Places((key or "", row) for row, (key,) in enumerate(keys))
             yield from self._places.of(name)
 
@@ -172,8 +177,7 @@ class Parquet:
 
     def _images(self, group: int) -> Iterator[tuple[str, bytes | None]]:
         """Key and bytes of the rows of a row group."""
-        columns = self.columns
-        assert columns is not None
+        columns = self._columns
         key = columns.key
         for batch in self._batches(_ROWS, group, [columns.bytes, *([key] if key else ())]):
             image = batch.column(columns.image)
@@ -203,8 +207,7 @@ class Parquet:
         yield from self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
 
     def _label(self, label: str | None, row: int) -> str | None:
-        assert self.columns is not None
-        classes = self.columns.classes
+        classes = self._columns.classes
         if not label or classes is None:
             return label or None
         if label == "-1":  # How Hugging Face writes that it is not known.
@@ -237,6 +240,10 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _features(schema: pa.Schema) -> Mapping[str, Mapping[str, Any]]:
     """What Hugging Face's datasets say of the columns."""
     try:
@@ -248,6 +255,4 @@ def _features(schema: pa.Schema) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).partition("\n")[0] or "its row group ends too early, or a row before cannot be read")[
-        :300
-    ]
+    return str(error).partition("\n")[0][:300] or "its row group ends early, or cannot be read up to here"

@@ -21,8 +21,7 @@ def open_archive(root: Folder, path: str) -> Archive | None:
     """
     if path.lower().endswith(".tar"):
         return Tar(root, path)
-    found = Parquet(root, path)
-    return found if found.columns is not None else None
+    return Parquet.open(root, path)
 
 
 class Reader:
@@ -55,7 +54,8 @@ class Reader:
             root, archive, name = place
             try:
                 found = self._opened(root, archive)
-                if not found.has_names and modified not in (None, self._modified):
+                numbered = not found.has_names or name == str(offset)
+                if numbered and not _same(modified, self._modified):
                     raise BadImage("read", "Replaced", "the archive was replaced since it was listed")
                 return found.read(name, offset)
             except FileNotFoundError as error:
@@ -81,7 +81,12 @@ class Reader:
             found = open_archive(root, path)
             if found is None:
                 raise Damaged("the Parquet file has no column of images any more")
-            if not found.has_names:
+            if not isinstance(found, Tar):
                 self._modified = root.status(path)[1]
             self._archive, self._place = found, (root, path)
         return self._archive
+
+
+def _same(listed: datetime | None, now: datetime | None) -> bool:
+    """Whether a time is the one that was listed; of a single object a store tells no parts of seconds."""
+    return listed is None or now is None or now in (listed, listed.replace(microsecond=0))

@@ -141,9 +141,8 @@ class Tar:
             if member.end > self._file.size:
                 raise Damaged(f"it is cut off: {member.name!r} goes on behind its end")
             offset = member.end
-            folders = member.name.split("/")
-            hidden = any(names.is_hidden(part) and part != ".." for part in folders)
-            if member.kind != tarfile.DIRTYPE and not hidden:
+            parts = [part for part in member.name.split("/") if part not in (".", "..")]
+            if member.kind != tarfile.DIRTYPE and not any(map(names.is_hidden, parts)):
                 yield member
 
     def _member(self, offset: int) -> _Member | None:
@@ -165,7 +164,7 @@ class Tar:
             if size < 0:
                 raise Damaged(f"a size of {size} bytes at byte {start}")
             if info.type not in _EXTENDED:
-                name = names.text(long_name or info.name)
+                name = names.text(long_name or info.name).partition("\0")[0]
                 while name.startswith("./"):
                     name = name[2:]
                 kind = b"" if sparse or info.type == tarfile.GNUTYPE_SPARSE else info.type
@@ -175,7 +174,7 @@ class Tar:
             data = self._file.at(offset, info.size)
             offset += -(-info.size // _BLOCK) * _BLOCK
             if info.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+                long_name = data.decode("utf-8", "surrogateescape")
             elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 for key, value in _records(data):
                     if key == b"path":
