@@ -97,20 +97,21 @@ class Tar:
         for place in chain(() if offset is None else (offset,), self._places_of(name)):
             member = self._named(name, place)
             if member is not None:
-                return self._bytes(name, member)
+                return self._bytes(member)
         raise FileNotFoundError(name)
 
-    def _bytes(self, name: str, member: _Member) -> bytes:
+    def _bytes(self, member: _Member) -> bytes:
         if member.kind not in _FILES:
             raise BadImage("read", "NotAFile", "a link, device or sparse file in the archive, not a file")
         if member.size > MAX_BYTES:
             raise BadImage("read", "FileTooLarge", f"{member.size} bytes, above {MAX_BYTES}")
-        length = member.data + member.size - member.offset
+        header = self._file.at(member.offset, member.data - member.offset)
+        length = len(header) + member.size
         whole = self._file.at(member.offset, length)
-        # Once more, of the same answer as the bytes: between two answers it may have been replaced.
-        if self._named(name, member.offset) != member or len(whole) < length:
+        # Header and bytes are of one answer: between two the archive may have been replaced.
+        if not whole.startswith(header) or len(whole) < length:
             raise Damaged("it was replaced while it was read, or is cut off")
-        return whole[member.data - member.offset :]
+        return whole[len(header) :]
 
     def _named(self, name: str, offset: int) -> _Member | None:
         """The member that begins there, if it has this name."""
