@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -213,11 +214,11 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=SIZE))
     paths = sorted(str(path.relative_to(images)) for path in images.glob("train/*/*.png"))
     views = Views(Augmentation.parse("strong"), 7)
-    root = Folder.open(str(images))
+    root, none = Folder.open(str(images)), pa.nulls(len(paths))
     source = Source(
         max_pixels=10_000,
         root=root,
-        paths=ray_module.put(paths),
+        images=ray_module.put(pa.table({"path": paths, "offset": none, "modified": none})),
         views=views,
         image_size=SIZE,
         load_network=frozen.loader(),

@@ -131,7 +131,7 @@ def test_all_values_come_back(folder):
 def test_the_file_is_plain_parquet(folder):
     start(folder, listing(300))
     table = pq.read_table(folder.join(NAME))
-    assert table.schema.names == ["path", "split", "label", "size", "modified", "shard"]
+    assert table.schema.names == ["path", "split", "label", "size", "modified", "offset", "shard"]
     assert table.num_rows == 300
     assert Counter(table["shard"].to_pylist()) == {0: 128, 1: 128, 2: 44}
 

@@ -18,7 +18,8 @@ import pytest
 from pyarrow import fs, parquet
 
 from tlray.errors import UserError
-from tlray.listing import IMAGE_SUFFIXES, Images, Listed, assign_split
+from tlray.listing import Images, Listed, assign_split
+from tlray.names import IMAGE_SUFFIXES
 from tlray.storage import Folder
 
 
@@ -634,7 +635,7 @@ def test_a_parquet_file_that_is_none(tmp_path):
 
 def test_paths_with_the_same_hash_are_not_the_same_path(tmp_path, monkeypatch):
     uri = write(tmp_path, path=["a.jpg", "b.jpg", "c.jpg"])
-    monkeypatch.setattr("tlray.listing.hash", lambda _: 1, raising=False)
+    monkeypatch.setattr("tlray.archive.hash", lambda _: 1, raising=False)
     assert paths(uri) == ["a.jpg", "b.jpg", "c.jpg"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ from tlray import cluster, decoder, featureset
 from tlray.config import MAX_PIXELS
 from tlray.errors import JobError, UserError
 from tlray.pipeline import Pass
+from tlray.reading import Reader
 from tlray.storage import Folder
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -50,7 +52,7 @@ def annotate(job: Pass, target: Folder, *, address: str | None) -> None:
 
 
 def annotate_one(
-    root: Folder,
+    read_image: Reader,
     path: str,
     label: str,
     probability: float,
@@ -60,12 +62,12 @@ def annotate_one(
     """Annotate one image.
 
     Args:
-        root: of the images.
-        path: of the image, below `root`.
+        read_image: of the root of the images.
+        path: of the image.
         label: its predicted class.
         probability: of that class, 0 to 1.
-        target: where the copy is written, under the same path; what is neither JPEG nor PNG
-            becomes a PNG, with that suffix added.
+        target: where the copy is written, under the same path, with folders for archives; what is neither
+            JPEG nor PNG becomes a PNG, with that suffix added.
         max_pixels: an image of more is refused.
 
     Returns:
@@ -75,10 +77,10 @@ def annotate_one(
         UserError: the copy would lie in the place of the image.
         BadImage: the image is gone since it was predicted.
     """
-    name = copy_name(path)
+    name, root = copy_name(path), read_image.root
     if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
         raise UserError(f"annotating would overwrite {target.join(name)}: choose another folder")
-    image = decoder.open_image(decoder.read_image(root, path), max_pixels=max_pixels)
+    image = decoder.open_image(read_image(path), max_pixels=max_pixels)
     text = f"{label}: {100 * probability:.1f} %"
     size = max(12, min(image.size) // 14)
     font = ImageFont.load_default(size)
@@ -94,17 +96,18 @@ def annotate_one(
 
 def copy_name(path: str) -> str:
     """The path of the copy: never outside the folder, whatever the path of the image is."""
+    path = re.sub(r"(?<=\.parquet)#", "/", path, flags=re.IGNORECASE)
     name = "/".join(part for part in path.split("/") if part not in ("", "..", "."))
     return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
 
 
 def _shard(row: dict[str, Any], job: Pass, target: Folder) -> dict[str, Any]:
     shard = int(row["shard"])
-    classes = job.metadata["classes"]
+    classes, read_image = job.metadata["classes"], Reader(job.root)
     for table in featureset.read_shard(job.out, shard, job.metadata["job"]):
         rows = featureset.Rows.of(table)
         for path, probabilities in zip(rows.paths, rows.features, strict=True):
             best = int(np.argmax(probabilities))
             label, probability = classes[best], float(probabilities[best])
-            annotate_one(job.root, path, label, probability, target, job.max_pixels)
+            annotate_one(read_image, path, label, probability, target, job.max_pixels)
     return row

@@ -84,15 +84,17 @@ class BadImage(Exception):  # noqa: N818 - it says what the file is
 
 
 def read_image(root: Folder, path: str) -> bytes:
-    """The bytes of one file; never waits for a writer at the other end of a pipe.
+    """The bytes of an image that is a file of its own; `tlray.reading` has all kinds.
+
+    It never waits for a writer at the other end of a pipe.
 
     Raises:
         BadImage: there is no such file, or it cannot be read.
     """
-    with _refusing("read"):
+    with refusing("read"):
         if "://" in path:  # A table may name images anywhere.
             uri, _, path = path.rpartition("/")
-            root = _folder(uri)
+            root = folder(uri)
         try:
             return _read_local(root.join(path)) if root.is_local else root.read(path)
         except (FileNotFoundError, UnicodeEncodeError) as error:
@@ -120,7 +122,7 @@ def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> 
     """
     if not data:
         raise BadImage("decode", "EmptyFile", "the file has no bytes")
-    with _refusing("decode"), _own_pillow_settings(max_pixels) as heard:
+    with refusing("decode"), _own_pillow_settings(max_pixels) as heard:
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.width * image.height > max_pixels:
@@ -153,12 +155,12 @@ def decode(data: bytes, image_size: int, max_pixels: int = MAX_PIXELS) -> npt.ND
         BadImage: as `open_image`.
     """
     image = open_image(data, _SCALED * image_size, max_pixels)
-    with _refusing("decode"):
+    with refusing("decode"):
         return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
 @functools.lru_cache(maxsize=64)
-def _folder(uri: str) -> Folder:
+def folder(uri: str) -> Folder:
     return Folder.open(uri)
 
 
@@ -204,7 +206,7 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _refusing(stage: str) -> Iterator[None]:
+def refusing(stage: str) -> Iterator[None]:
     """Whatever goes wrong becomes a BadImage: Pillow and file systems raise exceptions of any type."""
     try:
         yield

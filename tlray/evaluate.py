@@ -8,6 +8,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from tlray.featureset import FeatureSet, Rows
 from tlray.index import Index, piece_name
 from tlray.listing import Images
 from tlray.model import NETWORK, Model, load
+from tlray.reading import Reader
 from tlray.report import TILES, ClassScore, Evaluation, Mistake, write_report
 from tlray.runtime import prepare_keras
 from tlray.storage import Folder
@@ -132,6 +134,8 @@ class _Tally:
 
         if not self.rows:
             raise JobError("no image of these could be decoded: there is nothing to evaluate")
+        # In the order of the paths: what is near in an archive is read together.
+        thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in self.worst)) if root else {}
         true, predicted = np.concatenate(self.true), np.concatenate(self.predicted)
         numbers = list(range(len(self.classes)))
         scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=np.nan)
@@ -153,7 +157,7 @@ class _Tally:
                     label=self.classes[label],
                     predicted=self.classes[wrong],
                     probability=probability,
-                    thumbnail=_thumbnail(root, path) if root else None,
+                    thumbnail=thumbnails.get(path),
                 )
                 for probability, path, label, wrong in sorted(self.worst, reverse=True)
             ),
@@ -231,11 +235,17 @@ def _images_of(features: FeatureSet) -> Folder | None:
         return None
 
 
-def _thumbnail(root: Folder, path: str) -> bytes | None:
-    try:
-        image = decoder.open_image(decoder.read_image(root, path))
-    except decoder.BadImage:
-        return None  # Gone since its features were extracted.
+def _thumbnails(root: Folder, paths: list[str]) -> dict[str, bytes]:
+    """Small pictures of those that are still there."""
+    found, read_image = {}, Reader(root)
+    for path in paths:
+        with suppress(decoder.BadImage):
+            found[path] = _thumbnail(read_image(path))
+    return found
+
+
+def _thumbnail(data: bytes) -> bytes:
+    image = decoder.open_image(data)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=85)

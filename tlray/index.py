@@ -14,6 +14,7 @@ from tlray.changes import COLUMNS, Known
 from tlray.errors import JobError, UserError
 from tlray.listing import Listed
 from tlray.provenance import read_stamp, stamp
+from tlray.reading import Place
 from tlray.storage import Folder
 
 SCHEMA = pa.schema(
@@ -23,6 +24,7 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("size", pa.int64()),
         ("modified", pa.timestamp("us", "UTC")),
+        ("offset", pa.int64()),
         ("shard", pa.int32()),
     ]
 )
@@ -180,9 +182,10 @@ class Index:
                 start += size
             piece += 1
 
-    def first_path(self) -> str:
-        """That of the first image."""
-        return str(next(self.tables("path"))["path"][0])
+    def first(self) -> Place:
+        """Where the first image is."""
+        (row,) = next(self.tables(*Place._fields)).slice(0, 1).to_pylist()
+        return Place(**row)
 
     def count(self, *columns: str) -> Counter[tuple[str | None, ...]]:
         """How many images there are of each combination of values of these columns."""

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import posixpath
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import NamedTuple
 
-import pyarrow as pa
-from pyarrow import compute, csv, fs
+from pyarrow import fs
 
+from tlray import names
+from tlray.archive import Damaged, Found
 from tlray.errors import UserError
+from tlray.names import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLITS, TABLE_SUFFIXES
+from tlray.reading import open_archive
 from tlray.storage import Folder
+from tlray.walk import Entry, below, walk
 
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp",
-    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
-)  # fmt: skip
-TABLE_SUFFIXES = (".parquet", ".csv")
-SPLITS = {s: s for s in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
-
-_EXPECTED = "a folder of images, one image, or a .parquet or .csv table with a column 'path'"
+_EXPECTED = "a folder, an image, a .tar or .parquet of images, or a .parquet or .csv table of a column 'path'"
 
 
 class Listed(NamedTuple):
@@ -39,31 +33,24 @@ class Listed(NamedTuple):
     size: int | None
     """In bytes; None where the file cannot be asked, and for the rows of a table."""
     modified: datetime | None
+    """Of the file that it is, or lies in."""
+    offset: int | None = None
+    """Of an image in an archive; see `tlray.archive.Found`."""
 
 
-class _Entry(NamedTuple):
-    path: str
-    """Relative to the root, as the file system spells it; a folder's is empty or ends in a slash."""
-    info: fs.FileInfo | None = None
-    """What a remote listing said of it; a local file is asked only when it is its turn."""
-    trail: tuple[tuple[int, int], ...] = ()
-    """Device and inode of every local folder it lies in."""
-
-    @property
-    def is_folder(self) -> bool:
-        return not self.path or self.path.endswith("/")
-
-    @property
-    def is_image(self) -> bool:
-        return self.path.lower().endswith(IMAGE_SUFFIXES)
-
-
-_TOP = _Entry("")
+_TOP = Entry("")
 
 
 @dataclass
 class Images:
-    """The images of a folder, sorted by path; or of a table, in its order; or one alone.
+    """The images of a folder, sorted by path; of an archive or a table, in its order; or one alone.
+
+    In a folder, tar files and Parquet files of images stand for the images in them, whose paths are
+    `shard.tar/member` and `file.parquet#key`, or `file.parquet#row` if it has no column of keys.
+    What an image itself says of its split and label (in the `.cls` member of its sample, or in the columns of
+    its row) goes before the folder that a member has in a tar file, and that before the folders above the
+    archive. An archive whose name has a split in it, as `train-00000-of-00005.parquet`, is of that one if no
+    folder says otherwise.
 
     Iterating streams them. It raises a UserError for a folder that cannot be listed and, at the end,
     if there was no image.
@@ -73,7 +60,9 @@ class Images:
     """Paths are relative to it."""
     others: int = field(default=0, init=False)
     """How many files the last whole iteration passed over because they are no images."""
-    _start: _Entry = _TOP
+    _start: Entry = _TOP
+    _is_table: bool = False
+    """Whether they are the rows of a table, whose images may lie anywhere."""
     _has_splits: bool = False
     _assigned: tuple[float, int] | None = None
     """Fraction and seed of the split that `assign` gives."""
@@ -98,19 +87,24 @@ class Images:
         else:
             folder, name = posixpath.split(given.path)
             root = Folder(given.filesystem, folder, posixpath.dirname(given.uri))
-            images = cls(root, _Entry(name, None if given.is_local else info))
-        if _text(images.root.path) != images.root.path:
+            images = cls(root, Entry(name, None if given.is_local else info))
+        if names.text(images.root.path) != images.root.path:
             raise UserError(f"the folder {images.root.path!r} has a name that is not UTF-8: rename it")
-        if images.is_table:
-            images._check_table()
-        elif images._start.is_folder:
+        if images._start.is_folder:
             images._has_splits = images._find_splits()
-        elif not images._start.is_image:
+        elif names.is_compressed(images._start.path):
+            raise _unpack(uri)
+        elif images._start.path.lower().endswith(TABLE_SUFFIXES) and not images._is_archive():
+            from tlray import table  # Slow to import, and folders do without.
+
+            images._is_table = True
+            table.check(images.root.filesystem, images.root.join(images._start.path))
+        elif not images._start.opens and not names.is_image(images._start.path):
             raise UserError(f"{uri!r} is by its name neither image nor table: expected {_EXPECTED}")
         return images
 
     def __iter__(self) -> Iterator[Listed]:
-        rows = self._rows() if self.is_table else self._walk()
+        rows = self._rows() if self._is_table else self._walk()
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
 
     def assign(self, fraction: float | None, seed: int) -> Images:
@@ -123,7 +117,7 @@ class Images:
     def check_outside(self, out: Folder) -> None:
         """Raise UserError if what is written to a folder would be found among the images."""
         inside = f"{out.path}/".startswith(f"{self.root.path}/") and out.filesystem == self.root.filesystem
-        if inside and not self.is_table:
+        if inside and self._start.is_folder:
             raise UserError(f"--out {out.uri} lies among the images: choose a folder beside {self.root.uri}")
 
     def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:
@@ -135,78 +129,81 @@ class Images:
                 )
             yield row._replace(split=assign_split(row.path, fraction, seed))
 
-    @property
-    def is_table(self) -> bool:
-        """Whether they are the rows of a table, whose images may lie anywhere."""
-        return self._start.path.lower().endswith(TABLE_SUFFIXES)
+    def _is_archive(self) -> bool:
+        """Whether the Parquet file that was given has images in it."""
+        place = self.root.join(self._start.path)
+        try:
+            return names.is_archive(place) and open_archive(self.root, self._start.path) is not None
+        except (Damaged, OSError, UnicodeError) as error:
+            raise UserError(f"cannot read the table {place!r}: {_why(error)}") from error
 
     def _walk(self) -> Iterator[Listed]:
         found, others, extensions = False, 0, set[str]()
-        pending = [self._start]
-        while pending:
-            entry = pending.pop()
-            if entry.is_folder:
-                pending += reversed(self._below(entry))
-            elif entry.is_image:
+        for image in self._all():
+            if isinstance(image, Listed):
                 found = True
-                yield self._listed(entry)
+                yield image
             else:
                 others += 1
                 if len(extensions) < 8:
-                    extensions.add(posixpath.splitext(_text(entry.path))[1] or "(none)")
+                    extensions.add(posixpath.splitext(image)[1] or "(none)")
         self.others = others
         if not found:
             raise UserError(
                 f"no image in {self.root.uri!r}: found {others} other files"
                 f"{', extensions ' if others else ''}{', '.join(sorted(extensions))};\n"
-                f"expected {' '.join(IMAGE_SUFFIXES)}, with or without a folder per class"
+                f"expected {' '.join(IMAGE_SUFFIXES)}, with or without a folder per class, or archives"
             )
 
-    def _below(self, folder: _Entry) -> list[_Entry]:
-        """What a folder holds, in the order that makes the paths of a whole walk sorted."""
-        place = self.root.join(folder.path)
+    def _all(self) -> Iterator[Listed | str]:
+        """The images, and the names of what is passed over."""
+        for found in walk(self.root, self._start, self._archived):
+            if not isinstance(found, Entry):
+                yield found
+            elif names.is_image(found.path):
+                yield self._listed(found)
+            elif names.is_compressed(found.path):
+                raise _unpack(self.root.join(names.text(found.path)))
+            else:
+                yield names.text(found.path)
+
+    def _archived(self, entry: Entry) -> Iterator[Listed | str]:
+        """The images in a tar or Parquet file, and the names of what is passed over."""
+        archive = self._listed(entry)
+        between = ARCHIVE_SUFFIXES[posixpath.splitext(entry.path)[1].lower()]
+        split = archive.split
+        if split is None and self._start.is_folder:
+            split = names.split_of(posixpath.basename(archive.path))
         try:
-            return sorted(self._scan(folder, place), key=lambda entry: _text(entry.path))
-        except OSError as error:
+            opened = open_archive(self.root, entry.path)
+            for found in [archive.path] if opened is None else opened.images():
+                if isinstance(found, Found):
+                    yield archive._replace(
+                        path=f"{archive.path}{between}{found.name}",
+                        split=found.split or split,
+                        label=found.label or archive.label,
+                        size=found.size,
+                        offset=found.offset,
+                    )
+                else:
+                    yield found
+        except (Damaged, OSError, UnicodeError) as error:
             raise UserError(
-                f"cannot list the folder {place!r}: {error.strerror or error};\n"
-                "its images cannot be counted: make it readable, or move it away"
+                f"cannot list the images in {self.root.join(archive.path)!r}: {_why(error)};\n"
+                "they cannot be counted: write it anew, or move it away"
             ) from error
 
-    def _scan(self, folder: _Entry, place: str) -> Iterator[_Entry]:
-        if not self.root.is_local:
-            for info in self.root.filesystem.get_file_info(fs.FileSelector(place.rstrip("/"))):
-                if not _is_hidden(info.base_name):
-                    slash = "/" if info.type == fs.FileType.Directory else ""
-                    yield _Entry(f"{folder.path}{info.base_name}{slash}", info)
-            return
-        above = folder.trail or tuple(_identity(os.stat(p)) for p in Path(os.path.realpath(place)).parents)
-        trail = (*above, _identity(os.stat(place)))
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if _is_hidden(entry.name):
-                    continue
-                if not _is_folder(entry):
-                    yield _Entry(folder.path + entry.name, None, trail)
-                elif _identity(entry.stat()) not in trail:
-                    yield _Entry(f"{folder.path}{entry.name}/", None, trail)
-
-    def _listed(self, entry: _Entry) -> Listed:
-        path = _text(entry.path)
+    def _listed(self, entry: Entry) -> Listed:
+        path = names.text(entry.path)
         folders = path.split("/")[:-1]
         split = SPLITS.get(folders.pop(0).lower()) if self._has_splits and folders else None
         label = folders[0] if folders else None
         if entry.info is not None:
             return Listed(path, split, label, entry.info.size, entry.info.mtime)
-        try:
-            status = os.stat(self.root.join(entry.path))
-            modified = datetime.fromtimestamp(status.st_mtime, UTC)
-        except (OSError, ValueError, OverflowError):  # A link to nowhere, or a date after the year 9999.
-            return Listed(path, split, label, None, None)
-        return Listed(path, split, label, status.st_size, modified)
+        return Listed(path, split, label, *self.root.status(entry.path))
 
     def _find_splits(self) -> bool:
-        names = [entry.path[:-1] for entry in self._below(self._start) if entry.is_folder]
+        names = [entry.path[:-1] for entry in below(self.root, self._start) if entry.is_folder]
         splits = [name for name in names if name.lower() in SPLITS]
         classes = [name for name in names if name.lower() not in SPLITS]
         if classes and any(name.lower() == "train" for name in splits):
@@ -216,29 +213,11 @@ class Images:
             )
         return bool(splits) and not classes
 
-    def _check_table(self) -> None:
-        """Refuse a table now rather than after hours, with 8 bytes a row."""
-        table = self.root.join(self._start.path)
-        hashes = array("q", (hash(row.path) for row in self._rows()))
-        if not hashes:
-            raise UserError(f"the table {table!r} has no rows: expected one per image")
-        counts = pa.Array.from_buffers(pa.int64(), len(hashes), [None, pa.py_buffer(hashes)]).value_counts()
-        repeated = counts.filter(compute.greater(counts.field("counts"), 1)).field("values")
-        suspects, seen = set(repeated.to_pylist()), set[str]()
-        for row in self._rows() if suspects else ():
-            if row.path in seen:
-                raise UserError(f"the table {table!r} has the path {row.path!r} twice: remove one")
-            if hash(row.path) in suspects:
-                seen.add(row.path)
-
     def _rows(self) -> Iterator[Listed]:
-        table = self.root.join(self._start.path)
-        for number, (path, label, split) in enumerate(_cells(self.root.filesystem, table), start=1):
-            if not path or (split and split.lower() not in SPLITS):
-                fault = f"the split {split!r}: expected {', '.join(SPLITS)}, or nothing"
-                fault = fault if path else "no path: fill it in, or remove the row"
-                raise UserError(f"row {number} of the table {table!r} has {fault}")
-            yield Listed(path, SPLITS[split.lower()] if split else None, label or None, None, None)
+        from tlray import table
+
+        for row in table.rows(self.root.filesystem, self.root.join(self._start.path)):
+            yield Listed(*row, None, None)
 
 
 def assign_split(path: str, fraction: float, seed: int) -> str:
@@ -262,47 +241,12 @@ def _info(given: Folder) -> fs.FileInfo:
         raise UserError(f"cannot reach {given.uri!r}: {error}") from error
 
 
-def _cells(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str | None, ...]]:
-    """The path, label and split of every row of a table as text; None for all of a missing column."""
-    from pyarrow import dataset  # Slow to import, and folders do without.
-
-    wanted = ("path", "label", "split")
-    layout = "parquet"
-    if path.lower().endswith(".csv"):
-        # Typed, because inference would make 7 of the label 007.
-        typed = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
-        layout = dataset.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=typed)
-    try:
-        table = dataset.dataset(path, filesystem=filesystem, format=layout)
-        names = table.schema.names
-        if "path" not in names:
-            raise UserError(f"the table {path!r} needs a column 'path'; its columns are {names}")
-        cells = {name: dataset.field(name) if name in names else dataset.scalar(None) for name in wanted}
-        for batch in table.to_batches(columns={name: cells[name].cast(pa.string()) for name in wanted}):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rpartition("': ")[2]
-        raise UserError(f"cannot read the table {path!r}: {reason}") from error
+def _unpack(place: str) -> UserError:
+    return UserError(
+        f"{place!r} is a compressed tar file, in which no image can be reached without all before it:\n"
+        "unpack it to a .tar or to files (images are compressed already), or move it away"
+    )
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        # A link that leads nowhere is no folder; one that may not be followed could be.
-        if error.errno in (errno.ELOOP, errno.ENOTDIR) or entry.name.lower().endswith(IMAGE_SUFFIXES):
-            return False
-        raise
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _text(name: str) -> str:
-    """A name that Parquet can hold: bytes that are not UTF-8 become a backslash and their digits."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tlray import decoder
 from tlray.errors import JobError, UserError
+from tlray.reading import Place, Reader
 from tlray.storage import Folder
 
 _SECONDS = 60
@@ -55,14 +56,16 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
     return Pool(least, most, share, 0.5 if small else 1.0)
 
 
-def check(versions: Mapping[str, str], out: Folder, images: Folder | None = None, path: str = "") -> None:
+def check(
+    versions: Mapping[str, str], out: Folder, images: Folder | None = None, image: Place = Place()
+) -> None:
     """Ask every other node of this Ray whether it has the same packages and sees the same files.
 
     Args:
         versions: of the packages that have a hand in the job.
         out: every node must be able to write there, so that this process sees it.
         images: the root of the images.
-        path: of one image, which every node must be able to read if this process can.
+        image: one of them, which every node must be able to read if this process can.
 
     Raises:
         UserError: a node cannot; the message says which, and why.
@@ -74,14 +77,14 @@ def check(versions: Mapping[str, str], out: Folder, images: Folder | None = None
     others = {node["NodeID"]: node for node in _with_cpus() if node["NodeID"] != here}
     if not others:
         return
-    readable = images is not None and _unreadable(images, path) is None
+    readable = images is not None and _unreadable(images, image) is None
     token = f".tlray-{secrets.token_hex(8)}"
     mine, look = f"{token}.tmp", ray.remote(num_cpus=0, max_retries=0)(_look)
     try:
         out.write(mine, token.encode())
         asked = {
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                versions, out, token, node, images if readable else None, path
+                versions, out, token, node, images if readable else None, image
             ): node
             for node in others
         }
@@ -128,14 +131,14 @@ def _with_cpus() -> list[dict[str, Any]]:
 
 
 def _look(
-    versions: Mapping[str, str], out: Folder, token: str, node: str, images: Folder | None, path: str
+    versions: Mapping[str, str], out: Folder, token: str, node: str, images: Folder | None, image: Place
 ) -> str | None:
     """What is wrong with the node this runs on."""
     if fault := _other_versions(tuple(versions.items())):
         return fault
-    if images is not None and (reason := _unreadable(images, path)):
+    if images is not None and (reason := _unreadable(images, image)):
         return (
-            f"cannot read {images.join(path)}, which {socket.gethostname()} can ({reason}): "
+            f"cannot read {images.join(image.path)}, which {socket.gethostname()} can ({reason}): "
             "put the images where every node sees them"
         )
     try:
@@ -167,9 +170,9 @@ def _elsewhere(out: Folder, reason: str) -> str:
     )
 
 
-def _unreadable(images: Folder, path: str) -> str | None:
+def _unreadable(images: Folder, image: Place) -> str | None:
     try:
-        decoder.read_image(images, path)
+        Reader(images)(*image)
     except decoder.BadImage as bad:
         return bad.message
     return None

@@ -20,6 +20,7 @@ from tlray.augment import Views
 from tlray.errors import JobError, UserError
 from tlray.index import Index
 from tlray.network import Network
+from tlray.reading import Reader
 from tlray.storage import Folder
 from tlray.verdict import Shard
 
@@ -98,7 +99,7 @@ def run(
     try:
         connected()
         pool = nodes.pool(job.actors, job.gpus_per_actor)
-        nodes.check(job.packages, job.out, job.root, job.index.first_path())
+        nodes.check(job.packages, job.out, job.root, job.index.first())
     except UserError:
         if not done:  # Nothing was started: nothing is left behind.
             job.index.discard()
@@ -217,7 +218,8 @@ def _decode(row: pa.Table, job: Pass) -> pa.Table:
     from tlray import source
 
     nodes.agree(job.packages)
-    rows = source.unpack(row).select(["path", "split", "label", "shard"])
+    listed = source.unpack(row)
+    rows = listed.select(["path", "split", "label", "shard"])
     size = job.image_size
     copies = (job.copies,) if job.views else ()
     pixels = np.zeros((rows.num_rows, *copies, size, size, 3), np.uint8)
@@ -225,11 +227,13 @@ def _decode(row: pa.Table, job: Pass) -> pa.Table:
         name: [None] * rows.num_rows for name in ("stage", "error", "message")
     }
     read_seconds = decode_seconds = 0.0
+    read_image = Reader(job.root)
+    places = zip(*(listed[name].to_pylist() for name in ("path", "offset", "modified")), strict=True)
     with guard.decoding() as decode:
-        for place, path in enumerate(rows["path"].to_pylist()):
+        for place, (path, offset, modified) in enumerate(places):
             started = read = time.perf_counter()
             try:
-                data = decoder.read_image(job.root, path)
+                data = read_image(path, offset, modified)
                 read = time.perf_counter()
                 pixels[place] = decode(data, size, job.max_pixels)
                 if job.views:

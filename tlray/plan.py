@@ -17,6 +17,7 @@ from tlray.config import ExtractConfig
 from tlray.errors import JobError
 from tlray.listing import Images, Listed
 from tlray.network import FrozenPart, compile_network
+from tlray.reading import Reader
 from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
@@ -77,30 +78,31 @@ def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, A
     }
 
 
-def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, list[str]]:
-    """How many images there are, their bytes, and an even sample of their paths (reservoir sampling)."""
+def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, list[Listed]]:
+    """How many images there are, their bytes, and an even sample of them (reservoir sampling)."""
     draw = random.Random(0)
     found, size, sized = 0, 0, 0
-    chosen: list[str] = []
+    chosen: list[Listed] = []
     for image in source:
         found += 1
         if image.size is not None:
             size, sized = size + image.size, sized + 1
         if len(chosen) < sample:
-            chosen.append(image.path)
+            chosen.append(image)
         elif (place := draw.randrange(found)) < sample:
-            chosen[place] = image.path
+            chosen[place] = image
     return found, size if sized else None, chosen
 
 
-def _decode(root: Folder, paths: list[str], image_size: int, max_pixels: int) -> tuple[float, float, Any]:
+def _decode(root: Folder, images: list[Listed], image_size: int, max_pixels: int) -> tuple[float, float, Any]:
     """Seconds an image for reading and for decoding, and the pixels of those that are good."""
     read = decode = 0.0
     good = []
-    for path in paths:
+    read_image = Reader(root)
+    for image in images:
         started = time.perf_counter()
         try:
-            data = decoder.read_image(root, path)
+            data = read_image(image.path, image.offset, image.modified)
             read += time.perf_counter() - started
             started = time.perf_counter()
             good.append(decoder.decode(data, image_size, max_pixels))
@@ -108,8 +110,8 @@ def _decode(root: Folder, paths: list[str], image_size: int, max_pixels: int) ->
         except decoder.BadImage as bad:
             reason = bad
     if not good:
-        raise JobError(f"no image of a sample of {len(paths)} can be decoded, e.g. {reason.message}")
-    return read / len(paths), decode / len(good), np.stack(good)
+        raise JobError(f"no image of a sample of {len(images)} can be decoded, e.g. {reason.message}")
+    return read / len(images), decode / len(good), np.stack(good)
 
 
 def _written(features: Any, store: str) -> float:

@@ -20,6 +20,7 @@ from tlray.listing import Images, Listed
 from tlray.model import NETWORK, Model, load, loader, without_resize
 from tlray.network import compile_network, fastest_precision
 from tlray.provenance import package_versions, stamp, versions
+from tlray.reading import Reader
 from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 from tlray.verdict import Shard
@@ -183,7 +184,7 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
     label, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         target = Folder.open(config.annotate)
-        annotate.annotate_one(source.root, found.path, label, probability, target, config.max_pixels)
+        annotate.annotate_one(Reader(source.root), found.path, label, probability, target, config.max_pixels)
     seconds = time.monotonic() - started
     return {
         "path": image,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from tlray import featureset, holdout, pipeline
@@ -81,13 +82,15 @@ class Preparation:
                 passes += pipeline.run(done, loader, progress, connected=lambda: None)
                 errors.append(pipeline.reconcile(done))
                 found[use] = _rows(done)
+                if self._only_looks(use):
+                    listed = ray.put(_good(done, errors[-1]))
         holdout.check_rows(self.config, self.uri, found["training"], found["validation"])
         source = None
         if self.config.streams:
             assert self.views is not None
             source = Source(
                 root=self.images.root,
-                paths=ray.put(found["training"].paths),
+                images=listed,
                 views=self.views,
                 image_size=self.origin.frozen.provenance.image_size,
                 max_pixels=self.config.max_pixels,
@@ -134,6 +137,12 @@ class Preparation:
 def _rows(done: pipeline.Pass) -> Rows:
     parts = featureset.read_parts(done.out, len(done.index.shard_sizes), done.metadata["job"])
     return Rows.join(list(map(Rows.of, parts)), (0, 1))
+
+
+def _good(done: pipeline.Pass, errors: pa.Table) -> pa.Table:
+    """Where the images are that have become rows, in the order of those."""
+    listed = pa.concat_tables(done.index.tables("path", "offset", "modified"))
+    return listed.filter(pc.invert(pc.is_in(listed["path"], errors["path"].combine_chunks())))
 
 
 def _looker() -> Callable[[], Network]:

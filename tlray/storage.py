@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -86,6 +87,17 @@ class Folder:
 
     def is_file(self, name: str = "") -> bool:
         return bool(self._info(name).type == fs.FileType.File)
+
+    def status(self, name: str) -> tuple[int | None, datetime | None]:
+        """The size in bytes and the time of change of a file; None for what cannot be asked."""
+        if not self.is_local:
+            info = self._info(name)
+            return info.size, info.mtime
+        try:
+            found = os.stat(self.join(name))
+            return found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
+        except (OSError, ValueError, OverflowError):  # A link to nowhere, or a date after the year 9999.
+            return None, None
 
     def names(self, name: str = "") -> list[str]:
         """The sorted names of the files and folders directly below; none if there is no such folder."""

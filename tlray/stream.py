@@ -21,6 +21,7 @@ from tlray.augment import Views
 from tlray.batches import GlobalBatches
 from tlray.errors import JobError
 from tlray.network import Network
+from tlray.reading import Reader
 from tlray.storage import Folder
 
 ACTOR_CPUS = 0.5
@@ -37,8 +38,8 @@ class Source:
     """What every stream needs to know of the training images."""
 
     root: Folder
-    paths: Any
-    """Reference to the list of paths of the training rows in Ray's object store."""
+    images: Any
+    """Reference to a table in Ray's object store: path, offset and modified of each training row."""
     views: Views
     image_size: int
     max_pixels: int
@@ -125,12 +126,16 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalB
     weights = np.concatenate([batches.slice(order, step)[1] for step in range(first, end)])
     size = source.image_size
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
-    paths = ray.get(source.paths)
+    images = ray.get(source.images).take(rows).to_pylist()
+    read_image = Reader(source.root)
     with guard.decoding() as decode:
-        for place in np.flatnonzero(weights):
-            path = paths[rows[place]]
+        # In the order of the listing: what is near in an archive is read together.
+        for place in np.argsort(rows):
+            if not weights[place]:
+                continue
+            path = images[place]["path"]
             try:
-                plain = decode(decoder.read_image(source.root, path), size, source.max_pixels)
+                plain = decode(read_image(**images[place]), size, source.max_pixels)
             except decoder.BadImage as bad:
                 raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
             pixels[place] = source.views.view(plain, path, int(epoch))

@@ -15,6 +15,7 @@ from tlray.featureset import FeatureSet, Rows
 from tlray.index import Index
 from tlray.listing import Images
 from tlray.network import FrozenPart, compile_network
+from tlray.reading import Reader
 from tlray.runtime import prepare_keras
 from tlray.storage import Folder
 
@@ -54,11 +55,11 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
     for _ in known.new(source):
         pass
     rows = _sample(data, sample)
-    pixels = []
+    pixels, read_image = [], Reader(root)
     size, max_pixels = data.provenance.image_size, data.manifest["job"]["max_pixels"]
     for path in rows.paths:
         try:
-            pixels.append(decoder.decode(decoder.read_image(root, path), size, max_pixels))
+            pixels.append(decoder.decode(read_image(path), size, max_pixels))
         except decoder.BadImage as bad:
             raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
     prepare_keras()

@@ -10,8 +10,8 @@ Images = Annotated[
     str,
     typer.Argument(
         help="a folder with one folder per class; or with train/, validation/, test/ above those; "
-        "a flat folder; a .parquet or .csv table with `path` and optional `label`, `split`; or one "
-        "image. Local or a URI."
+        "a flat folder; a .tar or .parquet of images, also inside a folder; a .parquet or .csv table with "
+        "`path` and optional `label`, `split`; or one image. Local or a URI."
     ),
 ]
 Features = Annotated[str, typer.Argument(help="a feature set, made by `tlray extract`")]

@@ -26,11 +26,11 @@ def predict(
 ) -> Result:
     """Class and probabilities of every image, as one table; one single image is answered at once."""
     from tlray.errors import UserError
-    from tlray.listing import IMAGE_SUFFIXES
+    from tlray.names import is_image
     from tlray.predict import predict, predict_one
 
     if out is None:
-        if not images.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(images):
+        if not is_image(images) or os.path.isdir(images):
             raise UserError("--out is missing: expected a .parquet or .csv file to write the predictions to")
         one = predict_one(model, images, config)
         lines = [f"{100 * value:5.1f} %  {label}" for label, value in one["probabilities"].items()]

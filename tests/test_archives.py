@@ -1,0 +1,791 @@
+"""Images in tar files and Parquet files: what is listed, what is read, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+import time
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.s3_server import Server, running
+from tlray import archive, cluster, parquet, tar, walk
+from tlray.annotate import copy_name
+from tlray.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
+from tlray.decoder import BadImage
+from tlray.errors import UserError
+from tlray.evaluate import evaluate
+from tlray.extract import extract
+from tlray.finetune import finetune
+from tlray.fit import fit
+from tlray.listing import Images, Listed
+from tlray.plan import plan
+from tlray.predict import predict
+from tlray.reading import Reader
+from tlray.storage import Folder
+from tlray.verify import verify
+
+Member = tuple[str, bytes]
+
+
+def write_tar(path: Path, members: Iterable[Member | tarfile.TarInfo], **how: Any) -> str:
+    """A tar file of these members, as Python writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **how) as file:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                file.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                file.addfile(info, io.BytesIO(member[1]))
+    return str(path)
+
+
+def write_parquet(place: Path, groups: int | None = None, **columns: Any) -> str:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), place, row_group_size=groups)
+    return str(place)
+
+
+def hugging_face(path: Path, images: list[bytes | None], labels: list[int], names: list[str]) -> str:
+    """A Parquet file as Hugging Face's datasets write it, with metadata of their form."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    image = pa.array([{"bytes": data, "path": f"{row}.jpg"} for row, data in enumerate(images)], kind)
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": image, "label": labels}).replace_schema_metadata(metadata), path)
+    return str(path)
+
+
+def rows(uri: str) -> list[tuple[str, str | None, str | None]]:
+    return [(row.path, row.split, row.label) for row in Images.open(uri)]
+
+
+def paths(uri: str) -> list[str]:
+    return [row.path for row in Images.open(uri)]
+
+
+def contents(uri: str) -> dict[str, bytes]:
+    """The bytes of every image, found by where it was listed and, the same, by its path alone."""
+    images = Images.open(uri)
+    listed, read = list(images), Reader(images.root)
+    found = {row.path: read(row.path, row.offset, row.modified) for row in listed}
+    assert len(found) == len(listed)
+    by_path = Reader(images.root)
+    assert {row.path: by_path(row.path) for row in reversed(listed)} == found
+    return found
+
+
+def refusal(uri: str) -> str:
+    with pytest.raises(UserError) as caught:
+        list(Images.open(uri))
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 2, message
+    return message
+
+
+def fault(read: Reader, row: Listed) -> tuple[str, str]:
+    with pytest.raises(BadImage) as caught:
+        read(row.path, row.offset, row.modified)
+    assert caught.value.stage == "read"
+    return caught.value.error, caught.value.message
+
+
+# What is listed
+
+
+def test_archives_in_folders_stand_for_their_images(tmp_path):
+    write_tar(tmp_path / "train/cats/a.tar", [("1.jpg", b"a1"), ("notes.txt", b"x"), ("2.PNG", b"a2")])
+    write_parquet(tmp_path / "train/dogs/b.parquet", jpg=[b"b0", b"b1"])
+    write_parquet(tmp_path / "train/dogs/urls.parquet", url=["http://x"], key=["0"], image=["1.jpg"])
+    write_tar(tmp_path / "test/cats/c.tar", [])
+    (tmp_path / "test/cats/a.jpg").write_bytes(b"loose")
+    images = Images.open(str(tmp_path))
+    assert [(row.path, row.split, row.label) for row in images] == [
+        ("test/cats/a.jpg", "test", "cats"),
+        ("train/cats/a.tar/1.jpg", "train", "cats"),
+        ("train/cats/a.tar/2.PNG", "train", "cats"),
+        ("train/dogs/b.parquet#0", "train", "dogs"),
+        ("train/dogs/b.parquet#1", "train", "dogs"),
+    ]
+    assert images.others == 2
+    assert list(contents(str(tmp_path)).values()) == [b"loose", b"a1", b"a2", b"b0", b"b1"]
+
+
+def test_one_archive(tmp_path):
+    uri = write_tar(
+        tmp_path / "train-0.tar", [("./cats/1.jpg", b"1"), ("dogs/deep/2.jpg", b"2"), ("3.jpg", b"3")]
+    )
+    assert rows(uri) == [
+        ("train-0.tar/cats/1.jpg", None, "cats"),
+        ("train-0.tar/dogs/deep/2.jpg", None, "dogs"),
+        ("train-0.tar/3.jpg", None, None),
+    ]
+    assert list(contents(uri).values()) == [b"1", b"2", b"3"]
+    Images.open(uri).check_outside(Folder.open(str(tmp_path / "features")))
+    with pytest.raises(UserError, match="lies among"):
+        Images.open(str(tmp_path)).check_outside(Folder.open(str(tmp_path / "features")))
+
+
+def test_the_size_is_the_members_and_the_time_the_archives(tmp_path):
+    uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"12345"), ("2.jpg", b"")])
+    os.utime(uri, (0, 1_700_000_000))
+    (first, second) = Images.open(uri)
+    assert (first.size, second.size) == (5, 0)
+    assert first.modified == second.modified == Images.open(uri).root.status("a.tar")[1]
+    (row,) = Images.open(write_parquet(tmp_path / "b.parquet", image=[b"12345"]))
+    assert (row.size, row.offset) == (None, 0)
+    assert row.modified is not None
+
+
+def test_the_label_of_a_sample_goes_before_its_folder_and_that_before_the_archives(tmp_path):
+    members = [
+        *(("cats/1.cls", b"7\n"), ("cats/1.jpg", b"")),
+        *(("2.a.jpg", b""), ("2.b.png", b""), ("2.cls", b"late"), ("2.json", b"{}")),
+        ("cats/3.jpg", b""),
+        ("4.jpg", b""),
+        *(("cats/5.cls", b" "), ("cats/5.jpg", b"")),
+        *(("6.jpg", b""), ("other.cls", b"x")),
+    ]
+    write_tar(tmp_path / "birds/a.tar", members)
+    labels = ["7", "late", "late", "cats", "birds", "cats", "birds"]
+    assert [row[2] for row in rows(str(tmp_path))] == labels
+
+
+def test_many_images_of_one_name_up_to_the_dot_are_not_held_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "_MOST_HELD", 10)
+    members = [(f"frame.{number:04d}.jpg", b"") for number in range(50)]
+    assert len(paths(write_tar(tmp_path / "a.tar", members))) == 50
+    assert "comes too late" in refusal(write_tar(tmp_path / "b.tar", [*members, ("frame.cls", b"x")]))
+
+
+def test_parquet_of_hugging_face(tmp_path):
+    hugging_face(tmp_path / "data/train-00000-of-00002.parquet", [b"a", b"b"], [1, -1], ["cat", "dog"])
+    hugging_face(tmp_path / "data/test-00000-of-00001.parquet", [b"c"], [0], ["cat", "dog"])
+    assert rows(str(tmp_path / "data")) == [
+        ("test-00000-of-00001.parquet#0", "test", "cat"),
+        ("train-00000-of-00002.parquet#0", "train", "dog"),
+        ("train-00000-of-00002.parquet#1", "train", None),
+    ]
+    assert list(contents(str(tmp_path)).values()) == [b"c", b"a", b"b"]
+    assert "row 0 has the label 2: it names 2 classes" in refusal(
+        hugging_face(tmp_path / "x.parquet", [b""], [2], ["cat", "dog"])
+    )
+
+
+def test_parquet_with_keys_as_img2dataset_writes_it(tmp_path):
+    uri = write_parquet(
+        tmp_path / "00000.parquet", key=["000000002", "000000001"], jpg=[b"b", b"a"], cls=[3, None]
+    )
+    assert rows(uri) == [("00000.parquet#000000002", None, "3"), ("00000.parquet#000000001", None, None)]
+    assert list(contents(uri).values()) == [b"b", b"a"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"img": [b"x"], "labels": [4], "split": ["val"]}, ("#0", "validation", None)),
+        ({"image": pa.array([b"x"], pa.large_binary()), "label": ["x"]}, ("#0", None, "x")),
+        ({"image": [b"x"], "mask.png": [b"y"], "label": [True]}, ("#0", None, "true")),
+        ({"image": [b"x"], "label": pa.array(["y"]).dictionary_encode()}, ("#0", None, "y")),
+        ({"image": [b"x"], "path": ["somewhere.jpg"]}, ("#0", None, None)),
+        ({"webp": [b"x"], "__key__": [12]}, ("#12", None, None)),
+        ({"image": [b"x"], "key": ["a/b#c.jpg"]}, ("#a/b#c.jpg", None, None)),
+    ],
+)
+def test_columns_of_parquet(tmp_path, columns, expected):
+    uri = write_parquet(tmp_path / "a.parquet", **columns)
+    assert rows(uri) == [("a.parquet" + expected[0], *expected[1:])]
+    assert list(contents(uri).values()) == [b"x"]
+
+
+def test_the_name_of_an_archive_tells_its_split(tmp_path):
+    for name in ("train-000.tar", "imagenet_VAL_000.tar", "trainer-1.tar", "x/test.tar"):
+        write_tar(tmp_path / "flat" / name, [("1.jpg", b"")])
+    assert [(path.partition(".tar")[0], split) for path, split, _ in rows(str(tmp_path / "flat"))] == [
+        ("imagenet_VAL_000", "validation"),
+        ("train-000", "train"),
+        ("trainer-1", None),
+        ("x/test", "test"),
+    ]
+
+
+def test_a_table_of_paths_may_name_images_in_archives(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x/1.jpg", b"1"), ("2.jpg", b"2")])
+    write_parquet(tmp_path / "b.parquet", image=[b"3"])
+    given = ["a.tar/2.jpg", "b.parquet#0", f"file://{tmp_path}/a.tar/x/1.jpg"]
+    uri = write_parquet(tmp_path / "table.parquet", path=given)
+    assert contents(uri) == dict(zip(given, (b"2", b"3", b"1"), strict=True))
+
+
+def test_splits_are_not_looked_for_in_archives(tmp_path):
+    uri = write_tar(tmp_path / "a.tar", [("train/cats/1.jpg", b""), ("test/cats/1.jpg", b"")])
+    assert "make one of each" in refusal(uri)
+    uri = write_tar(tmp_path / "b.tar", [("train/1.cls", b"cats"), ("train/1.jpg", b"")])
+    assert rows(uri) == [("b.tar/train/1.jpg", None, "cats")]
+
+
+def test_archives_on_storage_that_fsspec_opens(tmp_path):
+    import fsspec
+
+    data = Path(write_tar(tmp_path / "a.tar", [("x/1.jpg", b"1"), ("x/2.jpg", b"2")])).read_bytes()
+    Folder.open("memory://archives").write("cats/a.tar", data)
+    data = Path(write_parquet(tmp_path / "b.parquet", image=[b"3"])).read_bytes()
+    Folder.open("memory://archives").write("b.parquet", data)
+    try:
+        assert contents("memory://archives") == {
+            "b.parquet#0": b"3",
+            "cats/a.tar/x/1.jpg": b"1",
+            "cats/a.tar/x/2.jpg": b"2",
+        }
+    finally:
+        fsspec.filesystem("memory").rm("/archives", recursive=True)
+
+
+def test_folders_and_files_that_are_named_like_archives(tmp_path):
+    for name in ("x.tar/1.jpg", "x.tar/y.tar/2.jpg", "a.parquet#3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    write_tar(tmp_path / "x.tar/z.tar", [("q.tar/3.jpg", b"in")])
+    found = contents(str(tmp_path))
+    assert found == {
+        name: name.encode() for name in ("a.parquet#3.jpg", "x.tar/1.jpg", "x.tar/y.tar/2.jpg")
+    } | {"x.tar/z.tar/q.tar/3.jpg": b"in"}
+    write_parquet(tmp_path / "a.parquet", image=[b""], key=["3.jpg"])
+    assert "'a.parquet#3.jpg'" in refusal(str(tmp_path))
+
+
+def test_hidden_members_are_not_there_and_copies_get_a_place(tmp_path):
+    members = [
+        ("._1.jpg", b""),
+        ("__MACOSX/2.jpg", b""),
+        (".git/x/3.jpg", b""),
+        ("../../4.jpg", b"4"),
+        ("/5.jpg", b""),
+        ("x/./6.jpg", b""),
+        ("./././7.jpg\0.txt", b""),
+    ]
+    found = paths(write_tar(tmp_path / "a.tar", members))
+    assert found == ["a.tar/../../4.jpg", "a.tar//5.jpg", "a.tar/x/./6.jpg", "a.tar/7.jpg"]
+    names = ["a.tar/4.jpg", "a.tar/5.jpg", "a.tar/x/6.jpg", "a.tar/7.jpg", "b.parquet/7.png"]
+    assert [copy_name(path) for path in [*found, "b.parquet#7"]] == names
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.zst", "a.tbz2"])
+def test_compressed_tar_files_are_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    (tmp_path / "1.jpg").touch()
+    assert "unpack it" in refusal(str(tmp_path / name))
+    assert "unpack it" in refusal(str(tmp_path))
+
+
+def cut(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """A tar of two images and what damage can make of it, with the reason that is expected."""
+    yield "cut off", data[:700]
+    yield "cut off", data[:1000]
+    yield "end mark is missing", data[:2048]
+    yield "end mark is missing", b""
+    yield "no header of a tar file at byte 1024", data[:1024] + b"x" + data[1025:]
+    yield "behind its end mark", data + data
+    yield "no header", b"\x89PNG" + bytes(600)
+    yield "no header", b"PK\x03\x04" + bytes(600)
+    yield (
+        "cut off",
+        data[:124] + b"77777777777\0" + data[136:148] + checksum(data, b"77777777777\0") + data[156:],
+    )
+
+
+def checksum(data: bytes, size: bytes) -> bytes:
+    """Of a header with another size."""
+    header = data[:124] + size + data[136:148] + b" " * 8 + data[156:512]
+    return b"%06o\0 " % sum(header)
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_damaged_tar_fails_the_listing(tmp_path, number):
+    whole = Path(write_tar(tmp_path / "a.tar", [("1.jpg", b"x" * 300), ("2.jpg", b"y" * 300)])).read_bytes()
+    assert len(paths(str(tmp_path / "a.tar"))) == 2
+    reason, data = list(cut(whole))[number]
+    (tmp_path / "a.tar").write_bytes(data)
+    for uri in (tmp_path / "a.tar", tmp_path):
+        message = refusal(str(uri))
+        assert reason in message
+        assert f"'{tmp_path}/a.tar'" in message
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "nowhere.parquet").symlink_to("nothing")
+    (tmp_path / "zero.tar").symlink_to("/dev/zero")
+    for name in ("pipe.tar", "nowhere.parquet", "zero.tar"):
+        assert name in refusal(str(tmp_path / name))
+    assert "cannot list the images in" in refusal(str(tmp_path))
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    twice = [("1.jpg", b"a"), ("2.jpg", b"b"), ("./1.jpg", b"c")]
+    assert "has the member '1.jpg' twice" in refusal(write_tar(tmp_path / "a.tar", twice))
+    assert "has the key 'x' twice" in refusal(
+        write_parquet(tmp_path / "b.parquet", image=[b"", b""], key=["x", "x"])
+    )
+    assert "row 1 has no 'key'" in refusal(
+        write_parquet(tmp_path / "c.parquet", image=[b"", b""], key=["x", None])
+    )
+
+
+def test_names_of_one_hash_are_not_one_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "hash", lambda _: 1, raising=False)
+    uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2"), ("3.jpg", b"3")])
+    assert list(contents(uri).values()) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"image": [[1, 2]]}, "image: list<element: int64>; expected binary"),
+        ({"image": pa.array([{"bytes": {"bytes": b""}}])}, "image: struct<bytes: struct<"),
+        ({"image": [b""], "img": [7], "key": [[7]]}, "list"),
+        ({"jpg": [b""], "png": [b""]}, "several columns of images (jpg, png)"),
+        ({"image": [b""], "label": [[1]]}, "list"),
+        ({"image": [b""], "label": [b"\xff"]}, "UTF8"),
+        ({"image": [b""], "split": ["training"]}, "row 0 has the split 'training'"),
+    ],
+)
+def test_parquet_that_is_refused(tmp_path, columns, expected):
+    uri = write_parquet(tmp_path / "a.parquet", **columns)
+    for place in (uri, str(tmp_path)):
+        message = refusal(place)
+        assert expected in message
+        assert uri in message
+
+
+def test_a_column_that_is_there_twice_and_metadata_that_say_nothing(tmp_path):
+    twice = pa.table([pa.array([b""]), pa.array(["x"]), pa.array(["y"])], ["image", "label", "label"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    assert "the column 'label' twice" in refusal(str(tmp_path))
+    for said in (
+        "[1]",
+        "{",
+        "[" * 100_000,
+        '{"info": []}',
+        '{"info": {"features": {"label": {"names": 7}}}}',
+    ):
+        table = pa.table({"image": [b""], "label": [1]}).replace_schema_metadata({"huggingface": said})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert "a.parquet" in refusal(str(tmp_path))
+
+
+def test_damaged_parquet_fails_the_listing_or_is_error_rows(tmp_path):
+    uri = write_parquet(tmp_path / "a.parquet", 2, image=[bytes([i]) * 1000 for i in range(6)])
+    whole = Path(uri).read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-10])
+    assert "a.parquet" in refusal(uri)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(1000) + whole[1004:])
+    images = Images.open(uri)
+    assert len(list(images)) == 6
+    read = Reader(images.root)
+    for row in list(images)[:2]:
+        assert fault(read, row)[0] == "Damaged"
+    last = list(images)[-1]
+    assert read(last.path, last.offset) == b"\x05" * 1000
+
+
+# Hostile archives
+
+
+def raw(name: bytes, size: int, kind: bytes = b"0") -> bytes:
+    """A header of any size."""
+    info = tarfile.TarInfo(name.decode())
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (raw(b"1.jpg", 1 << 62), "goes on behind its end"),
+        (raw(b"1.jpg", -5), "a size of -5"),
+        (raw(b"x", 1 << 40, b"x"), "header of more than"),
+        (raw(b"x", 1 << 40, b"L"), "header of more than"),
+        (raw(b"x", 0, b"L") * 5000, "header of more than"),
+        (raw(b"x", 512, b"x") + b"9 no end".ljust(512), "pax header"),
+        (raw(b"x", 512, b"x") + b"99999999999999999 path=x\n".ljust(512), "pax header"),
+        (raw(b"x", 512, b"x") + b"0 path=x\n".ljust(512), "pax header"),
+        (
+            raw(b"x", 512, b"x") + b"18 size=999999999\n".ljust(512, b"\0") + raw(b"1.jpg", 0),
+            "behind its end",
+        ),
+        (raw(b"x", 512, b"x") + b"11 size=-1\n".ljust(512, b"\0") + raw(b"1.jpg", 0), "a size of -1"),
+    ],
+)
+def test_headers_that_do_harm(tmp_path, data, expected):
+    (tmp_path / "a.tar").write_bytes(data + bytes(1024))
+    tracemalloc.start()
+    assert expected in refusal(str(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_a_long_pax_header_takes_no_time(tmp_path):
+    records = b"5 a=\n" * 200_000
+    data = (
+        raw(b"x", len(records), b"x") + records + bytes(-len(records) % 512) + raw(b"1.jpg", 0) + bytes(1024)
+    )
+    (tmp_path / "a.tar").write_bytes(data)
+    assert paths(str(tmp_path)) == ["a.tar/1.jpg"]
+
+
+@pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_any_kind(tmp_path, style):
+    names = ["a b/new\nline.jpg", "größe/日本 🐈.jpg", "-rf.jpg", "%41#?.jpg"]
+    names += (
+        ["x" * 99 + ".jpg", "y/" * 60 + "z.jpg"] if style == tarfile.USTAR_FORMAT else ["x" * 3000 + ".jpg"]
+    )
+    names = [name for name in names if style != tarfile.USTAR_FORMAT or len(name) < 100 or "/" in name]
+    members = [(name, name.encode()) for name in names]
+    uri = write_tar(tmp_path / "a.tar", members, format=style)
+    assert contents(uri) == {f"a.tar/{name}": name.encode() for name in names}
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    member = (os.fsdecode(b"caf\xe9/\xff.jpg"), b"data")
+    for style in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        uri = write_tar(tmp_path / "a.tar", [member], format=style)
+        assert rows(uri) == [("a.tar/caf\\xe9/\\xff.jpg", None, "caf\\xe9")]
+        assert list(contents(uri).values()) == [b"data"]
+
+
+def test_members_that_are_no_files_are_error_rows(tmp_path):
+    members = []
+    for name, kind in (("hard.jpg", b"1"), ("soft.jpg", b"2"), ("device.jpg", b"3"), ("pipe.jpg", b"6")):
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd"
+        members.append(info)
+    folder = tarfile.TarInfo("folder.jpg")
+    folder.type = b"5"
+    uri = Path(write_tar(tmp_path / "a.tar", [*members, folder, ("1.jpg", b"good")]))
+    sparse = raw(b"x", 512, b"x") + b"22 GNU.sparse.major=1\n".ljust(512, b"\0") + raw(b"sparse.jpg", 0)
+    uri.write_bytes(sparse + raw(b"old.jpg", 0, b"S") + uri.read_bytes())
+    images = Images.open(str(uri))
+    *bad, good = list(images)
+    read = Reader(images.root)
+    assert [row.path.partition("/")[2] for row in bad] == [
+        *("sparse.jpg", "old.jpg", "hard.jpg", "soft.jpg", "device.jpg", "pipe.jpg")
+    ]
+    assert {fault(read, row)[0] for row in bad} == {"NotAFile"}
+    assert read(good.path, good.offset) == b"good"
+
+
+def test_what_is_too_large_or_missing_is_an_error_row(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"12345678")])
+    write_parquet(tmp_path / "b.parquet", image=[None, b"12345678"])
+    hugging_face(tmp_path / "c.parquet", [None], [0], ["x"])
+    for module in (tar, parquet):
+        monkeypatch.setattr(module, "MAX_BYTES", 7)
+    images = Images.open(str(tmp_path))
+    read = Reader(images.root)
+    assert [fault(read, row)[0] for row in images] == ["FileTooLarge", "NoBytes", "FileTooLarge", "NoBytes"]
+
+
+# An archive that was replaced
+
+
+def test_the_name_decides_in_a_tar_that_was_written_anew(tmp_path):
+    uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"one"), ("2.jpg", b"two"), ("3.jpg", b"three")])
+    images = Images.open(uri)
+    one, two, three = images
+    write_tar(tmp_path / "a.tar", [("3.jpg", b"3"), ("0.jpg", b"0"), ("1.jpg", b"1" * 1000)])
+    read = Reader(images.root)
+    assert read(one.path, one.offset) == b"1" * 1000
+    assert read(three.path, three.offset) == b"3"
+    assert fault(read, two) == ("FileNotFoundError", "removed since it was listed")
+    (tmp_path / "a.tar").unlink()
+    assert fault(Reader(images.root), one) == ("FileNotFoundError", "removed since it was listed")
+
+
+def test_keys_decide_in_parquet_and_rows_without_a_key_are_refused_after_a_change(tmp_path):
+    keyed = write_parquet(tmp_path / "a.parquet", image=[b"1", b"2"], key=["x", "y"])
+    plain = write_parquet(tmp_path / "b.parquet", image=[b"1", b"2"])
+    x, y, *numbered = Images.open(str(tmp_path))
+    write_parquet(tmp_path / "a.parquet", image=[b"3", b"4"], key=["z", "x"])
+    write_parquet(tmp_path / "b.parquet", image=[b"3", b"4"])
+    os.utime(plain, (0, 1_700_000_000))
+    read = Reader(Folder.open(str(tmp_path)))
+    assert read(x.path, x.offset, x.modified) == b"4"
+    assert fault(read, y)[0] == "FileNotFoundError"
+    assert [fault(read, row)[0] for row in numbered] == ["Replaced", "Replaced"]
+    write_parquet(tmp_path / "b.parquet", image=[b"3", b"4"], key=["1", "0"])
+    assert [fault(Reader(read.root), row)[0] for row in numbered] == ["Replaced", "Replaced"]
+    write_parquet(tmp_path / "a.parquet", path=["x.jpg"])
+    assert fault(Reader(Folder.open(str(tmp_path))), x)[0] == "Damaged"
+    assert keyed
+
+
+def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, monkeypatch):
+    uri = write_parquet(tmp_path / "a.parquet", 10, image=[str(i).encode() for i in range(57)])
+    begun: list[int] = []
+    batches = parquet.Parquet._batches
+    monkeypatch.setattr(
+        parquet.Parquet, "_batches", lambda self, *how: begun.append(how[1]) or batches(self, *how)
+    )
+    images = Images.open(uri)
+    listed, read = list(images), Reader(images.root)
+    assert [read(row.path, row.offset) for row in listed] == [str(i).encode() for i in range(57)]
+    assert begun == [0, 1, 2, 3, 4, 5]
+    for row in (56, 3, 3, 2, 19, 20, 0, 55):
+        assert read(f"a.parquet#{row}") == str(row).encode()
+    for name in ("57", "-1", "x", "1" * 30, "", "0x1"):
+        assert fault(read, Listed(f"a.parquet#{name}", None, None, None, None))[0] == "FileNotFoundError"
+
+
+def test_memory_stays_flat(tmp_path, monkeypatch):
+    """A tar of many members, and a Parquet file of one row group of 64 MB."""
+    monkeypatch.setattr(walk, "_FOUND_AHEAD", 100)
+    write_tar(tmp_path / "a.tar", [(f"{number}.jpg", b"") for number in range(5000)])
+    images = Images.open(str(tmp_path / "a.tar"))
+    tracemalloc.start()
+    assert sum(1 for _ in images) == 5000
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    data = np.random.default_rng(0).bytes(1 << 20)
+    table = pa.table({"image": [data[i:] + data[:i] for i in range(64)]})
+    pq.write_table(table, tmp_path / "b.parquet", write_batch_size=1, use_dictionary=False)
+    del table
+    images = Images.open(str(tmp_path / "b.parquet"))
+    read, before, most = Reader(images.root), pa.total_allocated_bytes(), 0
+    for row in images:
+        assert len(read(row.path, row.offset)) == 1 << 20
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 50 << 20
+
+
+# Whole jobs
+
+CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32", max_bad_fraction=0.1)
+KINDS = ("loose", "tar", "parquet")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with an empty bucket, which s3:// means in this process and in Ray's."""
+    with running() as server, pytest.MonkeyPatch.context() as patched:
+        for name, value in server.environment.items():
+            patched.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+            patched.delenv(name, raising=False)
+        server.put([("bucket", b"")])
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ray(server) -> Iterator[None]:
+    """One local Ray for all jobs of this file."""
+    with cluster.connect(None, cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    """150 pictures in three classes of brightness, two shards."""
+    noise, found = np.random.default_rng(0), {}
+    for number in range(150):
+        stream = io.BytesIO()
+        pixels = noise.integers(0, 60, (8, 8, 3)) + 90 * (number % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
+        found[f"{'abc'[number % 3]}/{number:03d}.png"] = stream.getvalue()
+    return found
+
+
+def write(folder: Path, kind: str, pictures: dict[str, bytes]) -> dict[str, str]:
+    """Write pictures as loose files or into an archive; return the path of each image, and its picture's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "tar":
+        write_tar(folder / "some.tar", pictures.items())
+        return {f"some.tar/{name}": name for name in pictures}
+    if kind == "parquet":
+        classes = [*"abc"]
+        labels = [classes.index(name[0]) for name in pictures]
+        hugging_face(folder / "some.parquet", list(pictures.values()), labels, classes)
+        return {f"some.parquet#{row}": name for row, name in enumerate(pictures)}
+    for name, data in pictures.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return {name: name for name in pictures}
+
+
+def read(folder: str) -> dict[str, tuple[str, bytes]]:
+    """Label and features by path; a path that stands there twice is an error."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for name in sorted(Path(folder).glob("part-*.parquet")):
+        table = pq.read_table(name)
+        values = table["features"].combine_chunks().to_numpy_ndarray()
+        for path, label, value in zip(
+            table["path"].to_pylist(), table["label"].to_pylist(), values, strict=True
+        ):
+            assert path not in found
+            found[path] = label, value.tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def features(pictures, ray, tmp_path_factory) -> str:
+    """A set of the pictures as files of their own."""
+    folder = tmp_path_factory.mktemp("loose")
+    write(folder / "images", "loose", pictures)
+    extract(str(folder / "images"), str(folder / "set"), CONFIG)
+    return str(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def loose(features) -> dict[str, tuple[str, bytes]]:
+    """Label and features of each of them."""
+    return read(features)
+
+
+@pytest.fixture(scope="module")
+def mixed(pictures, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A third of the pictures as files, in a tar file and in a Parquet file each, and two bad ones."""
+    folder, names = tmp_path_factory.mktemp("mixed"), list(pictures)
+    found = {}
+    for third, kind in enumerate(KINDS):
+        some = {name: pictures[name] for name in names[50 * third : 50 * third + 50]}
+        found |= write(folder, kind, some)
+    write_tar(folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b"")])
+    return folder, found
+
+
+@pytest.mark.slow
+def test_features_are_those_of_loose_files_and_later_ones_are_added(mixed, pictures, loose, ray, tmp_path):
+    folder, paths_of = tmp_path / "images", mixed[1]
+    shutil.copytree(mixed[0], folder)
+    out = str(tmp_path / "set")
+    found = extract(str(folder), out, CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (152, 150, 2)
+    assert read(out) == {path: loose[name] for path, name in paths_of.items()}
+    errors = pq.read_table(f"{out}/errors").sort_by("path").to_pylist()
+    assert [(row["path"], row["label"], row["error"]) for row in errors] == [
+        ("bad.tar/a/1.png", "a", "NotAnImage"),
+        ("bad.tar/a/2.png", "a", "EmptyFile"),
+    ]
+    assert verify(out, str(folder), sample=40)["largest_error"] == 0
+    told = plan(str(folder), CONFIG, sample=30)
+    assert (told["images"], told["bytes_read"] > 0) == (152, True)
+    # A tar file that is new, and one that was written anew with a picture more.
+    write_tar(folder / "later.tar", [("c/9.png", pictures["c/002.png"])])
+    write_tar(
+        folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b""), ("a/3.png", pictures["a/000.png"])]
+    )
+    found = extract(str(folder), out, CONFIG, extend=True)
+    assert (found["images"], found["added"], found["replaced"], found["removed"]) == (154, 2, 2, 0)
+    assert found["replaced_paths"] == ["bad.tar/a/1.png", "bad.tar/a/2.png"]
+    assert read(out)["later.tar/c/9.png"] == loose["c/002.png"]
+    assert read(out)["bad.tar/a/3.png"] == loose["a/000.png"]
+
+
+@pytest.mark.slow
+def test_models_of_archives(mixed, features, ray, tmp_path):
+    folder, paths_of = mixed
+    settings = FitConfig(head="linear", optimizer="adam", epochs=60, learning_rate=0.02)
+    fit(features, str(tmp_path / "model"), settings)
+    config = PredictConfig(precision="float32", annotate=str(tmp_path / "copies"), max_bad_fraction=0.1)
+    predict(str(tmp_path / "model"), str(folder), str(tmp_path / "p.parquet"), config)
+    predicted = pq.read_table(tmp_path / "p.parquet")
+    assert sorted(predicted["path"].to_pylist()) == sorted(paths_of)
+    labels = zip(predicted["path"].to_pylist(), predicted["label"].to_pylist(), strict=True)
+    right = [paths_of[path][0] == label for path, label in labels]
+    assert np.mean(right) > 0.9
+    assert {
+        path.relative_to(tmp_path / "copies").parts[0] for path in (tmp_path / "copies").rglob("*.png")
+    } == {*("a", "b", "c", "some.tar", "some.parquet")}
+    assert (tmp_path / "copies/some.parquet/7.png").exists()
+    scores = evaluate(
+        str(tmp_path / "model"), str(folder), EvaluateConfig(precision="float32", max_bad_fraction=0.1)
+    )
+    assert (scores.rows, scores.errors) == (150, 2)
+    assert all(mistake.thumbnail for mistake in scores.mistakes)
+    tuned = finetune(
+        str(folder),
+        str(tmp_path / "tuned"),
+        FinetuneConfig(augment="flip", epochs=1, precision="float32", max_bad_fraction=0.1),
+        model=str(tmp_path / "model"),
+    )
+    assert (tuned["rows"], tuned["errors"], len(tuned["history"])) == (150, 2, 1)
+
+
+# Object stores
+
+
+def upload(server: Server, folder: Path, place: str) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    server.put((f"{place}/{path.relative_to(folder)}", path.read_bytes()) for path in files)
+
+
+@pytest.mark.slow
+def test_archives_in_a_bucket_are_read_with_few_requests(server, tmp_path):
+    data = np.random.default_rng(0).bytes(50_000)
+    write_tar(tmp_path / "a.tar", [(f"{number:03d}.jpg", data[number:]) for number in range(300)])
+    write_parquet(tmp_path / "b.parquet", 100, image=[data[number:] for number in range(300)])
+    upload(server, tmp_path, "bucket/few")
+    server.requests()
+    images = list(Images.open("s3://bucket/few"))
+    assert len(images) == 600
+    listed = server.requests()
+    assert len([asked for asked in listed if "a.tar" in asked]) <= 10
+    assert len([asked for asked in listed if "b.parquet" in asked]) <= 3
+    read = Reader(Images.open("s3://bucket/few").root)
+    server.requests()
+    for row in images[100:228] + images[400:528]:
+        assert read(row.path, row.offset, row.modified) == data[int(re.findall(r"\d+", row.path)[0]) :]
+    asked = server.requests()
+    assert len([one for one in asked if "a.tar" in one]) <= 8
+    assert len([one for one in asked if "b.parquet" in one]) <= 8
+
+
+@pytest.mark.slow
+def test_folders_and_archives_are_listed_side_by_side_in_order(server, tmp_path, monkeypatch):
+    for number in range(8):
+        write_tar(tmp_path / f"{number}a/x.tar", [("1.jpg", b"")])
+        (tmp_path / f"{number}a/2.jpg").touch()
+    upload(server, tmp_path, "bucket/side")
+    seconds = []
+    with server.failing("slow", seconds=0.1, times=0):
+        for threads in (0, 8):
+            monkeypatch.setattr(walk, "_THREADS", threads)
+            started = time.monotonic()
+            assert paths("s3://bucket/side") == paths(str(tmp_path))
+            seconds.append(time.monotonic() - started)
+    assert seconds[1] < seconds[0] / 2
+    monkeypatch.setattr(walk, "_THREADS", 8)
+    server.put([("bucket/side/5a/y.tar", b"no tar")])
+    images = iter(Images.open("s3://bucket/side"))
+    before = [next(images).path for _ in range(12)]
+    assert before == paths(str(tmp_path))[:12]
+    with pytest.raises(UserError, match=r"5a/y\.tar"):
+        list(images)
+
+
+@pytest.mark.slow
+def test_features_from_a_bucket_with_faults_are_those_of_loose_files(mixed, loose, ray, server, tmp_path):
+    upload(server, mixed[0], "bucket/mixed")
+    with server.failing("500", "503", "reset", "cut", fraction=0.2, seed=3):
+        found = extract("s3://bucket/mixed", str(tmp_path / "set"), CONFIG)
+    assert (found["images"], found["rows"], found["errors"]) == (152, 150, 2)
+    assert read(str(tmp_path / "set")) == {path: loose[name] for path, name in mixed[1].items()}
+    assert verify(str(tmp_path / "set"), "s3://bucket/mixed", sample=20)["largest_error"] == 0
