@@ -56,16 +56,13 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
     return Pool(least, most, share, 0.5 if small else 1.0)
 
 
-def check(
-    versions: Mapping[str, str], out: Folder, images: Folder | None = None, image: Place = Place()
-) -> None:
+def check(versions: Mapping[str, str], out: Folder, image: tuple[Folder, Place] | None = None) -> None:
     """Ask every other node of this Ray whether it has the same packages and sees the same files.
 
     Args:
         versions: of the packages that have a hand in the job.
         out: every node must be able to write there, so that this process sees it.
-        images: the root of the images.
-        image: one of them, which every node must be able to read if this process can.
+        image: a root of images and one of them, which every node must be able to read if this process can.
 
     Raises:
         UserError: a node cannot; the message says which, and why.
@@ -77,14 +74,14 @@ def check(
     others = {node["NodeID"]: node for node in _with_cpus() if node["NodeID"] != here}
     if not others:
         return
-    readable = images is not None and _unreadable(images, image) is None
+    readable = image if image is not None and _unreadable(*image) is None else None
     token = f".tlray-{secrets.token_hex(8)}"
     mine, look = f"{token}.tmp", ray.remote(num_cpus=0, max_retries=0)(_look)
     try:
         out.write(mine, token.encode())
         asked = {
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                versions, out, token, node, images if readable else None, image
+                versions, out, token, node, readable
             ): node
             for node in others
         }
@@ -131,14 +128,14 @@ def _with_cpus() -> list[dict[str, Any]]:
 
 
 def _look(
-    versions: Mapping[str, str], out: Folder, token: str, node: str, images: Folder | None, image: Place
+    versions: Mapping[str, str], out: Folder, token: str, node: str, image: tuple[Folder, Place] | None
 ) -> str | None:
     """What is wrong with the node this runs on."""
     if fault := _other_versions(tuple(versions.items())):
         return fault
-    if images is not None and (reason := _unreadable(images, image)):
+    if image is not None and (reason := _unreadable(*image)):
         return (
-            f"cannot read {images.join(image.path)}, which {socket.gethostname()} can ({reason}): "
+            f"cannot read {image[0].join(image[1].path)}, which {socket.gethostname()} can ({reason}): "
             "put the images where every node sees them"
         )
     try:
@@ -170,9 +167,9 @@ def _elsewhere(out: Folder, reason: str) -> str:
     )
 
 
-def _unreadable(images: Folder, image: Place) -> str | None:
+def _unreadable(root: Folder, place: Place) -> str | None:
     try:
-        Reader(images)(*image)
+        Reader(root)(*place)
     except decoder.BadImage as bad:
         return bad.message
     return None

@@ -99,7 +99,7 @@ def run(
     try:
         connected()
         pool = nodes.pool(job.actors, job.gpus_per_actor)
-        nodes.check(job.packages, job.out, job.root, job.index.first())
+        nodes.check(job.packages, job.out, (job.root, job.index.first()))
     except UserError:
         if not done:  # Nothing was started: nothing is left behind.
             job.index.discard()
