@@ -31,6 +31,7 @@ CONFIGS = {
     "plan": config.ExtractConfig,
 }
 ON_RAY = {"extract", "fit", "finetune", "evaluate", "predict", "run", "demo"}
+ON_A_CLUSTER = {"submit", "jobs list", "jobs logs", "jobs stop"}
 WITHOUT_RAY = {*("plan", "verify", "inspect", "plugins list", "plugins show", "recipes list", "recipes show")}
 HEAVY = {"ray", "tensorflow", "keras", "numpy", "pyarrow", "pandas", "PIL", "h5py", "sklearn", "rich"}
 
@@ -181,7 +182,7 @@ def test_version():
 
 
 def test_the_commands():
-    assert set(COMMANDS) == ON_RAY | WITHOUT_RAY
+    assert set(COMMANDS) == ON_RAY | ON_A_CLUSTER | WITHOUT_RAY
     text = invoke("--help").stdout
     assert all(name.split()[0] in text for name in COMMANDS)
 
@@ -202,7 +203,7 @@ def test_every_option_stands_once_and_is_documented(name):
     assert len(options) == len(set(options))
     assert all(param.help for param in params.values())
     assert {"json", "debug"} <= set(params)
-    assert ("address" in params) == (name in ON_RAY)
+    assert ("address" in params) == (name in ON_RAY | ON_A_CLUSTER)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
