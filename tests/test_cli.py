@@ -33,6 +33,7 @@ CONFIGS = {
     "plan": config.ExtractConfig,
 }
 ON_RAY = {"extract", "fit", "finetune", "evaluate", "predict", "run", "demo", "plugins check"}
+ON_A_CLUSTER = {"submit", "jobs list", "jobs logs", "jobs stop"}
 WITHOUT_RAY = {
     *("plan", "verify", "inspect", "recipes list", "recipes show"),
     *("plugins list", "plugins show", "plugins new"),
@@ -186,7 +187,7 @@ def test_version():
 
 
 def test_the_commands():
-    assert set(COMMANDS) == ON_RAY | WITHOUT_RAY
+    assert set(COMMANDS) == ON_RAY | ON_A_CLUSTER | WITHOUT_RAY
     text = invoke("--help").stdout
     assert all(name.split()[0] in text for name in COMMANDS)
 
@@ -207,7 +208,7 @@ def test_every_option_stands_once_and_is_documented(name):
     assert len(options) == len(set(options))
     assert all(param.help for param in params.values())
     assert {"json", "debug"} <= set(params)
-    assert ("address" in params) == (name in ON_RAY)
+    assert ("address" in params) == (name in ON_RAY | ON_A_CLUSTER)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

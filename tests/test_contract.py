@@ -319,7 +319,7 @@ def test_a_version_that_fits_or_is_not_ours_to_judge(package, requirement):
 
 
 def test_checking_what_is_not_there():
-    assert "did you mean vgg16?" in check("vgg61", status=2)
+    assert "did you mean small-vggnet" in check("small-vgnet", status=2)
 
 
 # New plugins

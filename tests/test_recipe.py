@@ -803,7 +803,7 @@ def test_images_that_are_not_there(calls):
     [
         ("model.head=liner", "unknown head 'liner': did you mean linear"),
         ("tuned.head=liner", "unknown head 'liner'"),
-        ("features.backbone=vgg61", "unknown backbone 'vgg61': did you mean vgg16"),
+        ("features.backbone=small-vgnet", "unknown backbone 'small-vgnet': did you mean small-vggnet"),
         ("tuned.augment=rotate=3", "did you mean rotation"),
         ("model.optimizer=adamm", "did you mean adam"),
         ("tuned.optimizer=adamm", "did you mean adam"),

@@ -365,12 +365,31 @@ def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, images, tm
     )
 
 
+ON_EACH_NODE = """
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+@ray.remote
+def seen():
+    from tlray import plugins
+    return plugins.find("backbones", "third").package
+
+ray.init(log_to_driver=False)
+on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+print(ray.get([seen.options(scheduling_strategy=one).remote() for one in on]))
+"""
+
+
 @pytest.mark.slow
-def test_a_chain_ends_with_its_status(tlray, images):
-    none = images.parent / "none"
-    line = f"tlray plugins show third && echo \"$NAME\" && tlray inspect '{none}' && tlray recipes list"
+def test_a_chain_sees_the_plugin_on_each_node_and_ends_with_its_status(tlray, tmp_path):
+    (tmp_path / "each.py").write_text(ON_EACH_NODE)
+    line = (
+        f'tlray plugins show third && python {tmp_path}/each.py && echo "$NAME" '
+        f"&& tlray inspect '{tmp_path}/none' && tlray recipes list"
+    )
     done = tlray("submit", "--env", "NAME", "--", line, status=2, NAME=SECRET)
     assert "A plugin of someone else." in done.stderr
+    assert "['third-party', 'third-party']" in done.stderr
     assert "none is not there" in done.stderr
     assert "vgg16-features" not in done.stderr
     assert SECRET not in done.stderr

@@ -32,9 +32,9 @@ def submit(
             "be given several times. tlray does not print it, but who may use the cluster can read it",
         ),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="show what it prints, and end with its exit status")
-    ] = True,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="end when it is sent, not with its exit status when it ends")
+    ] = False,
 ) -> Result:
     """Run a command on a Ray cluster as a job, with the tlray and the plugins that are installed here.
 
@@ -45,6 +45,6 @@ def submit(
     def say(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
 
-    found = submit(words, address=address, name=name, env=env or (), wait=wait, say=say)
-    took = f" in {found['seconds']:.1f} s" if wait else ""
+    found = submit(words, address=address, name=name, env=env or (), wait=not no_wait, say=say)
+    took = "" if no_wait else f" in {found['seconds']:.1f} s"
     return Result(found, f"job {found['job']} {found['status']}{took}")
