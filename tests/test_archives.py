@@ -25,12 +25,11 @@ from PIL import Image
 from tests.s3_server import Server, running
 from tlray import archive, cluster, parquet, tar, walk
 from tlray.annotate import copy_name
-from tlray.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
+from tlray.config import ExtractConfig, FitConfig, PredictConfig
 from tlray.decoder import BadImage
 from tlray.errors import UserError
-from tlray.evaluate import evaluate
+from tlray.evaluate import _thumbnails
 from tlray.extract import extract
-from tlray.finetune import finetune
 from tlray.fit import fit
 from tlray.listing import Images, Listed
 from tlray.plan import plan
@@ -540,6 +539,14 @@ def test_what_is_too_large_or_missing_is_an_error_row(tmp_path, monkeypatch):
     assert [fault(read, row)[0] for row in images] == ["FileTooLarge", "NoBytes", "FileTooLarge", "NoBytes"]
 
 
+def test_thumbnails_come_out_of_archives(tmp_path, pictures):
+    some = dict(list(pictures.items())[:3])
+    root = Folder.open(str(tmp_path))
+    for kind in KINDS:
+        found = write(tmp_path, kind, some)
+        assert sorted(_thumbnails(root, [*found, "some.tar/none.png"])) == sorted(found)
+
+
 # An archive that was replaced
 
 
@@ -736,7 +743,7 @@ def test_features_are_those_of_loose_files_and_later_ones_are_added(mixed, pictu
 
 
 @pytest.mark.slow
-def test_models_of_archives(mixed, features, ray, tmp_path):
+def test_predictions_and_copies_of_archives(mixed, features, ray, tmp_path):
     folder, paths_of = mixed
     settings = FitConfig(head="linear", optimizer="adam", epochs=60, learning_rate=0.02)
     fit(features, str(tmp_path / "model"), settings)
@@ -751,18 +758,6 @@ def test_models_of_archives(mixed, features, ray, tmp_path):
         path.relative_to(tmp_path / "copies").parts[0] for path in (tmp_path / "copies").rglob("*.png")
     } == {*("a", "b", "c", "some.tar", "some.parquet")}
     assert (tmp_path / "copies/some.parquet/7.png").exists()
-    scores = evaluate(
-        str(tmp_path / "model"), str(folder), EvaluateConfig(precision="float32", max_bad_fraction=0.1)
-    )
-    assert (scores.rows, scores.errors) == (150, 2)
-    assert all(mistake.thumbnail for mistake in scores.mistakes)
-    tuned = finetune(
-        str(folder),
-        str(tmp_path / "tuned"),
-        FinetuneConfig(augment="flip", epochs=1, precision="float32", max_bad_fraction=0.1),
-        model=str(tmp_path / "model"),
-    )
-    assert (tuned["rows"], tuned["errors"], len(tuned["history"])) == (150, 2, 1)
 
 
 # Object stores

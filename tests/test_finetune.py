@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tarfile
 import threading
 import time
 from dataclasses import replace
@@ -32,8 +33,10 @@ from tlray.evaluate import evaluate
 from tlray.extract import extract
 from tlray.finetune import _from_images, finetune
 from tlray.fit import fit
+from tlray.listing import Images
 from tlray.network import FrozenPart
 from tlray.predict import predict
+from tlray.reading import Reader
 from tlray.storage import Folder
 
 pytestmark = pytest.mark.slow
@@ -202,8 +205,8 @@ def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model
     assert streamed[0]["loss"] != pytest.approx(plain[0]["loss"], rel=1e-3)
 
 
-def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
-    """Against each view decoded, augmented and computed here."""
+def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
+    """Out of a tar file, against each view decoded, augmented and computed here."""
     import ray as ray_module
 
     from tlray import decoder
@@ -212,13 +215,18 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
     from tlray.stream import Source, Stream
 
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=SIZE))
-    paths = sorted(str(path.relative_to(images)) for path in images.glob("train/*/*.png"))
+    with tarfile.open(tmp_path / "train.tar", "w") as file:
+        file.add(images / "train", "")
+    listed = list(Images.open(str(tmp_path / "train.tar")))
+    paths = [row.path for row in listed]
+    places = {name: [getattr(row, name) for row in listed] for name in ("path", "offset", "modified")}
     views = Views(Augmentation.parse("strong"), 7)
-    root, none = Folder.open(str(images)), pa.nulls(len(paths))
+    root = Folder.open(str(tmp_path))
+    read_image = Reader(root)
     source = Source(
         max_pixels=10_000,
         root=root,
-        images=ray_module.put(pa.table({"path": paths, "offset": none, "modified": none})),
+        images=ray_module.put(pa.table(places)),
         views=views,
         image_size=SIZE,
         load_network=frozen.loader(),
@@ -232,7 +240,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray):
             found = stream.take(epoch, step, rows)
             assert len(found) == 12
             for row, weight, features in zip(rows, weights, found, strict=True):
-                plain = decoder.decode(decoder.read_image(root, paths[row]), SIZE)
+                plain = decoder.decode(read_image(paths[row]), SIZE)
                 expected = views.view(plain, paths[row], epoch) / 255 if weight else np.zeros_like(plain)
                 np.testing.assert_allclose(features, expected.ravel(), atol=1e-6)
 
