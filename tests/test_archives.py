@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import shutil
 import tarfile
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -420,6 +422,8 @@ def raw(name: bytes, size: int, kind: bytes = b"0") -> bytes:
     ("data", "expected"),
     [
         (raw(b"1.jpg", 1 << 62), "goes on behind its end"),
+        (raw(b"x", 1 << 19, b"L"), "cut off"),
+        (raw(b"x", 512, b"x") + b"10 size=5\n".ljust(512, b"\0") + raw(b"x", -512, b"L"), "a size of -512"),
         (raw(b"1.jpg", -5), "a size of -5"),
         (raw(b"x", 1 << 40, b"x"), "header of more than"),
         (raw(b"x", 1 << 40, b"L"), "header of more than"),
@@ -440,6 +444,38 @@ def test_headers_that_do_harm(tmp_path, data, expected):
     assert expected in refusal(str(tmp_path))
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_damage_of_any_kind_is_refused_or_an_error_row_and_never_another_image(tmp_path, kind):
+    chance = random.Random(0)
+    given = {f"{number}{'x' * 40 * number}.jpg": chance.randbytes(600) for number in range(5)}
+    if kind == "tar":
+        uri = Path(write_tar(tmp_path / "a.tar", [*given.items(), ("4.cls", b"x")]))
+    else:
+        uri = Path(write_parquet(tmp_path / "a.parquet", 2, image=[*given.values()], key=[*given]))
+    whole, listed, told = uri.read_bytes(), list(Images.open(str(uri))), Counter[str]()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 5, 50))):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        uri.write_bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))])
+        rows = listed
+        try:
+            rows = listed + list(Images.open(str(uri)))
+        except UserError:
+            told["refused"] += 1
+        read = Reader(Folder.open(str(tmp_path)))
+        for row in rows:
+            try:
+                data = read(row.path, row.offset)
+            except BadImage:
+                told["bad"] += 1
+                continue
+            told["read"] += 1
+            others = [other for name, other in given.items() if not row.path.endswith(name)]
+            assert data not in others or row not in listed
+    assert min(told[outcome] for outcome in ("refused", "bad", "read")) > 50
 
 
 def test_a_long_pax_header_takes_no_time(tmp_path):

@@ -77,6 +77,8 @@ class File:
     def at(self, offset: int, length: int) -> bytes:
         """The bytes of one answer of the store, so never of two versions of the file; fewer at its end."""
         length = max(0, min(length, self.size - offset))
+        if not length:
+            return b""
         end = self._start + len(self._held)
         if not self._start <= offset or offset + length > end:
             goes_on = self._start <= offset <= end + self._window

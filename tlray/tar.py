@@ -162,8 +162,8 @@ class Tar:
                 raise Damaged(f"no header of a tar file at byte {offset} ({error})") from error
             offset += _BLOCK
             size = info.size if long_size is None else long_size
-            if size < 0:
-                raise Damaged(f"a size of {size} bytes at byte {start}")
+            if min(size, info.size) < 0:
+                raise Damaged(f"a size of {min(size, info.size)} bytes at byte {start}")
             if info.type not in _EXTENDED:
                 name = names.text(long_name or info.name).partition("\0")[0]
                 while name.startswith("./"):
