@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -67,6 +68,18 @@ def test_no_ray_at_the_address(starts):
     with pytest.raises(UserError, match="no Ray answers"), cluster.connect("there:1") as connected:
         connected()
     assert starts.log == ["started by ray"]
+
+
+def test_where_nothing_listens_ray_does_not_try_for_minutes():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for there in (address, "127.0.0.1:99999"):
+        with (
+            pytest.raises(UserError, match=f"no Ray answers at --address {there}: .* expected HOST:PORT"),
+            cluster.connect(there) as connected,
+        ):
+            connected()
 
 
 def test_a_part_of_a_command_uses_its_ray(starts):

@@ -46,6 +46,8 @@ class Backbone(ABC):
     """The smallest input that leaves a feature map, in pixels."""
     cuts: ClassVar[tuple[str, ...]]
     """Layers that make good cuts, from the input to the end; the last is the default cut."""
+    reduced_precision: ClassVar[bool] = True
+    """Whether `--precision auto` is bfloat16 where the hardware has it; False if that does it no good."""
     weights: ClassVar[Mapping[str, KnownWeights]] = {}
     """By name; the first are the default. Empty: there are none, and training starts from random ones."""
 

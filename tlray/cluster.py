@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ _LOCAL = {
     # On every system, as Ray does on those: listen on the loopback address, and on no other.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+_ANSWER_SECONDS = 10
 Connected = Callable[[], None]
 """Waits until Ray is there; raises UserError if there is none at the address."""
 _current: Connected | None = None
@@ -130,6 +132,8 @@ def _prepare(address: str | None) -> None:
 
 def _start(address: str | None, cpus: int) -> None:
     """Connect. Raises UserError if there is no Ray at that address."""
+    if address is not None:
+        _check_answers(address)
     with importing():
         import ray
 
@@ -153,6 +157,19 @@ def _start(address: str | None, cpus: int) -> None:
     if not _debugging():
         for name in ("ray.data", "ray.train"):  # What fails is raised as well.
             logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _check_answers(address: str) -> None:
+    """Raise UserError if nothing listens there: Ray itself would try for 14 minutes (since ray#38854)."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not port.isdigit():
+        return  # `auto`, or a URI: Ray finds out what it means.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray answers at --address {address}: {error}; expected HOST:PORT of its head"
+        ) from error
 
 
 def _debugging() -> bool:

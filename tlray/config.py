@@ -67,7 +67,7 @@ class _Frozen(_Checked):
 
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Doc("what the frozen network computes in; auto: bfloat16 where the hardware has it, else float32"),
+        Doc("what the frozen network computes in; auto: bfloat16 where hardware and network are good for it"),
     ] = "auto"
     store: Annotated[Literal["float32", "float16"], Doc("what the features are kept in")] = "float32"
 
@@ -250,7 +250,8 @@ class RunConfig(_Pass):
     """How a trained model is run over images."""
 
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Doc("what the backbone computes in")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Doc("what the backbone computes in; auto: reduced only if it was when the model was trained"),
     ] = "auto"
     batch_size: Annotated[int, Doc("images that go through the network at once")] = 32
 

@@ -71,7 +71,7 @@ class FrozenPart:
             cut=cut,
             preprocess=config.preprocess or "imagenet",
             image_size=size,
-            precision=fastest_precision() if config.precision == "auto" else config.precision,
+            precision=chosen_precision(backbone, config.precision),
             store=config.store,
         )
         return cls(backbone, found.arrays, provenance)
@@ -158,6 +158,13 @@ def _load(backbone: Backbone, arrays: Any, provenance: Provenance) -> Network:
     prepare_keras(len(os.sched_getaffinity(0)))
     frozen = FrozenPart(backbone, ray.get(arrays), provenance)
     return compile_network(frozen.build(), provenance.image_size, provenance.precision)
+
+
+def chosen_precision(backbone: Backbone, asked: str) -> str:
+    """What a backbone computes in, where `asked` may be "auto"."""
+    if asked != "auto":
+        return asked
+    return fastest_precision() if backbone.reduced_precision else "float32"
 
 
 def fastest_precision() -> str:

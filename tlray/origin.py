@@ -17,8 +17,8 @@ from tlray.network import (
     INPUT,
     FrozenPart,
     backbone_arrays,
+    chosen_precision,
     cut_before,
-    fastest_precision,
     layers_up_to,
 )
 from tlray.provenance import Provenance
@@ -157,7 +157,7 @@ def _trained(config: FinetuneConfig, model: Model) -> Origin:
     provenance = replace(
         made,
         cut=cut,
-        precision=fastest_precision() if config.precision == "auto" else config.precision,
+        precision=chosen_precision(backbone, config.precision),
         store=config.store,
     )
     if cut != INPUT and cut not in layers_up_to(backbone, made.cut):

@@ -44,7 +44,9 @@ def start(
     Raises:
         UserError: the folder holds something else, or there are no images.
     """
-    precision = fastest_precision() if config.precision == "auto" else config.precision
+    precision: str = config.precision
+    if precision == "auto":
+        precision = "float32" if model.provenance.precision == "float32" else fastest_precision()
     job = {
         "model": model.folder.uri,
         "model_created": model.manifest["created"],

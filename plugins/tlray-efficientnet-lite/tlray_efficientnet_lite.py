@@ -79,6 +79,7 @@ class EfficientNetLite(Backbone):
     """What the sizes have in common (github.com/tensorflow/tpu, models/official/efficientnet/lite)."""
 
     minimum_size = 32
+    reduced_precision = False
     width: ClassVar[float]
     """Of the filters, relative to Lite0."""
     depth: ClassVar[float]

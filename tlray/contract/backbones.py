@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +35,7 @@ _REDUCED = 0.1
 
 
 def declares(subject: BackboneSubject) -> None:
-    """Default and smallest size, cuts, and the SHA-256 of each of its weights are what they have to be."""
+    """Default and smallest size, cuts, and the digest of each of its weights are what they have to be."""
     plugin = subject.plugin
     for name in ("image_size", "minimum_size"):
         value = getattr(plugin, name)
@@ -48,9 +49,12 @@ def declares(subject: BackboneSubject) -> None:
     for name, known in plugin.weights.items():
         must(
             isinstance(known, KnownWeights)
-            and len(known.sha256) == 64
-            and set(known.sha256) <= set("0123456789abcdef"),
-            f"weights[{name!r}] is {known!r}, expected KnownWeights(sha256=...) with 64 hexadecimal digits",
+            and (
+                re.fullmatch("[0-9a-f]{64}", known.sha256)
+                or re.fullmatch("([0-9a-f]{32}){1,2}", known.file_hash)
+            ),
+            f"weights[{name!r}] is {known!r}, expected KnownWeights(sha256=...) with 64 hexadecimal digits, "
+            "or file_hash with as many, or with 32",
         )
 
 

