@@ -150,7 +150,7 @@ MISTAKES = {
     "wrong digest": (
         [("cuts =", f"{WEIGHTS}\n    cuts =")],
         "knows_weights",
-        r"does not hold the 'known' weights of net: SHA-256 \w{16}\.\.\., expected 0{16}",
+        r"does not hold the 'known' weights of net: digest \w{16}\.\.\., expected 0{16}",
     ),
     "no name of a layer": (
         [('"same", name="conv")', '"same")'), ('("conv", "end")', '("end",)')],

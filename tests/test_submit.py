@@ -340,7 +340,13 @@ def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, images, tm
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["job"].startswith("my.job-")
     assert (found["status"], found["exit_status"]) == ("succeeded", 0)
-    assert [one.split()[0] for one in found["shipped"]] == ["third-party", "tlray", "tlray-vgg16-weights"]
+    shipped = [one.split()[0] for one in found["shipped"]]
+    assert shipped == sorted(shipped)
+    assert {
+        "third-party",
+        "tlray",
+        *(path.name for path in (Path(__file__).parents[1] / "plugins").iterdir()),
+    } == set(shipped)
     assert found["installed"] == []
     assert (found["result"]["images"], found["result"]["rows"], found["result"]["errors"]) == (13, 12, 1)
     assert "13 of 13 images" in done.stderr
