@@ -8,7 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_server import Server, running
+
 Package = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with an empty bucket, which s3:// means in this process and in Ray's."""
+    with running() as server, pytest.MonkeyPatch.context() as patched:
+        for name, value in server.environment.items():
+            patched.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+            patched.delenv(name, raising=False)
+        server.put([("bucket", b"")])
+        yield server
 
 
 @pytest.fixture

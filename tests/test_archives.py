@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.s3_server import Server, running
+from tests.s3_server import Server
 from tlray import archive, cluster, parquet, tar, walk
 from tlray.annotate import copy_name
 from tlray.config import ExtractConfig, FitConfig, PredictConfig
@@ -623,18 +623,6 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
 
 CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32", max_bad_fraction=0.1)
 KINDS = ("loose", "tar", "parquet")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A server with an empty bucket, which s3:// means in this process and in Ray's."""
-    with running() as server, pytest.MonkeyPatch.context() as patched:
-        for name, value in server.environment.items():
-            patched.setenv(name, value)
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
-            patched.delenv(name, raising=False)
-        server.put([("bucket", b"")])
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,13 @@ def test_a_process_with_other_packages_does_no_work():
         nodes.agree({"tlray": "0.0"})
 
 
+def test_a_node_that_joins_later_with_other_packages_fails_the_job(two_nodes, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "check", lambda *given: None)  # It was not there to be asked.
+    monkeypatch.setattr("tlray.extract.package_versions", lambda *plugins: {"tlray": "0.0"})
+    with pytest.raises(JobError, match=r"has tlray .*, and the job was started with 0\.0"):
+        extract(str(images), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
+
+
 def test_the_processes_that_hold_the_network(two_nodes):
     assert nodes.pool(None, 1.0) == (2, 2, 0.0, 0.5)
     assert nodes.pool((1, 5), 1.0) == (1, 5, 0.0, 0.5)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from tests.s3_server import Server, running
+from tests.s3_server import Server
 from tlray import cluster
 from tlray.config import ExtractConfig, FitConfig, PredictConfig
 from tlray.errors import UserError
@@ -32,18 +32,6 @@ pytestmark = pytest.mark.slow
 CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32")
 IMAGES = 150
 """Two shards, one of 128 and one of 22."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A server with an empty bucket, which s3:// means in this process and in Ray's."""
-    with running() as server, pytest.MonkeyPatch.context() as patched:
-        for name, value in server.environment.items():
-            patched.setenv(name, value)
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
-            patched.delenv(name, raising=False)
-        server.put([("bucket", b"")])
-        yield server
 
 
 @pytest.fixture(scope="module")
