@@ -640,7 +640,7 @@ def _interrupt(
     first.send_signal(how)
     _, errors = first.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert first.returncode == 130
+        assert first.returncode == 130, errors
         assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to finish"
         assert "Traceback" not in errors
     again = _tlray(*command, env=environment, start_new_session=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +62,7 @@ class Index:
         self.known: Known | None = None
         """What an earlier run had listed, if this one lists on."""
         self._rest: Iterator[_Piece] = iter(())
+        self._stopping = Event()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is sent to a task: where the index is, not how much of it is there."""
@@ -93,6 +95,7 @@ class Index:
             JobError: the index is damaged.
         """
         index = cls(folder, job)
+        images = index._unless_stopped(images)
         folder.remove(_STOPPED)
         size = _shard_size(batch_size, copies)
         if folder.is_file(piece_name(0)):
@@ -113,7 +116,7 @@ class Index:
                 f"{folder.uri} is not empty and is no job of tlray (it holds {', '.join(strangers[:3])}"
                 f"{', ...' if len(strangers) > 3 else ''}): choose a new folder"
             )
-        index._rest = _pieces(iter(images), size, 0)
+        index._rest = _pieces(images, size, 0)
         try:
             index._write(next(index._rest))
         except BaseException as error:
@@ -148,13 +151,17 @@ class Index:
             raise JobError(f"{error}; then run it again to go on") from error
 
     def finish(self) -> None:
-        """List all that is left; errors as of `grow`."""
-        for _ in self.grow():
-            pass
+        """List all that is left; errors as of `grow`, and JobError if another thread stopped it."""
+        try:
+            for _ in self.grow():
+                pass
+        finally:
+            self.stop()
 
     def stop(self) -> None:
-        """Tell those who wait for what is not listed yet that it will not come in this run."""
+        """End the listing; those who wait for what is not listed yet are told that it will not come."""
         if not self.complete:
+            self._stopping.set()
             self.folder.write(_STOPPED, b"")
 
     def discard(self) -> None:
@@ -172,7 +179,7 @@ class Index:
         while not last or self.folder.is_file(piece_name(piece)):
             while not self.folder.is_file(piece_name(piece)):
                 if self.folder.is_file(_STOPPED):
-                    raise JobError(f"the listing of the images for {self.folder.uri} was stopped")
+                    raise self._was_stopped()
                 time.sleep(_POLL_SECONDS)
             table, sizes, last = _read_piece(self.folder, piece, self.job, pq.ParquetFile.read)
             start = 0
@@ -203,6 +210,15 @@ class Index:
     @property
     def _pieces(self) -> int:
         return -(-len(self.shard_sizes) // _SHARDS_PER_PIECE)
+
+    def _unless_stopped(self, images: Iterable[Listed]) -> Iterator[Listed]:
+        for image in images:
+            if self._stopping.is_set():
+                raise self._was_stopped()
+            yield image
+
+    def _was_stopped(self) -> JobError:
+        return JobError(f"the listing of the images for {self.folder.uri} was stopped")
 
     def _read(self, job: Mapping[str, Any]) -> None:
         """Take in the pieces that are there, from their footers."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,25 +132,23 @@ def _run(
             num_gpus=pool.gpus,
         )
     )
-    # In a thread, because here the listing goes on.
-    thread, stopped = ThreadPoolExecutor(1, thread_name_prefix="results"), Event()
-    consuming = thread.submit(_consume, results, job, done, progress, stopped)
-    thread.shutdown(wait=False)
-    try:
-        for _ in job.index.grow():
-            if consuming.done():
-                break
-        return consuming.result()
-    except ray.exceptions.RayError as error:
-        raise JobError(f"the job failed: {cluster.reason(error)}; run it again to go on") from error
-    except BaseException:
-        stopped.set()
-        job.index.stop()
-        raise
+    # The listing in the thread: Ray Data must end where it began, or, with Ray gone, it ends the process.
+    with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
+        listing = thread.submit(job.index.finish)
+        try:
+            found = _consume(results, job, done, progress)
+            listing.result()
+            return found
+        except ray.exceptions.RayError as error:
+            if listing.done():
+                listing.result()  # That it failed made the rest fail.
+            raise JobError(f"the job failed: {cluster.reason(error)}; run it again to go on") from error
+        finally:
+            job.index.stop()
 
 
-def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress, stopped: Event) -> list[Shard]:
-    """Run the dataset and follow what comes out of it, until it ends or is stopped."""
+def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress) -> list[Shard]:
+    """Run the dataset and follow what comes out of it."""
     found: list[Shard] = []
     images = errors = 0
     before = sum(job.index.shard_sizes[shard] for shard in done)
@@ -162,8 +159,6 @@ def _consume(results: Dataset, job: Pass, done: set[int], progress: Progress, st
             errors += shard.errors
         complete, total = job.index.complete, job.index.images - before
         progress(images, total if complete else max(total, images + 1))
-        if stopped.is_set():
-            break
         if complete:  # Or a bad folder at the beginning would end a job that is good on the whole.
             _check_bad(job, errors)
     return found
