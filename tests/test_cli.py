@@ -208,7 +208,7 @@ def test_every_option_stands_once_and_is_documented(name):
     assert len(options) == len(set(options))
     assert all(param.help for param in params.values())
     assert {"json", "debug"} <= set(params)
-    assert ("address" in params) == (name in ON_RAY | ON_A_CLUSTER)
+    assert ("address" in params) == (name in ON_RAY | ON_A_CLUSTER | {"plan"})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -221,7 +221,7 @@ def test_every_field_is_an_option(name):
         assert param.default == field.default
         assert "".join(param.help.split()) in help_text
     # What is left are the command's own, and what all commands have.
-    own = {"images", "features", "model", "data", "out", "sample", "extend"}
+    own = {"images", "features", "model", "data", "out", "sample", "extend", "cluster"}
     assert set(params) <= own | {"json", "debug", "address", "help"}
 
 
@@ -240,9 +240,13 @@ BAD = [
     ("extract text --out out --image-size -1", "--image-size", "-1"),
     ("extract text --out out --max-bad-fraction 1.5", "--max-bad-fraction", "1.5"),
     ("plan text --split 2", "--split", "2"),
+    ("plan text --cluster", "--address", "--cluster"),
     ("fit features --out out --epochs 0", "--epochs", "0"),
     ("fit features --out out --batch-size -3", "--batch-size", "-3"),
     ("fit features --out out --workers 0", "--workers", "0"),
+    ("fit features --out out --min-workers 0", "more than 0", "--min-workers 0"),
+    ("fit features --out out --workers 2 --min-workers 3", "which is 2", "--min-workers 3"),
+    ("finetune text --out out --head linear --augment flip --workers 2 --min-workers 1", "--views", "1"),
     ("fit features --out out --learning-rate 0", "--learning-rate", "0"),
     ("fit features --out out --learning-rate nan", "--learning-rate", "nan"),
     ("fit features --out out --early-stopping 0", "--early-stopping", "0"),

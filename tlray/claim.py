@@ -17,7 +17,7 @@ from tlray.storage import Folder
 WORK = ".training"
 """In the model's folder as long as it is not complete; only beside it are other files of an earlier run."""
 _JOB = "job.json"
-_CIRCUMSTANCES = ("workers", "actors", "gpus_per_actor", "max_bad_fraction")
+_CIRCUMSTANCES = ("workers", "min_workers", "actors", "gpus_per_actor", "max_bad_fraction")
 RESULT = (
     *("rows", "validation_rows", "epochs", "kept_epoch", "stopped_epoch", "trainable_tensors", "tensors"),
     *("errors", "metrics", "history", "seconds", "limited_by", "time"),

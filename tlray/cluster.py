@@ -149,7 +149,9 @@ def _start(address: str | None, cpus: int) -> None:
     except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
         if address is None:
             raise
-        why = str(error).strip().partition("\n")[0]
+        # That the token is wrong stands below Ray's own attempts to find an address.
+        token = re.search(r"AuthenticationError: (.+)", str(error.__cause__))
+        why = token[1] if token else str(error).strip().partition("\n")[0]
         raise UserError(f"no Ray answers at --address {address}: {type(error).__name__}: {why}") from error
     with importing():
         import ray.data

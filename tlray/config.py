@@ -18,7 +18,7 @@ MAX_PIXELS = 100_000_000
 """Width times height above which an image is refused unread, unless the user says otherwise."""
 _POSITIVE = (
     *("image_size", "max_pixels", "batch_size", "top", "views"),
-    *("epochs", "learning_rate", "early_stopping", "workers"),
+    *("epochs", "learning_rate", "early_stopping", "workers", "min_workers"),
 )
 _FRACTIONS = ("split", "max_bad_fraction")
 
@@ -169,6 +169,10 @@ class TrainConfig(_Checked):
     ] = None
     class_weights: Annotated[bool, Doc("let every class count the same in the loss, however rare")] = False
     workers: Annotated[int, Doc("training processes; any number gives the same weights")] = 1
+    min_workers: Annotated[
+        int | None,
+        Doc("begin, and go on when nodes are lost, with as few of them; new ones join in; all if not given"),
+    ] = None
     tensorboard: Annotated[bool, Doc("also write TensorBoard logs, into the model folder")] = False
     seed: Annotated[
         int, Doc("of the initial weights, the order of the rows, the dropout, and splits and views if any")
@@ -183,6 +187,10 @@ class TrainConfig(_Checked):
             raise UserError(
                 f"--validation {self.validation}: expected a fraction between 0 and 1, or the name of a split"
             )
+        if self.least_workers > self.workers:
+            raise UserError(
+                f"--min-workers {self.min_workers}: expected at most --workers, which is {self.workers}"
+            )
 
     @property
     def decay_rate(self) -> float | None:
@@ -194,6 +202,10 @@ class TrainConfig(_Checked):
         """The fraction in `validation`; None if it is none or the name of a split."""
         fraction = _number(self.validation)
         return fraction if fraction == fraction else None
+
+    @property
+    def least_workers(self) -> int:
+        return self.min_workers or self.workers
 
     @property
     def keeps_best(self) -> bool:
@@ -238,6 +250,11 @@ class FinetuneConfig(_Backbone, _Frozen, _Source, TrainConfig):
         super().__post_init__()
         if self.views is not None and self.augment is None:
             raise UserError(f"--views {self.views}: of what? Add --augment, or leave it away")
+        if self.streams and self.least_workers < self.workers:
+            raise UserError(
+                f"--min-workers {self.min_workers}: each worker needs room for the network that feeds it "
+                "with new views, which a changing cluster may not have; add --views, or leave the option away"
+            )
 
     @property
     def streams(self) -> bool:

@@ -49,10 +49,10 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
     if gpus_per_actor < 1 and not gpus:
         raise UserError(f"--gpus-per-actor {gpus_per_actor:g}: this Ray has no GPU; leave the option away")
     # A cluster that grows may still have none.
-    size = max(1, int(gpus / share) if share else len(_with_cpus()))
+    size = max(1, int(gpus / share) if share else len(with_cpus()))
     least, most = actors or (size, size)
     # Beside an actor there must be room for a task that decodes, or none would ever run.
-    small = all(node["Resources"]["CPU"] < 2 for node in _with_cpus())
+    small = all(node["Resources"]["CPU"] < 2 for node in with_cpus())
     return Pool(least, most, share, 0.5 if small else 1.0)
 
 
@@ -71,7 +71,7 @@ def check(versions: Mapping[str, str], out: Folder, image: tuple[Folder, Place] 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node for node in _with_cpus() if node["NodeID"] != here}
+    others = {node["NodeID"]: node for node in with_cpus() if node["NodeID"] != here}
     if not others:
         return
     readable = image if image is not None and _unreadable(*image) is None else None
@@ -95,7 +95,7 @@ def check(versions: Mapping[str, str], out: Folder, image: tuple[Folder, Place] 
         for name in (mine, *(f"{token}-{node}.tmp" for node in others)):
             with suppress(OSError):
                 out.remove(name)
-    left = {node["NodeID"] for node in _with_cpus()}
+    left = {node["NodeID"] for node in with_cpus()}
     lines = [
         f"node {others[node]['NodeManagerAddress']} {fault}" for node, fault in faults.items() if node in left
     ]
@@ -121,7 +121,8 @@ def check_gpu() -> None:
         )
 
 
-def _with_cpus() -> list[dict[str, Any]]:
+def with_cpus() -> list[dict[str, Any]]:
+    """The nodes of this Ray that can do something, as `ray.nodes` tells of them."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]

@@ -1,4 +1,4 @@
-"""What an extraction would cost here, from a sample that is really decoded, computed and written."""
+"""What an extraction would cost, from a sample that is really decoded, computed and written."""
 
 from __future__ import annotations
 
@@ -6,76 +6,131 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tlray import decoder, featureset
+from tlray import decoder, featureset, nodes, spread
+from tlray.cluster import connect
 from tlray.config import ExtractConfig
-from tlray.errors import JobError
+from tlray.errors import JobError, UserError
 from tlray.listing import Images, Listed
-from tlray.network import FrozenPart, compile_network
+from tlray.network import FrozenPart, Network, compile_network
+from tlray.nodes import Pool
+from tlray.provenance import package_versions
 from tlray.reading import Reader
 from tlray.runtime import prepare_keras
+from tlray.spread import Cost, Kind
 from tlray.storage import Folder
 
 
-def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, Any]:
-    """Time a sample of an extraction on this machine and reckon the whole job from it.
+def plan(
+    images: str,
+    config: ExtractConfig,
+    *,
+    sample: int = 64,
+    cluster: bool = False,
+    address: str | None = None,
+) -> dict[str, Any]:
+    """Time a sample of an extraction, here or on a Ray cluster, and reckon the whole job from it.
 
     Args:
         images: a folder, URI, table or image; see `tlray.listing.Images`.
         config: of the extraction.
         sample: how many images are tried.
+        cluster: try them on a node of each kind of a Ray, not here.
+        address: of that Ray.
 
     Returns:
-        JSON values: images, bytes_read (None for a table), sample, sample_errors, read_ms and
-        decode_ms (an image and core), network_ms (an image, all cores or one GPU), cores, gpus,
-        images_per_second, seconds, gpu_hours, feature_shape, bytes_written.
+        JSON values: images, bytes_read (None for a table), sample, sample_errors, precision, what
+        `tlray.spread.reckon` says, seconds, gpu_hours, feature_shape, bytes_written.
 
     Raises:
-        UserError: no images, or a network that is not to be had.
-        JobError: no image of the sample can be decoded.
+        UserError: no images, a network that is not to be had, or no such Ray.
+        JobError: no image of the sample can be decoded, or a node cannot try it.
     """
+    if cluster and address is None:
+        raise UserError("--cluster: which? Give its --address, or run it there: tlray submit -- plan ...")
     source = Images.open(images)
     frozen = FrozenPart.decide(config)
     found, size, chosen = _survey(source, sample)
-    read, decode, pixels = _decode(source.root, chosen, frozen.provenance.image_size, config.max_pixels)
-    prepare_keras()
-    import tensorflow as tf
-
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    network = compile_network(frozen.build(), frozen.provenance.image_size, frozen.provenance.precision)
-    batch = np.resize(pixels, (config.batch_size, *pixels.shape[1:]))  # The sample again and again.
-    network(batch)
-    calls = max(1, round(sample / config.batch_size))
-    started = time.perf_counter()
-    for _ in range(calls):
-        features = network(batch)
-    compute = (time.perf_counter() - started) / (calls * config.batch_size)
-    cores = len(os.sched_getaffinity(0))
-    # A GPU computes while the cores decode; on a CPU both share the cores.
-    prepare = (read + decode) / cores
-    each = max(compute / gpus, prepare) if gpus else compute + prepare
+    measure = partial(
+        _measure,
+        root=source.root,
+        images=chosen,
+        config=config,
+        image_size=frozen.provenance.image_size,
+        packages=package_versions(frozen.provenance.package),
+    )
+    if cluster:
+        with connect(address) as connected:
+            connected()
+            pool = nodes.pool(config.actor_range, config.gpus_per_actor)
+            tried = spread.try_kinds(pool, partial(measure, load=frozen.loader()))
+    else:
+        cost = measure(True, load=partial(_load_here, frozen))
+        pool, tried = _here(cost)
+    spreading = spread.reckon(tried, pool)
+    seconds = found / spreading["images_per_second"]
+    whole = next(cost for _, cost in tried.values() if cost.network is not None)
     return {
         "images": found,
         "bytes_read": size,
         "sample": len(chosen),
-        "sample_errors": len(chosen) - len(pixels),
-        "read_ms": round(1e3 * read, 3),
-        "decode_ms": round(1e3 * decode, 3),
-        "network_ms": round(1e3 * compute, 3),
-        "cores": cores,
-        "gpus": gpus,
+        "sample_errors": whole.errors,
         "precision": frozen.provenance.precision,
-        "images_per_second": round(1 / each, 3),
-        "seconds": round(found * each, 1),
-        "gpu_hours": round(found * each * gpus / 3600, 3),
-        "feature_shape": list(features.shape[1:]),
-        "bytes_written": round(found * _written(features[: len(pixels)], config.store)),
+        **spreading,
+        "seconds": round(seconds, 1),
+        "gpu_hours": round(seconds * spreading["gpus"] / 3600, 3),
+        "feature_shape": whole.row_shape,
+        "bytes_written": round(found * (whole.row_bytes or 0)),
     }
+
+
+def _load_here(frozen: FrozenPart) -> Network:
+    prepare_keras()
+    return compile_network(frozen.build(), frozen.provenance.image_size, frozen.provenance.precision)
+
+
+def _here(cost: Cost) -> tuple[Pool, dict[Kind, tuple[int, Cost]]]:
+    """This machine, as a Ray of one node."""
+    import tensorflow as tf
+
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    actors = max(1, gpus)
+    kind = Kind(cpus=len(os.sched_getaffinity(0)), gpus=gpus, accelerator=None, actors=actors)
+    return Pool(actors, actors, gpus=min(1, gpus), decode_cpus=1), {kind: (1, cost)}
+
+
+def _measure(
+    with_network: bool,
+    *,
+    root: Folder,
+    images: list[Listed],
+    config: ExtractConfig,
+    image_size: int,
+    packages: Mapping[str, str],
+    load: Callable[[], Network],
+) -> Cost:
+    """Try a sample in this process."""
+    nodes.agree(packages)
+    read, decode, pixels = _decode(root, images, image_size, config.max_pixels)
+    errors = len(images) - len(pixels)
+    if not with_network:
+        return Cost(read, decode, None, errors, None, None)
+    network = load()
+    batch = np.resize(pixels, (config.batch_size, *pixels.shape[1:]))  # The sample again and again.
+    network(batch)
+    calls = max(1, round(len(images) / config.batch_size))
+    started = time.perf_counter()
+    for _ in range(calls):
+        features = network(batch)
+    compute = (time.perf_counter() - started) / (calls * config.batch_size)
+    row_bytes = _written(features[: len(pixels)], config.store)
+    return Cost(read, decode, compute, errors, list(features.shape[1:]), row_bytes)
 
 
 def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, list[Listed]]:

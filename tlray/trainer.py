@@ -26,6 +26,12 @@ Loop = Callable[[Mapping[str, Any], "Worker"], Any]
 """Called in each worker with the settings."""
 
 
+_FAILURES, _LOSSES = 3, 30
+"""How often training may fail, and how often where nodes are expected to go."""
+_RESIZE_SECONDS = 60
+"""How often it is looked whether there is room for more workers, which costs the epoch that is under way."""
+
+
 class Worker:
     """One of the training processes, as Ray Train sees it; its checkpoints lie in the run's storage."""
 
@@ -92,7 +98,7 @@ def check(workers: int, streaming: bool) -> int:
     if workers > available:
         raise UserError(
             f"--workers {workers}: expected at most {available}, for which this Ray has CPUs and GPUs "
-            f"({cpus:g} and {gpus})"
+            f"({cpus:g} and {gpus}); with --min-workers a training begins with fewer"
         )
     return gpus
 
@@ -101,7 +107,7 @@ def run(
     loop: Loop,
     settings: Mapping[str, Any],
     *,
-    workers: int,
+    workers: tuple[int, int],
     storage: Folder,
     streaming: bool,
     report: Report,
@@ -111,7 +117,8 @@ def run(
     Args:
         loop: the training loop.
         settings: given to it; values may be references to objects in Ray's store.
-        workers: how many.
+        workers: the least and the most. If fewer than the most are there, it goes on from the last checkpoint
+            with as many as there is room for, and again with more when there is.
         storage: a folder that all nodes see, for checkpoints and Ray Train's own state.
         streaming: each worker also needs room for tasks that decode and an actor with the frozen network.
         report: called here with what the first worker reports of each epoch.
@@ -123,7 +130,8 @@ def run(
         UserError: raised by the loop, or as of `check` and `nodes.check`.
         JobError: training failed.
     """
-    gpus = check(workers, streaming)
+    least, most = workers
+    gpus = check(least, streaming)
     nodes.check(package_versions(), storage)
     epochs = Queue(actor_options={"num_cpus": 0})
 
@@ -134,7 +142,7 @@ def run(
             return error  # Raised, it would be tried again, and come again.
         except Exception as error:
             # From within a stream it comes as an error of TensorFlow. Several workers must end together.
-            if "tlray.errors." in str(error) and workers == 1:
+            if "tlray.errors." in str(error) and most == 1:
                 return JobError(cluster.reason(error))
             raise
 
@@ -143,7 +151,8 @@ def run(
         train_loop_config=dict(settings),
         backend_config=_TensorFlowConfig(),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=gpus > 0,
             # On CPUs each takes all cores of its node.
             placement_strategy="PACK" if gpus else "SPREAD",
@@ -155,7 +164,7 @@ def run(
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=_FAILURES if least == most else _LOSSES),
         ),
     )
     try:

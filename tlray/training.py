@@ -191,10 +191,10 @@ def _told(training: Training, trained: Trained) -> dict[str, Any]:
 
 
 def check_workers(config: TrainConfig, streaming: bool) -> None:
-    """Raise UserError if this Ray has not the CPUs and GPUs for so many workers."""
+    """Raise UserError if this Ray has not the CPUs and GPUs for the least number of workers."""
     from tlray import trainer
 
-    trainer.check(config.workers, streaming)
+    trainer.check(config.least_workers, streaming)
 
 
 def cpus(config: TrainConfig, streaming: bool) -> int:
@@ -211,7 +211,7 @@ def _on_workers(training: Training, work: Folder, report: Report) -> Trained:
     trained: Trained = trainer.run(
         _loop_of_worker,
         _shared(training, ray.put),
-        workers=training.config.workers,
+        workers=(training.config.least_workers, training.config.workers),
         storage=work,
         streaming=training.source is not None,
         report=report,

@@ -1,13 +1,13 @@
-"""`tlray plan`: what an extraction would cost."""
+"""`tlray plan`: what an extraction would cost, here or on a cluster."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tlray.cli.arguments import Images
-from tlray.cli.options import Result, command
+from tlray.cli.options import OnRay, Result, command
 from tlray.config import ExtractConfig
 
 
@@ -15,31 +15,41 @@ from tlray.config import ExtractConfig
 def plan(
     images: Images,
     config: ExtractConfig,
+    ray: OnRay,
     sample: Annotated[int, typer.Option(min=1, help="how many images are timed")] = 64,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="time them on a node of each kind of the Ray at --address")
+    ] = False,
 ) -> Result:
-    """Time a sample of the images here and say how long all take, how many bytes, how many GPU hours."""
+    """Time a sample of the images and say how long all take, how they spread, and what they need."""
     from tlray.plan import plan
 
-    found = plan(images, config, sample=sample)
+    found = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
     shape = " x ".join(map(str, found["feature_shape"]))
     read = "" if found["bytes_read"] is None else f", {_bytes(found['bytes_read'])} to read"
     rows = [
         ("images", f"{found['images']:,}{read}"),
-        (
-            "sample",
-            f"{found['sample']} images, {found['sample_errors']} bad; reading {found['read_ms']:.2f} ms and "
-            f"decoding {found['decode_ms']:.2f} ms an image and core",
-        ),
-        ("network", f"{found['network_ms']:.2f} ms an image in {found['precision']}"),
-        (
-            "machine",
-            f"{found['cores']} cores, {found['gpus']} GPUs: {found['images_per_second']:.1f} images/s",
-        ),
-        ("time", f"{found['seconds'] / 3600:.2f} hours, besides about 20 s to start"),
-        ("GPU hours", f"{found['gpu_hours']:.2f}"),
+        ("sample", f"{found['sample']} images, {found['sample_errors']} bad, in {found['precision']}"),
+        *(("nodes" if cluster else "machine", _kind(kind, found["gpus"])) for kind in found["kinds"]),
+        ("rate", f"{found['images_per_second']:,.1f} images/s, limited by {found['limited_by']}"),
+        ("time", f"{found['seconds'] / 3600:,.2f} hours, besides about 20 s to start"),
+        ("GPU hours", f"{found['gpu_hours']:,.2f}"),
         ("features", f"{shape}, {_bytes(found['bytes_written'])} to write"),
     ]
     return Result(found, "\n".join(f"{name:<10} {text}" for name, text in rows))
+
+
+def _kind(kind: dict[str, Any], gpus: float) -> str:
+    """What nodes of a kind are, hold and take for an image."""
+    many = f"{kind['nodes']} with " if kind["nodes"] > 1 else ""
+    has = f"{kind['cpus']:g} cores"
+    if kind["gpus"]:
+        has += f" and {kind['gpus']:g} GPUs" + (f" ({kind['accelerator']})" if kind["accelerator"] else "")
+    each = f"reading {kind['read_ms']:.2f} ms, decoding {kind['decode_ms']:.2f} ms an image and core"
+    if kind["network_ms"] is None:
+        return f"{many}{has}, which decode: {each}"
+    network = f"network {kind['network_ms']:.2f} ms an image{' and GPU' if gpus else ''}"
+    return f"{many}{has}, {kind['actors']} actors: {each}; {network}"
 
 
 def _bytes(size: float) -> str:
