@@ -5,7 +5,7 @@ PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-app
 PACKAGES := . $(PLUGINS)
 TESTS := tests $(addsuffix /tests,$(PLUGINS))
 
-.PHONY: install demo test test-fast test-plugins test-deploy torture lint bench results lock image deploy
+.PHONY: install demo test test-fast test-plugins test-cluster test-deploy torture lint bench results lock image deploy
 
 include deploy/.env
 
@@ -29,6 +29,10 @@ test-fast: install
 # The contract of the plugins in plugins/.
 test-plugins: install
 	$(BIN)/python -m pytest tests/installed_plugins.py
+
+# Jobs on a Ray of several nodes on this machine: some minutes.
+test-cluster: install
+	$(BIN)/python -m pytest tests/on_cluster.py
 
 # The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
 test-deploy: install

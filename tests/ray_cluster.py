@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
@@ -22,12 +23,22 @@ BIN = Path(sys.executable).parent
 
 
 @dataclass
+class Node:
+    """One that was started."""
+
+    process: subprocess.Popen[bytes]
+    id: str
+    """As Ray knows it."""
+
+
+@dataclass
 class RayCluster:
     """Nodes that can come and go; the first is the head, with the dashboard."""
 
     folder: Path
     token: str = field(default_factory=lambda: secrets.token_hex(16))
-    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    """Those that were started, the head first."""
     port: int = 0
     dashboard: str = ""
 
@@ -46,14 +57,24 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
+            "RAY_worker_niceness": "0",  # Or on a busy machine they hardly get to run.
         }
 
-    def start(self, cpus: int, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, cpus: int, **environment: str) -> Node:
         """Start a node and wait until the cluster has it."""
+        # Ray gives up after 30 s, which on a busy machine may not do.
+        for _ in range(4):
+            if node := self._start(cpus, environment):
+                self.nodes.append(node)
+                return node
+        raise AssertionError("no node starts")
+
+    def _start(self, cpus: int, environment: Mapping[str, str]) -> Node | None:
+        """Start a node; None if it ends at once."""
         head = not self.nodes
-        place = self.folder / str(len(self.nodes))
+        place = Path(tempfile.mkdtemp(prefix="", dir=self.folder))
         home = place / "home"
-        home.mkdir(parents=True)
+        home.mkdir()
         where = ["--head"] if head else [f"--address={self.address}"]
         if head:
             self.port, dashboard = free_port(), free_port()
@@ -62,8 +83,9 @@ class RayCluster:
         where += [f"--temp-dir={place}/t", f"--dashboard-agent-listen-port={free_port()}"]
         fixed = ["--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
         limits = [f"--num-cpus={cpus}", "--object-store-memory=200000000"]
+        before = set() if head else self.alive()
         with (place / "log").open("wb") as log:
-            node = subprocess.Popen(
+            process = subprocess.Popen(
                 [BIN / "ray", "start", *fixed, *where, *limits],
                 cwd=home,
                 env={**self.environment(), **environment},
@@ -71,41 +93,44 @@ class RayCluster:
                 stderr=log,
                 start_new_session=True,
             )
-        self.nodes.append(node)
-        self.wait(len([one for one in self.nodes if one.poll() is None]))
-        return node
-
-    def alive(self) -> int:
-        """How many nodes the cluster says it has."""
-        try:
-            found = requests.get(
-                f"{self.dashboard}/nodes?view=summary",
-                headers={"Authorization": f"Bearer {self.token}"},
-                timeout=5,
-            ).json()
-        except (requests.RequestException, ValueError):
-            return 0
-        return sum(one["raylet"].get("state") == "ALIVE" for one in found["data"]["summary"])
-
-    def wait(self, nodes: int, seconds: float = 120) -> None:
-        """Until it has so many nodes."""
-        until = time.monotonic() + seconds
-        while self.alive() != nodes:
-            assert time.monotonic() < until, (self.folder / "0" / "log").read_text()
+        new: set[str] = set()
+        while not new and process.poll() is None:
             time.sleep(0.2)
+            new = self.alive() - before
+        return Node(process, *new) if new else None
 
-    def stop(self, node: subprocess.Popen[bytes], *, kill: bool = False) -> None:
+    def alive(self) -> set[str]:
+        """The ids of the nodes that the cluster says it has."""
+        try:
+            summary = self.ask("nodes?view=summary")["data"]["summary"]
+        except (requests.RequestException, ValueError):
+            return set()
+        nodes = [one["raylet"] for one in summary]
+        return {node["nodeId"] for node in nodes if node.get("state") == "ALIVE"}
+
+    def actors(self, name: str) -> list[dict[str, Any]]:
+        """The actors of a class with this in its name, those that have ended too, as Ray tells of them."""
+        found = self.ask("api/v0/actors?detail=1&limit=10000")["data"]["result"]["result"]
+        return [actor for actor in found if name in actor["class_name"]]
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return requests.get(f"{self.dashboard}/{path}", headers=headers, timeout=10).json()
+
+    def stop(self, node: Node, *, kill: bool = False) -> None:
         """End a node and every process of it, at once if it is to be killed."""
-        processes = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
+        process = node.process
+        processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         if kill:
-            for process in processes:
-                _end(process)
+            for one in processes:
+                _end(one)
         else:
-            node.terminate()
+            process.terminate()
         psutil.wait_procs(processes, timeout=10)
-        for process in processes:
-            _end(process)
-        node.wait()
+        for one in processes:
+            _end(one)
+        process.wait()
 
 
 @contextmanager
@@ -120,10 +145,18 @@ def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]
         yield cluster
     finally:
         for node in reversed(cluster.nodes):
-            if node.poll() is None:
+            if node.process.poll() is None:
                 cluster.stop(node, kill=True)
         end(folder)
         shutil.rmtree(folder)
+
+
+def wait_for(condition: Callable[[], Any], why: Callable[[], str] = str, seconds: float = 180) -> None:
+    """Until it is true; `why` tells what there is if that takes too long."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, why()
+        time.sleep(0.1)
 
 
 def left(folder: Path) -> list[psutil.Process]:

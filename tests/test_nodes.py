@@ -112,6 +112,28 @@ def test_images_that_a_node_does_not_see_are_refused_and_nothing_is_written(
     assert os.listdir(tmp_path) == []
 
 
+def train(storage: str) -> None:
+    """As `fit` and `finetune` do it."""
+    from tlray import trainer
+
+    def nothing(settings, worker) -> None:
+        raise AssertionError("it has begun")
+
+    folder = Folder.open(storage)
+    trainer.run(nothing, {}, workers=2, storage=folder, streaming=False, report=lambda metrics: None)
+
+
+def test_no_training_on_a_node_with_other_packages(two_nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tlray.trainer.package_versions", lambda *plugins: {**VERSIONS, PLUGIN: "1.0"})
+    with pytest.raises(UserError, match=f"node .* has {PLUGIN} 2.0, and the job was started with 1.0"):
+        train(str(tmp_path))
+
+
+def test_no_training_where_every_node_has_its_own_folder(two_nodes, memory):
+    with pytest.raises(UserError, match=r"another memory://model .* choose a place that all nodes share"):
+        train("memory://model")
+
+
 def test_a_process_with_other_packages_does_no_work():
     nodes.agree(VERSIONS)
     with pytest.raises(JobError, match=r"node .* has tlray .*, and the job was started with 0\.0"):
@@ -126,8 +148,13 @@ def test_a_node_that_joins_later_with_other_packages_fails_the_job(two_nodes, im
 
 
 def test_the_processes_that_hold_the_network(two_nodes):
-    assert nodes.pool(None, 1.0) == (2, 2, 0.0, 0.5)
-    assert nodes.pool((1, 5), 1.0) == (1, 5, 0.0, 0.5)
+    assert nodes.pool(None, 1.0) == (2, 2, 0.0, 0.4, 0.5)
+    assert nodes.pool((5, 5), 1.0) == (5, 5, 0.0, 0.4, 0.5)
+    for least, most, of_a_node in ((1, 5, 1), (3, 4, 2)):
+        pool = nodes.pool((least, most), 1.0)
+        assert (pool.least, pool.most, pool.gpus) == (least, most, 0.0)
+        # One more does not fit; a task that decodes does, and the one that reads the index.
+        assert round(of_a_node * pool.cpus + pool.decode_cpus + 0.05, 4) <= 1 < (of_a_node + 1) * pool.cpus
     with pytest.raises(UserError, match=r"--gpus-per-actor 0\.5: this Ray has no GPU"):
         nodes.pool(None, 0.5)
 
@@ -143,8 +170,9 @@ def test_two_nodes_extract(two_nodes, images, tmp_path):
 def test_a_gpu_that_tensorflow_does_not_find(two_nodes, images, tmp_path):
     """The last test: the node stays."""
     two_nodes.add_node(num_cpus=2, num_gpus=2)
-    assert nodes.pool(None, 1.0) == (2, 2, 1.0, 1.0)
-    assert nodes.pool(None, 0.5) == (4, 4, 0.5, 1.0)
+    assert nodes.pool(None, 1.0) == (2, 2, 1.0, 0.4, 1.0)
+    assert nodes.pool(None, 0.5) == (4, 4, 0.5, 0.4, 1.0)
+    assert nodes.pool((1, 5), 1.0) == (1, 5, 1.0, 0.4, 1.0)
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):

@@ -7,7 +7,7 @@ import pytest
 from tlray.nodes import Pool
 from tlray.spread import Cost, Kind, reckon
 
-CPUS, GPUS = Pool(2, 2, gpus=0, decode_cpus=1), Pool(2, 2, gpus=1, decode_cpus=1)
+CPUS, GPUS = Pool(2, 2, gpus=0, cpus=0.4, decode_cpus=1), Pool(2, 2, gpus=1, cpus=0.4, decode_cpus=1)
 
 
 def cost(network: float | None, decode: float = 0.008, read: float = 0.002) -> Cost:

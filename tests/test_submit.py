@@ -1,23 +1,19 @@
-"""Commands on a real Ray of two nodes, sent from an environment with a plugin that the nodes do not have."""
+"""What is sent along with a command, and how a job is followed; on a cluster: `on_cluster.py`."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from importlib.metadata import Distribution
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import requests
-from PIL import Image
 
-from tests.ray_cluster import BIN, RayCluster, left, ray_cluster
+from tests.ray_cluster import BIN
 from tlray import jobs, shipping, submit
 from tlray.errors import JobError, UserError
 
@@ -73,44 +69,6 @@ def site(project, tmp_path_factory) -> Path:
     site = tmp_path_factory.mktemp("site")
     pip("install", "--no-deps", "--no-build-isolation", "--target", site, project)
     return site
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / ODD
-    for number in range(12):
-        path = folder / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (30, 30), number * 20).save(path)
-    (folder / "a" / "bad.png").write_bytes(b"no image")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with ray_cluster([2, 1]) as cluster:
-        yield cluster
-    assert left(cluster.folder) == []
-
-
-@pytest.fixture
-def tlray(cluster, site, tmp_path):
-    """Runs the command line in the environment that has the plugin, away from the checkout."""
-
-    def run(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [BIN / "tlray", *words],
-            cwd=tmp_path,
-            env={**cluster.environment(), "PYTHONPATH": str(site), **environment},
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert done.returncode == status, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    return run
 
 
 # What goes along
@@ -325,123 +283,6 @@ def test_the_reason_of_a_failure_is_that_of_pip():
     assert jobs.reason(message) == "setup failed. RuntimeError: pip ERROR: no such x"
     assert jobs.reason("Job was intentionally stopped.") == "Job was intentionally stopped."
     assert jobs.reason(None) == ""
-
-
-# On a cluster
-
-
-@pytest.mark.slow
-def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, images, tmp_path):
-    """Quoting, credentials, the plugin in driver, tasks and actors, progress and the result."""
-    out = tmp_path / ODD
-    command = ["extract", str(images), "--out", str(out), "--backbone", "third"]
-    command += ["--max-bad-fraction", "0.5", "--json"]
-    done = tlray("submit", "--json", "--name", "my.job", "--env", "TOKEN", "--", *command, TOKEN=SECRET)
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["job"].startswith("my.job-")
-    assert (found["status"], found["exit_status"]) == ("succeeded", 0)
-    shipped = [one.split()[0] for one in found["shipped"]]
-    assert shipped == sorted(shipped)
-    assert {
-        "third-party",
-        "tlray",
-        *(path.name for path in (Path(__file__).parents[1] / "plugins").iterdir()),
-    } == set(shipped)
-    assert found["installed"] == []
-    assert (found["result"]["images"], found["result"]["rows"], found["result"]["errors"]) == (13, 12, 1)
-    assert "13 of 13 images" in done.stderr
-    assert SECRET not in done.stdout + done.stderr
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["provenance"]["package"].startswith("third-party 1.2+")
-    (job,) = json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]
-    assert (job["job"], job["status"]) == (found["job"], "succeeded")
-    assert job["command"].startswith("tlray extract")
-    ray = requests.get(
-        f"{cluster.dashboard}/api/jobs/{found['job']}",
-        headers={"Authorization": f"Bearer {cluster.token}"},
-        timeout=10,
-    ).json()
-    assert ray["driver_info"] is not None  # Not a Ray of its own, beside the cluster.
-    assert (ray["metadata"]["job_name"], ray["metadata"]["command"]) == ("my.job", job["command"])
-    assert (
-        "third"
-        not in subprocess.run(
-            [BIN / "tlray", "plugins", "list"], env=cluster.environment(), capture_output=True, text=True
-        ).stdout
-    )
-
-
-ON_EACH_NODE = """
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-@ray.remote
-def seen():
-    from tlray import plugins
-    return plugins.find("backbones", "third").package
-
-ray.init(log_to_driver=False)
-on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
-print(ray.get([seen.options(scheduling_strategy=one).remote() for one in on]))
-"""
-
-
-@pytest.mark.slow
-def test_a_chain_sees_the_plugin_on_each_node_and_ends_with_its_status(tlray, tmp_path):
-    (tmp_path / "each.py").write_text(ON_EACH_NODE)
-    line = (
-        f'tlray plugins show third && python {tmp_path}/each.py && echo "$NAME" '
-        f"&& tlray inspect '{tmp_path}/none' && tlray recipes list"
-    )
-    done = tlray("submit", "--env", "NAME", "--", line, status=2, NAME=SECRET)
-    assert "A plugin of someone else." in done.stderr
-    assert "['third-party', 'third-party']" in done.stderr
-    assert "none is not there" in done.stderr
-    assert "vgg16-features" not in done.stderr
-    assert SECRET not in done.stderr
-    assert "exit status 2" in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_a_job_is_left_alone_and_found_and_stopped(tlray, cluster, site, tmp_path):
-    """Without waiting; and after Ctrl-C, which ends the watching and not the job."""
-    (tmp_path / "wait").write_text("")
-    line = f"tlray --version; while [ -e {tmp_path}/wait ]; do sleep 0.2; done"
-    first = json.loads(tlray("submit", "--no-wait", "--json", "--", line).stdout)["job"]
-    watching = subprocess.Popen(
-        [BIN / "tlray", "submit", "--name", "watched", "--", line],
-        env={**cluster.environment(), "PYTHONPATH": str(site)},
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that runs the tests in the background has them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert watching.stderr is not None
-    for printed in watching.stderr:
-        if printed.startswith("tlray 0."):
-            break
-    watching.send_signal(signal.SIGINT)
-    last = watching.stderr.read().splitlines()[-1]
-    assert watching.wait(60) == 130
-    second = last.split()[2]
-    assert second.startswith("watched-")
-    assert f"tlray jobs stop {second} --address {cluster.dashboard}" in last
-    listed = {job["job"]: job["status"] for job in json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]}
-    assert (listed[first], listed[second]) == ("running", "running")
-    assert "stopped" in tlray("jobs", "stop", second).stdout
-    (tmp_path / "wait").unlink()
-    assert "tlray 0." in tlray("jobs", "logs", first, "--follow").stderr
-    assert "tlray 0." in tlray("jobs", "logs", first).stdout
-    assert second.partition("-")[0] in tlray("jobs", "logs", "watched-0", status=2).stderr
-
-
-@pytest.mark.slow
-def test_the_token_is_asked_for(tlray):
-    for token in ("", "wrong"):
-        done = tlray("jobs", "list", status=2, RAY_AUTH_TOKEN=token, HOME="/nowhere")
-        assert "RAY_AUTH_TOKEN" in done.stderr
-        assert len(done.stderr.splitlines()) <= 2
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ SHARD = Shard(
     network_seconds=9.0,
     write_seconds=0.5,
     actor="a",
+    node="1",
+    host="here",
     device="CPU",
     started=1000.0,
     ended=1010.0,
@@ -55,10 +57,30 @@ def test_the_shares_are_those_of_the_actors():
         "actors": 2,
         "device": "GPU",
         "steady_images_per_second": 20.0,
+        "nodes": [{"node": "1", "host": "here", "actors": 2, "rows": 200, "seconds": 12.5}],
     }
     line = sentence(found)
     assert "1.2 of 2 GPU actors busy (network 60%, writing 2%, waiting 38%)" in line
     assert "add CPUs" in line
+
+
+def test_what_each_node_did_is_told():
+    """Two nodes on one machine, and one on another."""
+    others = [
+        replace(SHARD, actor="b", node="2", rows=1500, errors=2),
+        replace(SHARD, actor="c", host="there", node="0", rows=50),
+    ]
+    found = judge([SHARD, *others, SHARD])
+    assert [(one["host"], one["node"], one["rows"], one["seconds"]) for one in found["time"]["nodes"]] == [
+        ("here", "1", 200, 19.0),
+        ("here", "2", 1500, 9.5),
+        ("there", "0", 50, 9.5),
+    ]
+    first, second = sentence(found).splitlines()
+    assert first.endswith("or keep smaller images")
+    assert second == "by 3 nodes: here 200 rows in 19.0 s, here 1,500 rows in 9.5 s, there 50 rows in 9.5 s"
+    many = [replace(SHARD, actor=f"{n}", node=f"{n}", host=f"node-{n}") for n in range(10)]
+    assert sentence(judge(many)).endswith("node-7 100 rows in 9.5 s, and 2 more")
 
 
 def test_a_clock_that_is_set_back_makes_no_speed():

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from statistics import mode
 from typing import Any, NamedTuple
 
 from tlray import decoder
@@ -16,8 +17,13 @@ from tlray.errors import JobError, UserError
 from tlray.reading import Place, Reader
 from tlray.storage import Folder
 
-_SECONDS = 60
-"""How long a node may take to answer: it may have to start a worker for it."""
+_ACTOR_CPUS = 0.4
+"""What counts is that it can be on any node; the network takes all cores that decoding leaves."""
+_READ_CPUS = 0.05
+"""See `source.shards`."""
+_SECONDS = 600
+"""How long a node may take to answer: it may have to install the packages of the job for it, for which Ray
+gives it as long. Of one that is lost Ray tells sooner."""
 
 
 class Pool(NamedTuple):
@@ -26,6 +32,8 @@ class Pool(NamedTuple):
     least: int
     most: int
     gpus: float
+    """Of each."""
+    cpus: float
     """Of each."""
     decode_cpus: float
     """Of a task that decodes for them."""
@@ -48,12 +56,18 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
     share = gpus_per_actor if gpus else 0.0
     if gpus_per_actor < 1 and not gpus:
         raise UserError(f"--gpus-per-actor {gpus_per_actor:g}: this Ray has no GPU; leave the option away")
+    cpus = [node["Resources"]["CPU"] for node in with_cpus()]
     # A cluster that grows may still have none.
-    size = max(1, int(gpus / share) if share else len(with_cpus()))
+    size = max(1, int(gpus / share) if share else len(cpus))
     least, most = actors or (size, size)
+    if least < most and not share and cpus:
+        # So much of a node that no more fit on it: or all would be there before another node comes, which
+        # is what those that wait for room ask an autoscaler for.
+        usual = mode(sorted(cpus, reverse=True))
+        own = usual / (-(-least // sum(one >= usual for one in cpus)) + 0.5)
+        return Pool(least, most, share, own, max(0.01, (own / 2 - _READ_CPUS) / usual))
     # Beside an actor there must be room for a task that decodes, or none would ever run.
-    small = all(node["Resources"]["CPU"] < 2 for node in with_cpus())
-    return Pool(least, most, share, 0.5 if small else 1.0)
+    return Pool(least, most, share, _ACTOR_CPUS, 1.0 if max(cpus, default=0) >= 2 else 0.5)
 
 
 def check(versions: Mapping[str, str], out: Folder, image: tuple[Folder, Place] | None = None) -> None:

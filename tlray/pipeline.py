@@ -4,6 +4,7 @@ and each is written as one file. A shard whose file exists is done.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the images done and to do after each shard."""
-
-
-_ACTOR_CPUS = 0.4
-"""What counts is that it can be on any node; the network takes all cores that decoding leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +125,7 @@ def _run(
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
             # Not as many as decoding: Ray would fuse the two stages into one process.
-            num_cpus=_ACTOR_CPUS,
+            num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
     )
@@ -254,8 +251,13 @@ class _NetworkActor:
 
         nodes.agree(job.packages)
         self.job = job
-        self.actor = ray.get_runtime_context().get_actor_id()
-        self.device = "GPU" if ray.get_gpu_ids() else "CPU"
+        context = ray.get_runtime_context()
+        self.place = {
+            "actor": context.get_actor_id(),
+            "node": context.get_node_id(),
+            "host": socket.gethostname(),
+            "device": "GPU" if ray.get_gpu_ids() else "CPU",
+        }
         self.network = load_network()
         nodes.check_gpu()
         # Compiles it, while the first images are decoded; one image tells the shape as well as many.
@@ -291,10 +293,9 @@ class _NetworkActor:
             decode_seconds=table["decode_seconds"][0].as_py(),
             network_seconds=self.seconds,
             write_seconds=time.perf_counter() - clock - self.seconds,
-            actor=self.actor,
-            device=self.device,
             started=started,
             ended=time.time(),
+            **self.place,
         )
         return pa.Table.from_pylist([vars(done)])
 

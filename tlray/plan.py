@@ -102,7 +102,7 @@ def _here(cost: Cost) -> tuple[Pool, dict[Kind, tuple[int, Cost]]]:
     gpus = len(tf.config.list_physical_devices("GPU"))
     actors = max(1, gpus)
     kind = Kind(cpus=len(os.sched_getaffinity(0)), gpus=gpus, accelerator=None, actors=actors)
-    return Pool(actors, actors, gpus=min(1, gpus), decode_cpus=1), {kind: (1, cost)}
+    return Pool(actors, actors, gpus=min(1, gpus), cpus=0, decode_cpus=1), {kind: (1, cost)}
 
 
 def _measure(

@@ -85,7 +85,7 @@ def _kinds(pool: Pool) -> dict[Kind, list[str]]:
     """The ids of the nodes of each kind."""
     there = {node["NodeID"]: node["Resources"] for node in nodes.with_cpus()}
     room = {
-        name: int(resources.get("GPU", 0) / pool.gpus) if pool.gpus else pool.most
+        name: int(resources.get("GPU", 0) / pool.gpus if pool.gpus else resources["CPU"] / pool.cpus)
         for name, resources in there.items()
     }
     # Ray Data spreads them in turn.

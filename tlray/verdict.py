@@ -9,6 +9,8 @@ from typing import Any
 
 _BUSY = 0.8
 """The share of an actor's time from which on it hardly waits."""
+_SHOWN = 8
+"""Of the nodes, in a line for people."""
 _HELP = {
     "reading": ("read-bound", "keep the images nearer, or add CPUs, which read side by side"),
     "decoding": ("decode-bound", "add CPUs, or keep smaller images"),
@@ -32,6 +34,10 @@ class Shard:
     write_seconds: float
     actor: str
     """The id of the actor that holds the network."""
+    node: str
+    """Ray's id of the node that the actor is on."""
+    host: str
+    """The name of that machine, which several nodes may share."""
     device: str
     """What the network ran on: "GPU" or "CPU"."""
     started: float
@@ -46,7 +52,8 @@ def judge(shards: Sequence[Shard]) -> dict[str, Any]:
         limited_by: "reading", "decoding", "network" or "writing"; "nothing" if nothing ran. And time, in
         seconds: span (from the first shard at the network to the last written), and, summed over all
         tasks and actors, reading, decoding, network, writing and waiting (of the actors, for pixels); with
-        actors (how many), device (of the network: "GPU" or "CPU") and steady_images_per_second (in the span).
+        actors (how many), device (of the network: "GPU" or "CPU"), steady_images_per_second (in the span)
+        and nodes: of each its id (node), host, actors, rows, and seconds of network and writing.
     """
     if not shards:
         return {"limited_by": "nothing", "time": None}
@@ -77,8 +84,25 @@ def judge(shards: Sequence[Shard]) -> dict[str, Any]:
             "actors": actors,
             "device": shards[0].device,
             "steady_images_per_second": round(sum(s.rows + s.errors for s in shards) / max(span, 1e-9), 3),
+            "nodes": _by_node(shards),
         },
     }
+
+
+def _by_node(shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    found: defaultdict[tuple[str, str], list[Shard]] = defaultdict(list)
+    for shard in shards:
+        found[shard.host, shard.node].append(shard)
+    return [
+        {
+            "node": node,
+            "host": host,
+            "actors": len({shard.actor for shard in done}),
+            "rows": sum(shard.rows for shard in done),
+            "seconds": round(sum(shard.network_seconds + shard.write_seconds for shard in done), 3),
+        }
+        for (host, node), done in sorted(found.items())
+    ]
 
 
 def judge_training(passes: Sequence[Shard], training: float, waited: float) -> dict[str, Any]:
@@ -103,7 +127,7 @@ def judge_training(passes: Sequence[Shard], training: float, waited: float) -> d
 
 
 def sentence(judged: Mapping[str, Any]) -> str:
-    """The same in one line, for people; empty if nothing ran."""
+    """The same in one line, for people, and another one if several nodes had a part; empty if nothing ran."""
     time = judged["time"]
     if time is None:
         return ""
@@ -112,7 +136,16 @@ def sentence(judged: Mapping[str, Any]) -> str:
     if "training" in time:
         where.append(f"training {time['training']:.1f} s, {time['waited']:.1f} of it waiting")
     more = "GPUs" if time.get("device") == "GPU" else "GPUs or nodes"
-    return f"{kind}: {'; '.join(where)}; to speed up, {advice.format(more=more)}"
+    line = f"{kind}: {'; '.join(where)}; to speed up, {advice.format(more=more)}"
+    return "\n".join([line, *_of_nodes(time.get("nodes", []))])
+
+
+def _of_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(nodes) < 2:
+        return []
+    shown = [f"{one['host']} {one['rows']:,} rows in {one['seconds']:.1f} s" for one in nodes[:_SHOWN]]
+    more = f", and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
+    return [f"by {len(nodes)} nodes: {', '.join(shown)}{more}"]
 
 
 def _pass(time: Mapping[str, Any]) -> str:

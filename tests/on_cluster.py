@@ -1,0 +1,362 @@
+"""`make test-cluster`: jobs on a real Ray of two nodes and more, sent from where there is a plugin that the
+nodes do not have. Some minutes; not among the tests that `make test` runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from tests.ray_cluster import BIN, Node, RayCluster, left, ray_cluster, wait_for
+from tests.test_main_job import read, weights
+from tests.test_submit import ODD, PROJECT, SECRET, pip
+from tlray.demo import write_digits
+
+PLUGIN = '''
+from tlray.backbone import Backbone
+
+class Third(Backbone):
+    """A plugin of someone else."""
+    name = "third"
+    image_size = 48
+    cuts = ("lower", "upper")
+
+    def build(self, image_size):
+        import keras
+        layers = keras.layers
+        pixels = keras.Input((image_size, image_size, 3), name="input")
+        x = layers.Conv2D(64, 3, padding="same", activation="relu", name="conv1")(pixels)
+        x = layers.Conv2D(64, 3, padding="same", activation="relu", name="conv2")(x)
+        x = layers.MaxPooling2D(4, name="lower")(x)
+        x = layers.Conv2D(16, 3, padding="same", activation="relu", name="conv3")(x)
+        return keras.Model(pixels, layers.MaxPooling2D(2, name="upper")(x), name=self.name)
+
+    def preprocess(self, pixels):
+        import keras
+        return keras.layers.Rescaling(1 / 255, name="rescale")(pixels)
+'''
+"""Without dropout, so that any number of workers trains the same; the lower part takes its time."""
+EXTRACT = ("--backbone", "third", "--precision", "float32", "--json")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """An environment's packages: those of this one, and the plugin, installed from a wheel."""
+    project, wheels, site = (tmp_path_factory.mktemp(name) for name in ("project", "wheels", "site"))
+    (project / "pyproject.toml").write_text(PROJECT)
+    (project / "third_party.py").write_text(PLUGIN)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, project)
+    pip("install", "--no-deps", "--target", site, *wheels.glob("*.whl"))
+    return site
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / ODD
+    for number in range(12):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (30, 30), number * 20).save(path)
+    (folder / "a" / "bad.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """1,797 handwritten digits, with splits."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """Two nodes, which stay; a test may add others."""
+    with ray_cluster([2, 1]) as cluster:
+        yield cluster
+    assert left(cluster.folder) == []
+    assert not cluster.folder.exists()
+
+
+@pytest.fixture
+def added(cluster) -> Iterator[list[Node]]:
+    """Nodes that end with the test."""
+    nodes: list[Node] = []
+    yield nodes
+    for node in nodes:
+        if node.process.poll() is None:
+            cluster.stop(node)
+    wait_for(lambda: len(cluster.alive()) == 2)
+
+
+@pytest.fixture(scope="module")
+def command(cluster, site, tmp_path_factory):
+    """Starts the command line in the environment that has the plugin, away from the checkout."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [BIN / "tlray", *words],
+            cwd=elsewhere,
+            env={**cluster.environment(), "PYTHONPATH": str(site), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def tlray(command):
+    """Runs the command line to its end."""
+
+    def run(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        return end(command(*words, **environment), status)
+
+    return run
+
+
+def end(running: subprocess.Popen[str], status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Wait for a command."""
+    try:
+        output, errors = running.communicate(timeout=1200)  # On a busy machine.
+    finally:
+        running.kill()
+    assert running.returncode == status, errors
+    assert "Traceback" not in errors
+    return subprocess.CompletedProcess(running.args, status, output, errors)
+
+
+def alive(cluster: RayCluster, *, on: str | None = None, but: str = "") -> list[dict[str, Any]]:
+    """The actors that hold a network and have it loaded, those on a node, or on all but one."""
+    return [
+        actor
+        for actor in cluster.actors("_NetworkActor")
+        if actor["state"] == "ALIVE" and on in (None, actor["node_id"]) and actor["node_id"] != but
+    ]
+
+
+# Jobs on several nodes
+
+
+@pytest.fixture(scope="module")
+def job(tlray, digits, cluster, tmp_path_factory) -> dict[str, Any]:
+    """What each command of a whole job has printed, by name; and its folder."""
+    out = tmp_path_factory.mktemp("job")
+    training = ("--batch-size", "64", "--optimizer", "adam", "--json")
+    head = ("fit", f"{out}/set", "--head", "linear", "--epochs", "10", "--learning-rate", "0.01", *training)
+    tuning = ("--model", f"{out}/head", "--from", "conv3", "--epochs", "2", "--learning-rate", "0.001")
+    lines = {
+        "set": ("extract", str(digits), *EXTRACT),
+        "head": (*head, "--workers", "2"),
+        "head-1": head,
+        "tuned": ("finetune", str(digits), *tuning, *training, "--workers", "2"),
+        "score": ("evaluate", f"{out}/tuned", str(digits), "--json"),
+    }
+    chain = [
+        f"tlray {shlex.join(words)} --out {out}/{name} > {out}/{name}.json" for name, words in lines.items()
+    ]
+    before = {actor["actor_id"] for actor in cluster.actors("RayTrainWorker")}
+    tlray("submit", "--", " && ".join(chain))
+    workers = [one for one in cluster.actors("RayTrainWorker") if one["actor_id"] not in before]
+    found = {name: json.loads((out / f"{name}.json").read_text()) for name in lines}
+    return {"out": out, "workers": workers, **found}
+
+
+def test_two_nodes_extract_and_tell_how_much_each(job, cluster):
+    found = job["set"]
+    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
+    nodes = found["time"]["nodes"]
+    assert {node["node"] for node in nodes} == {node.id for node in cluster.nodes[:2]}
+    assert [node["actors"] for node in nodes] == [1, 1]
+    assert sum(node["rows"] for node in nodes) == 1797
+    assert min(node["rows"] for node in nodes) > 200
+    busy = found["time"]["network"] + found["time"]["writing"]
+    assert sum(node["seconds"] for node in nodes) == pytest.approx(busy, abs=0.01)
+
+
+def test_two_workers_on_two_nodes_train_what_one_does(job, cluster):
+    jobs = {worker["job_id"] for worker in job["workers"]}
+    assert len(jobs) == 2  # Of `fit` and `finetune`.
+    for one in jobs:
+        on = [worker["node_id"] for worker in job["workers"] if worker["job_id"] == one]
+        assert sorted(on) == sorted(node.id for node in cluster.nodes[:2])
+    for one, two in zip(weights(job["out"] / "head-1"), weights(job["out"] / "head"), strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_what_two_nodes_trained_is_good(job):
+    assert job["head"]["metrics"]["val_accuracy"] > 0.85
+    assert (job["score"]["images"], job["score"]["split"]) == (359, "test")
+    assert job["score"]["accuracy"] > 0.9
+
+
+def test_a_killed_node_costs_no_image(job, command, digits, cluster, added, tmp_path):
+    added.append(doomed := cluster.start(2))
+    running = command("submit", "--json", "--", "extract", str(digits), "--out", str(tmp_path), *EXTRACT)
+    wait_for(lambda: alive(cluster, on=doomed.id) and list(tmp_path.glob("part-*")))
+    cluster.stop(doomed, kill=True)
+    assert not (tmp_path / "manifest.json").exists()
+    found = json.loads(end(running).stdout)["result"]
+    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
+    assert_same(tmp_path, job["out"] / "set")
+
+
+def test_a_node_that_comes_later_is_used(job, command, digits, cluster, added, tmp_path):
+    words = ("extract", str(digits), "--out", str(tmp_path), *EXTRACT, "--actors", "1-3")
+    running = command("submit", "--json", "--", *words)
+    wait_for(lambda: list(tmp_path.glob("part-*")))
+    stopped: set[psutil.Process] = set()
+
+    def stop() -> None:
+        """Those that were there, or the job might end before another node has one."""
+        for actor in alive(cluster, but=added[0].id if added else ""):
+            process = psutil.Process(actor["pid"])
+            process.suspend()
+            stopped.add(process)
+
+    try:
+        stop()
+        added.append(new := cluster.start(2))
+        wait_for(lambda: stop() or alive(cluster, on=new.id))
+        some = len(list(tmp_path.glob("part-*")))
+        wait_for(lambda: len(list(tmp_path.glob("part-*"))) > some)
+    finally:
+        for process in stopped:
+            process.resume()
+    found = json.loads(end(running).stdout)["result"]
+    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
+    assert [node["rows"] > 0 for node in found["time"]["nodes"] if node["node"] == new.id] == [True]
+    assert_same(tmp_path, job["out"] / "set")
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """Every image once, with the same features as in the other set."""
+    rows, wanted = read(found), read(expected)
+    assert rows.keys() == wanted.keys()
+    assert all(np.array_equal(value, wanted[path]) for path, value in rows.items())
+
+
+# Sending jobs
+
+
+def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, few, tmp_path):
+    """Quoting, credentials, the plugin in driver, tasks and actors, progress and the result."""
+    out = tmp_path / ODD
+    command = ["extract", str(few), "--out", str(out), "--backbone", "third"]
+    command += ["--max-bad-fraction", "0.5", "--json"]
+    done = tlray("submit", "--json", "--name", "my.job", "--env", "TOKEN", "--", *command, TOKEN=SECRET)
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["job"].startswith("my.job-")
+    assert (found["status"], found["exit_status"]) == ("succeeded", 0)
+    shipped = [one.split()[0] for one in found["shipped"]]
+    assert shipped == sorted(shipped)
+    assert {
+        "third-party",
+        "tlray",
+        *(path.name for path in (Path(__file__).parents[1] / "plugins").iterdir()),
+    } == set(shipped)
+    assert found["installed"] == []
+    assert (found["result"]["images"], found["result"]["rows"], found["result"]["errors"]) == (13, 12, 1)
+    assert "13 of 13 images" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["provenance"]["package"].startswith("third-party 1.2+")
+    (job,) = json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]
+    assert (job["job"], job["status"]) == (found["job"], "succeeded")
+    assert job["command"].startswith("tlray extract")
+    ray = requests.get(
+        f"{cluster.dashboard}/api/jobs/{found['job']}",
+        headers={"Authorization": f"Bearer {cluster.token}"},
+        timeout=10,
+    ).json()
+    assert ray["driver_info"] is not None  # Not a Ray of its own, beside the cluster.
+    assert (ray["metadata"]["job_name"], ray["metadata"]["command"]) == ("my.job", job["command"])
+    assert (
+        "third"
+        not in subprocess.run(
+            [BIN / "tlray", "plugins", "list"], env=cluster.environment(), capture_output=True, text=True
+        ).stdout
+    )
+
+
+ON_EACH_NODE = """
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+@ray.remote
+def seen():
+    from tlray import plugins
+    return plugins.find("backbones", "third").package
+
+ray.init(log_to_driver=False)
+on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+print(ray.get([seen.options(scheduling_strategy=one).remote() for one in on]))
+"""
+
+
+def test_a_chain_sees_the_plugin_on_each_node_and_ends_with_its_status(tlray, tmp_path):
+    (tmp_path / "each.py").write_text(ON_EACH_NODE)
+    line = (
+        f'tlray plugins show third && python {tmp_path}/each.py && echo "$NAME" '
+        f"&& tlray inspect '{tmp_path}/none' && tlray recipes list"
+    )
+    done = tlray("submit", "--env", "NAME", "--", line, status=2, NAME=SECRET)
+    assert "A plugin of someone else." in done.stderr
+    assert "['third-party', 'third-party']" in done.stderr
+    assert "none is not there" in done.stderr
+    assert "vgg16-features" not in done.stderr
+    assert SECRET not in done.stderr
+    assert "exit status 2" in done.stderr.splitlines()[-1]
+
+
+def test_a_job_is_left_alone_and_found_and_stopped(tlray, cluster, site, tmp_path):
+    """Without waiting; and after Ctrl-C, which ends the watching and not the job."""
+    (tmp_path / "wait").write_text("")
+    line = f"tlray --version; while [ -e {tmp_path}/wait ]; do sleep 0.2; done"
+    first = json.loads(tlray("submit", "--no-wait", "--json", "--", line).stdout)["job"]
+    watching = subprocess.Popen(
+        [BIN / "tlray", "submit", "--name", "watched", "--", line],
+        env={**cluster.environment(), "PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert watching.stderr is not None
+    for printed in watching.stderr:
+        if printed.startswith("tlray 0."):
+            break
+    watching.send_signal(signal.SIGINT)
+    last = watching.stderr.read().splitlines()[-1]
+    assert watching.wait(60) == 130
+    second = last.split()[2]
+    assert second.startswith("watched-")
+    assert f"tlray jobs stop {second} --address {cluster.dashboard}" in last
+    listed = {job["job"]: job["status"] for job in json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]}
+    assert (listed[first], listed[second]) == ("running", "running")
+    assert "stopped" in tlray("jobs", "stop", second).stdout
+    (tmp_path / "wait").unlink()
+    assert "tlray 0." in tlray("jobs", "logs", first, "--follow").stderr
+    assert "tlray 0." in tlray("jobs", "logs", first).stdout
+    assert second.partition("-")[0] in tlray("jobs", "logs", "watched-0", status=2).stderr
+
+
+def test_the_token_is_asked_for(tlray):
+    for token in ("", "wrong"):
+        done = tlray("jobs", "list", status=2, RAY_AUTH_TOKEN=token, HOME="/nowhere")
+        assert "RAY_AUTH_TOKEN" in done.stderr
+        assert len(done.stderr.splitlines()) <= 2
