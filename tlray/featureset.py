@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 FORMAT = "tlray-features/1"
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
 _ROW_GROUP_BYTES = 16 << 20
+_THREADS = 16
+"""That read files side by side, as an object store takes its time for each."""
 _MOST_VALUES, _MOST_SHARDS = 1 << 28, 10_000_000
 """Of a row, and of a set: what is above was written to do harm."""
 
@@ -135,19 +137,20 @@ def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[
 
 def read_errors(folder: Folder, shards: int) -> pa.Table:
     """All error rows of these many first shards of a feature set, each with its shard."""
-    tables = [ERRORS.append(pa.field("shard", pa.int64())).empty_table()]
-    for name in folder.names("errors"):
-        shard = shard_of(name)
-        if shard is not None and shard < shards:
-            try:
-                table = pq.read_table(pa.BufferReader(folder.read(f"errors/{name}")))
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise JobError(
-                    f"{folder.join(f'errors/{name}')} cannot be read: {error}; extract again"
-                ) from error
-            table = table.replace_schema_metadata()
-            tables.append(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64())))
-    return pa.concat_tables(tables)
+
+    def read(shard: int) -> pa.Table:
+        name = error_name(shard)
+        try:
+            table = pq.read_table(pa.BufferReader(folder.read(name)), use_threads=False)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise JobError(f"{folder.join(name)} cannot be read: {error}; extract again") from error
+        table = table.replace_schema_metadata()
+        return table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64()))
+
+    named = [shard for name in folder.names("errors") if (shard := shard_of(name)) is not None]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        tables = list(pool.map(read, (shard for shard in named if shard < shards)))
+    return pa.concat_tables([ERRORS.append(pa.field("shard", pa.int64())).empty_table(), *tables])
 
 
 def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -174,7 +177,7 @@ def count_rows(folder: Folder, shards: Sequence[int], job: Mapping[str, Any]) ->
             rows: int = file.metadata.num_rows
             return rows
 
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(count, shards))
 
 
