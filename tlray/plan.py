@@ -74,7 +74,7 @@ def plan(images: str, config: ExtractConfig, *, sample: int = 64) -> dict[str, A
         "seconds": round(found * each, 1),
         "gpu_hours": round(found * each * gpus / 3600, 3),
         "feature_shape": list(features.shape[1:]),
-        "bytes_written": round(found * _written(features[: len(pixels)], config.store)),
+        "bytes_written": round(found * row_bytes(features[: len(pixels)], config.store)),
     }
 
 
@@ -114,8 +114,8 @@ def _decode(root: Folder, images: list[Listed], image_size: int, max_pixels: int
     return read / len(images), decode / len(good), np.stack(good)
 
 
-def _written(features: Any, store: str) -> float:
-    """Bytes of a row in a part file."""
+def row_bytes(features: Any, store: str) -> float:
+    """Bytes of a row in a part file: of features (rows, *shape), kept as float32 or float16."""
     rows = pa.table({name: pa.array([""] * len(features)) for name in ("path", "split", "label")})
     with tempfile.TemporaryDirectory(prefix="tlray-") as name:
         folder = Folder.open(name)
