@@ -5,7 +5,7 @@ PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-app
 PACKAGES := . $(PLUGINS)
 TESTS := tests $(addsuffix /tests,$(PLUGINS))
 
-.PHONY: install demo test test-fast test-plugins test-cluster test-deploy torture lint bench results lock image deploy
+.PHONY: install demo test test-fast test-plugins test-cluster test-deploy torture lint bench scale results lock image deploy
 
 include deploy/.env
 
@@ -57,6 +57,10 @@ lint: install
 # Half an hour on two cores, beside nothing else. BENCH="--photographs DIR" measures on your own.
 bench: install
 	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
+
+# Ten minutes on two cores, for docs/scale.md. SCALE="--images 200000 --only runs" are options of the script.
+scale: install
+	$(BIN)/python -m tests.benchmarks.scale $(SCALE)
 
 # An hour on two cores. The data are not part of the project: say in RESULTS where they are.
 results: install

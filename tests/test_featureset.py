@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.slow_storage import SlowStorage
 from tlray import featureset
 from tlray.errors import JobError, UserError
 from tlray.featureset import ERRORS, FORMAT, MANIFEST, FeatureSet, Rows, error_name, part_name
@@ -528,3 +529,15 @@ def test_a_copy_of_another_shard_is_noticed(folder):
     folder.write(part_name(1), folder.read(part_name(0)))
     with pytest.raises(JobError, match="copy of shard 0"):
         featureset.reconcile(folder, [4, 4], JOB)
+
+
+def test_errors_are_read_side_by_side(tmp_path):
+    folder, storage = Folder.open(str(tmp_path)), SlowStorage()
+    for shard in range(12):
+        table = pa.table({name: [f"{name} {shard}"] for name in ERRORS.names})
+        featureset.write_errors(folder, shard, table, METADATA)
+    found = featureset.read_errors(storage.folder(tmp_path), 11)
+    assert dict(zip(found["shard"].to_pylist(), found["path"].to_pylist(), strict=True)) == {
+        shard: f"path {shard}" for shard in range(11)
+    }
+    assert storage.most > 5

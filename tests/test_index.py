@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.slow_storage import SlowStorage
 from tlray.errors import JobError, UserError
 from tlray.index import SCHEMA, Index, piece_name
 from tlray.listing import Images, Listed
@@ -475,3 +477,22 @@ def test_an_index_on_remote_storage():
         assert start(folder, forbidden()).images == 300
     finally:
         fsspec.filesystem("memory").rm("/index-test", recursive=True)
+
+
+def test_pieces_are_asked_for_side_by_side(tmp_path):
+    images = listing(64 + 10 * 64 * 8)
+    written = Index.start(Folder.open(str(tmp_path)), images, 1, JOB, 128)
+    written.finish()
+    storage = SlowStorage()
+    index = Index.open(storage.folder(tmp_path))
+    assert (index.shard_sizes, index.complete) == (written.shard_sizes, True)
+    assert storage.most > 5
+
+
+@pytest.mark.parametrize("count", [64 + 2 * 64 * 8, 64 + 2 * 64 * 8 + 3])
+def test_pieces_that_are_done_are_not_read(folder, count):
+    Index.start(folder, listing(count), 1, JOB, 128).finish()
+    folder.remove(piece_name(0))
+    folder.remove(piece_name(1))
+    left = pa.concat_tables([SCHEMA.empty_table(), *Index(folder, JOB).shards(range(192))])
+    assert left["path"].to_pylist() == [image.path for image in listing(count)[64 + 2 * 64 * 8 :]]

@@ -6,12 +6,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress
-from typing import Any
+from itertools import chain, compress, islice
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,12 @@ MANIFEST = "manifest.json"
 FORMAT = "tlray-features/1"
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
 _ROW_GROUP_BYTES = 16 << 20
+_THREADS, _BEGUN = 16, 1024
+"""Files that are read side by side, as an object store takes its time for each; and that wait for it."""
 _MOST_VALUES, _MOST_SHARDS = 1 << 28, 10_000_000
 """Of a row, and of a set: what is above was written to do harm."""
+
+Result = TypeVar("Result")
 
 
 def part_name(shard: int) -> str:
@@ -135,19 +139,29 @@ def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[
 
 def read_errors(folder: Folder, shards: int) -> pa.Table:
     """All error rows of these many first shards of a feature set, each with its shard."""
-    tables = [ERRORS.append(pa.field("shard", pa.int64())).empty_table()]
-    for name in folder.names("errors"):
-        shard = shard_of(name)
-        if shard is not None and shard < shards:
-            try:
-                table = pq.read_table(pa.BufferReader(folder.read(f"errors/{name}")))
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise JobError(
-                    f"{folder.join(f'errors/{name}')} cannot be read: {error}; extract again"
-                ) from error
-            table = table.replace_schema_metadata()
-            tables.append(table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64())))
-    return pa.concat_tables(tables)
+
+    def read(shard: int) -> pa.Table:
+        name = error_name(shard)
+        try:
+            table = pq.read_table(pa.BufferReader(folder.read(name)), use_threads=False)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise JobError(f"{folder.join(name)} cannot be read: {error}; extract again") from error
+        table = table.replace_schema_metadata()
+        return table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64()))
+
+    there = [shard for name in folder.names("errors") if (shard := shard_of(name)) is not None]
+    some = _side_by_side(read, (shard for shard in there if shard < shards))
+    # Small tables take more memory each than what is in them.
+    tables = [pa.concat_tables(few).combine_chunks() for few in some]
+    return pa.concat_tables([ERRORS.append(pa.field("shard", pa.int64())).empty_table(), *tables])
+
+
+def _side_by_side(read: Callable[[int], Result], shards: Iterable[int]) -> Iterator[list[Result]]:
+    """What is read of the shards, in order, of many at a time; not of all: what is begun takes memory."""
+    rest = iter(shards)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while some := list(islice(rest, _BEGUN)):
+            yield list(pool.map(read, some))
 
 
 def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -174,8 +188,7 @@ def count_rows(folder: Folder, shards: Sequence[int], job: Mapping[str, Any]) ->
             rows: int = file.metadata.num_rows
             return rows
 
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(count, shards))
+    return list(chain.from_iterable(_side_by_side(count, shards)))
 
 
 def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]) -> pa.Table:

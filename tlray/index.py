@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, takewhile
 from threading import Event
 from typing import Any
 
@@ -33,6 +36,8 @@ _SHARDS_PER_PIECE = 64
 _FIRST, _LATER = 128, 1024
 """Images in a shard of the first piece and of the later ones: a small set is still spread over many
 tasks, a large one makes files of a sensible size, and the total need not be known."""
+_THREADS = 16
+"""That ask for what the pieces say of themselves."""
 _POLL_SECONDS = 0.2
 _STOPPED = "index/.stopped.tmp"
 """Tells those who wait for a piece that none will come."""
@@ -175,13 +180,20 @@ class Index:
         Raises:
             JobError: the listing was stopped, or a piece is damaged.
         """
-        piece, last = 0, False
+
+        def is_done(piece: int) -> bool:
+            first = piece * _SHARDS_PER_PIECE
+            return all(shard in done for shard in range(first, first + _SHARDS_PER_PIECE))
+
+        # Only the last of those that are done is asked, whether another follows.
+        piece, last = max(0, next(piece for piece in count() if not is_done(piece)) - 1), False
         while not last or self.folder.is_file(piece_name(piece)):
             while not self.folder.is_file(piece_name(piece)):
                 if self.folder.is_file(_STOPPED):
                     raise self._was_stopped()
                 time.sleep(_POLL_SECONDS)
-            table, sizes, last = _read_piece(self.folder, piece, self.job, pq.ParquetFile.read)
+            read = _stamp if is_done(piece) else pq.ParquetFile.read
+            table, sizes, last = _read_piece(self.folder, piece, self.job, read)
             start = 0
             for number, size in enumerate(sizes, start=piece * _SHARDS_PER_PIECE):
                 if number not in done:
@@ -222,11 +234,16 @@ class Index:
 
     def _read(self, job: Mapping[str, Any]) -> None:
         """Take in the pieces that are there, from their footers."""
-        full = True  # None comes behind one that is not.
-        while full and self.folder.is_file(piece_name(self._pieces)):
-            _, sizes, last = _read_piece(self.folder, self._pieces, job, _stamp)
-            self._add(sizes, last)
-            full = len(sizes) == _SHARDS_PER_PIECE
+        there = set(self.folder.names("index"))
+        pieces = takewhile(lambda piece: posixpath.basename(piece_name(piece)) in there, count())
+        # Side by side, as an object store takes its time for each.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _, sizes, last in pool.map(
+                lambda piece: _read_piece(self.folder, piece, job, _stamp), pieces
+            ):
+                self._add(sizes, last)
+                if len(sizes) < _SHARDS_PER_PIECE:  # None comes behind one that is not full.
+                    break
 
     def _add(self, sizes: list[int], last: bool) -> None:
         self.shard_sizes.extend(sizes)

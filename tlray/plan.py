@@ -129,8 +129,8 @@ def _measure(
     for _ in range(calls):
         features = network(batch)
     compute = (time.perf_counter() - started) / (calls * config.batch_size)
-    row_bytes = _written(features[: len(pixels)], config.store)
-    return Cost(read, decode, compute, errors, list(features.shape[1:]), row_bytes)
+    written = row_bytes(features[: len(pixels)], config.store)
+    return Cost(read, decode, compute, errors, list(features.shape[1:]), written)
 
 
 def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, list[Listed]]:
@@ -169,8 +169,8 @@ def _decode(root: Folder, images: list[Listed], image_size: int, max_pixels: int
     return read / len(images), decode / len(good), np.stack(good)
 
 
-def _written(features: Any, store: str) -> float:
-    """Bytes of a row in a part file."""
+def row_bytes(features: Any, store: str) -> float:
+    """Bytes of a row in a part file: of features (rows, *shape), kept as float32 or float16."""
     rows = pa.table({name: pa.array([""] * len(features)) for name in ("path", "split", "label")})
     with tempfile.TemporaryDirectory(prefix="tlray-") as name:
         folder = Folder.open(name)

@@ -110,7 +110,7 @@ class Bench:
             "times the classic loop's rate, cold",
         ]
         return EXTRACTION.format(
-            table=_table(head, rows),
+            table=table(head, rows),
             of=self._photographs(),
             cold=f"{runs[fast].seconds / loops[1000].seconds:.2f}",
             verdict=runs[fast].json["limited_by"],
@@ -139,7 +139,7 @@ class Bench:
             ],
         ]
         head = ["what", "seconds, cold", "seconds an epoch", "cold, of Keras", "epoch, of Keras"]
-        return HEADS.format(table=_table(head, rows))
+        return HEADS.format(table=table(head, rows))
 
     def finetuning(self) -> str:
         """An epoch of block 5, beside Keras' own fit of the whole network."""
@@ -152,8 +152,8 @@ class Bench:
                 ("tlray finetune", "tlray"),
             )
         ]
-        table = _table(["what", "seconds an epoch", "loss of the first epoch"], rows)
-        return FINETUNING.format(table=table, images=found["images"], times=f"{found['times_as_fast']:.1f}")
+        text = table(["what", "seconds an epoch", "loss of the first epoch"], rows)
+        return FINETUNING.format(table=text, images=found["images"], times=f"{found['times_as_fast']:.1f}")
 
     def accuracy(self) -> str:
         """What reduced precision costs, if there are labelled photographs to tell."""
@@ -172,7 +172,7 @@ class Bench:
                 tlray("fit", place / "train", "--out", model, *head, "--seed", seed)
                 scores.append(tlray("evaluate", model, place / "validation").json["accuracy"])
             rows.append([precision, *(f"{score:.3f}" for score in scores), f"{fmean(scores):.4f}"])
-        return ACCURACY.format(table=_table(["precision", "seed 0", "seed 1", "seed 2", "mean"], rows))
+        return ACCURACY.format(table=table(["precision", "seed 0", "seed 1", "seed 2", "mean"], rows))
 
     def sizes(self) -> str:
         """Cost against size: small images, and many files."""
@@ -199,7 +199,7 @@ class Bench:
             "actor, MB",
             "decoding, MB",
         ]
-        return SIZES.format(table=_table(head, rows))
+        return SIZES.format(table=table(head, rows))
 
     def _size(self, what: str, folder: Path, out: str, until_first: bool) -> list[str]:
         command = ["extract", folder, "--out", self.work / out, "--backbone", "grey-pixels"]
@@ -252,7 +252,7 @@ def _mean(limits: Iterable[dict[str, float]], name: str) -> float:
     return fmean(found[name] for found in limits)
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -27,6 +27,8 @@ class Run:
     """Seconds until there was a file in the folder that was watched."""
     peaks: dict[str, float] = field(default_factory=dict)
     """Largest private memory of a process, MB: of the driver, an actor, and a task."""
+    cpu: dict[str, float] = field(default_factory=dict)
+    """Seconds of all processes of each of these kinds, as far as they were seen."""
 
     @property
     def json(self) -> dict[str, Any]:
@@ -77,17 +79,21 @@ def tlray(*arguments: object, **options: Any) -> Run:
 def _watch(
     run: Run, pid: int, watch: Path | None, memory: bool, started: float, over: threading.Event
 ) -> None:
+    seconds: dict[int, float] = {}
     while not over.wait(0.1):
         if watch is not None and run.first != run.first and next(watch.glob("part-*"), None):
             run.first = time.perf_counter() - started
         for process in _family(pid) if memory else ():
             try:
-                used = process.memory_info()
+                used, times = process.memory_info(), process.cpu_times()
                 name = _kind(process, pid)
             except psutil.Error:
                 continue
             private = (used.rss - used.shared) / 1e6
             run.peaks[name] = max(private, run.peaks.get(name, 0))
+            spent = times.user + times.system
+            run.cpu[name] = run.cpu.get(name, 0) + spent - seconds.get(process.pid, 0)
+            seconds[process.pid] = spent
 
 
 def _family(pid: int) -> list[psutil.Process]:
