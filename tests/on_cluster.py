@@ -8,6 +8,7 @@ import json
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,79 @@ def test_the_token_is_asked_for(tlray):
         done = tlray("jobs", "list", status=2, RAY_AUTH_TOKEN=token, HOME="/nowhere")
         assert "RAY_AUTH_TOKEN" in done.stderr
         assert len(done.stderr.splitlines()) <= 2
+
+
+# Nodes that come and go
+
+RESIZING = """
+from tlray import trainer
+trainer._RESIZE_SECONDS = 2
+from tlray.cli import main
+main()
+"""
+"""The command line, which sees soon that there is room for more workers."""
+
+
+def test_training_goes_on_with_the_nodes_that_are_there(digits, tmp_path):
+    """One worker at first, a second on a node that comes, and one again when that is lost."""
+    features, epochs = str(tmp_path / "set"), 60
+    grey = ("--backbone", "grey-pixels", "--weights", "none", "--preprocess", "rescale")
+    words = ("fit", features, "--head", "linear", "--batch-size", "2", "--epochs", str(epochs), "--json")
+    subprocess.run([BIN / "tlray", "extract", digits, "--out", features, *grey], check=True)
+    subprocess.run([BIN / "tlray", *words, "--out", tmp_path / "alone"], check=True)
+    told = tmp_path / "told"
+
+    def epoch() -> int:
+        return max(
+            (int(line.split()[1].partition("/")[0]) for line in told.read_text().splitlines()), default=0
+        )
+
+    with ray_cluster([1]) as cluster, told.open("w") as log:
+        more = (
+            "--out",
+            tmp_path / "model",
+            "--address",
+            cluster.address,
+            "--workers",
+            "2",
+            "--min-workers",
+            "1",
+        )
+        running = subprocess.Popen(
+            [sys.executable, "-c", RESIZING, *words, *more],
+            env=cluster.environment(),
+            cwd=tmp_path,
+            stderr=log,
+        )
+
+        def working(on: Node) -> bool:
+            assert running.poll() is None, told.read_text()
+            return any(
+                one["state"] == "ALIVE" and one["node_id"] == on.id
+                for one in cluster.actors("RayTrainWorker")
+            )
+
+        wait_for(lambda: working(cluster.nodes[0]) and epoch() > 1, seconds=600)
+        second = cluster.start(1)
+        wait_for(lambda: working(second), seconds=600)
+        begun = epoch()
+        wait_for(lambda: working(second) and epoch() > begun, seconds=600)
+        assert epoch() < epochs
+        cluster.stop(second, kill=True)
+        assert running.wait(1200) == 0, told.read_text()
+    for one, other in zip(weights(tmp_path / "alone"), weights(tmp_path / "model"), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-3)
+
+
+def test_a_plan_says_how_an_extraction_would_spread(tlray, digits, cluster):
+    words = ("plan", str(digits), "--cluster", "--sample", "16", "--backbone", "third", "--json")
+    found = json.loads(tlray("submit", "--json", "--", *words).stdout)["result"]
+    assert (found["images"], found["sample"], found["sample_errors"], found["gpus"]) == (1797, 16, 0, 0)
+    kinds = sorted((kind["cpus"], kind["nodes"], kind["actors"]) for kind in found["kinds"])
+    assert kinds == [(1, 1, 1), (2, 1, 1)]
+    assert all(kind["decode_ms"] > 0 and kind["network_ms"] > 0 for kind in found["kinds"])
+    slowest = max(kind["network_ms"] for kind in found["kinds"])
+    assert found["images_per_second"] > 1000 / (
+        slowest + 2 * max(kind["decode_ms"] for kind in found["kinds"])
+    )
+    assert found["seconds"] == pytest.approx(1797 / found["images_per_second"], abs=0.1)

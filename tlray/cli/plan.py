@@ -32,7 +32,7 @@ def plan(
         ("sample", f"{found['sample']} images, {found['sample_errors']} bad, in {found['precision']}"),
         *(("nodes" if cluster else "machine", _kind(kind, found["gpus"])) for kind in found["kinds"]),
         ("rate", f"{found['images_per_second']:,.1f} images/s, limited by {found['limited_by']}"),
-        ("time", f"{found['seconds'] / 3600:,.2f} hours, besides about 20 s to start"),
+        ("time", f"{_time(found['seconds'])}, besides about 20 s to start"),
         ("GPU hours", f"{found['gpu_hours']:,.2f}"),
         ("features", f"{shape}, {_bytes(found['bytes_written'])} to write"),
     ]
@@ -49,7 +49,12 @@ def _kind(kind: dict[str, Any], gpus: float) -> str:
     if kind["network_ms"] is None:
         return f"{many}{has}, which decode: {each}"
     network = f"network {kind['network_ms']:.2f} ms an image{' and GPU' if gpus else ''}"
-    return f"{many}{has}, {kind['actors']} actors: {each}; {network}"
+    actors = "1 actor" if kind["actors"] == 1 else f"{kind['actors']} actors"
+    return f"{many}{has}, {actors}: {each}; {network}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
 
 
 def _bytes(size: float) -> str:
