@@ -432,7 +432,7 @@ def _run(what: str, run: Run) -> list[str]:
     return [
         what,
         f"{run.seconds:.1f}",
-        f"{run.first:.1f}",
+        f"{run.first:.1f}" if run.first == run.first else "",
         f"{steady:,.0f}" if steady else "",
         f"{1e3 * run.cpu['driver'] / shards:.1f}",
         f"{run.peaks['driver']:.0f}",
