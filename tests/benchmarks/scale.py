@@ -389,7 +389,7 @@ def idle(count: int, out: str) -> None:
     )
 
     def progress(done: int, total: int) -> None:
-        if done == 100 or done % (count // 4) == 0:  # The first ones start processes.
+        if done >= 100 and (done - 100) % ((count - 100) // 4) == 0:  # The first ones start processes.
             print(done, time.process_time(), _memory("VmRSS"))
 
     pipeline._decode, pipeline._NetworkActor = _pass_on, _Idle  # type: ignore[assignment, misc]
@@ -432,7 +432,7 @@ def _run(what: str, run: Run) -> list[str]:
     return [
         what,
         f"{run.seconds:.1f}",
-        f"{run.first:.1f}",
+        f"{run.first:.1f}" if run.first == run.first else "",
         f"{steady:,.0f}" if steady else "",
         f"{1e3 * run.cpu['driver'] / shards:.1f}",
         f"{run.peaks['driver']:.0f}",
