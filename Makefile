@@ -3,7 +3,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-applications vgg16-weights)
 PACKAGES := . $(PLUGINS)
-TESTS := tests $(addsuffix /tests,$(PLUGINS))
 
 .PHONY: install demo test test-fast test-plugins test-cluster test-deploy torture lint bench scale results lock image deploy
 
@@ -21,18 +20,18 @@ demo: install
 	$(BIN)/tlray demo
 
 test: install
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest tests
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -m "not slow" tests
 
-# The contract of the plugins in plugins/.
+# The plugins in plugins/, by their own tests and the contract, and the guide to writing one.
 test-plugins: install
-	$(BIN)/python -m pytest tests/installed_plugins.py
+	$(BIN)/python -m pytest tests/installed_plugins.py tests/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
 
-# Jobs on a Ray of several nodes on this machine: some minutes.
+# Jobs on a Ray of several nodes on this machine, and a short torture.
 test-cluster: install
-	$(BIN)/python -m pytest tests/on_cluster.py
+	$(BIN)/python -m pytest tests/on_cluster.py tests/short_torture.py
 
 # The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
 test-deploy: install
