@@ -9,12 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import requests
 from PIL import Image
@@ -30,7 +30,7 @@ from tlray.backbone import Backbone
 class Third(Backbone):
     """A plugin of someone else."""
     name = "third"
-    image_size = 48
+    image_size = 64
     cuts = ("lower", "upper")
 
     def build(self, image_size):
@@ -140,27 +140,84 @@ def end(running: subprocess.Popen[str], status: int = 0) -> subprocess.Completed
     return subprocess.CompletedProcess(running.args, status, output, errors)
 
 
-def alive(cluster: RayCluster, *, on: str | None = None, but: str = "") -> list[dict[str, Any]]:
-    """The actors that hold a network and have it loaded, those on a node, or on all but one."""
-    return [
-        actor
-        for actor in cluster.actors("_NetworkActor")
-        if actor["state"] == "ALIVE" and on in (None, actor["node_id"]) and actor["node_id"] != but
-    ]
+def networks(cluster: RayCluster, node: Node) -> list[str]:
+    """The actors on a node that have loaded the network."""
+    actors = cluster.actors("_NetworkActor")
+    return [one["actor_id"] for one in actors if (one["state"], one["node_id"]) == ("ALIVE", node.id)]
 
 
 # Jobs on several nodes
 
 
 @pytest.fixture(scope="module")
-def job(tlray, digits, cluster, tmp_path_factory) -> dict[str, Any]:
-    """What each command of a whole job has printed, by name; and its folder."""
-    out = tmp_path_factory.mktemp("job")
+def extracted(tlray, digits, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The features as two nodes make them, and what is told of it."""
+    out = tmp_path_factory.mktemp("job") / "set"
+    done = tlray("submit", "--json", "--", "extract", str(digits), "--out", str(out), *EXTRACT)
+    return out, json.loads(done.stdout)["result"]
+
+
+def test_two_nodes_extract_and_tell_how_much_each(extracted, cluster):
+    _, found = extracted
+    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
+    nodes = found["time"]["nodes"]
+    assert {node["node"] for node in nodes} == cluster.alive()
+    assert [node["actors"] for node in nodes] == [1, 1]
+    assert sum(node["rows"] for node in nodes) == 1797
+    assert min(node["rows"] for node in nodes) > 0
+    busy = found["time"]["network"] + found["time"]["writing"]
+    assert sum(node["seconds"] for node in nodes) == pytest.approx(busy, abs=0.01)
+
+
+def test_a_killed_node_costs_no_image(extracted, command, digits, cluster, added, tmp_path):
+    added.append(doomed := cluster.start(2))
+    running = command("submit", "--json", "--", "extract", str(digits), "--out", str(tmp_path), *EXTRACT)
+    wait_for(lambda: networks(cluster, doomed) and list(tmp_path.glob("part-*")), seconds=600)
+    cluster.stop(doomed, kill=True)
+    assert not (tmp_path / "manifest.json").exists()
+    found = json.loads(end(running).stdout)["result"]
+    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
+    assert_same(tmp_path, extracted[0])
+
+
+def test_a_node_that_comes_later_is_used(command, digits, cluster, added, tmp_path):
+    words = (
+        "extract",
+        str(digits),
+        "--out",
+        str(tmp_path),
+        *EXTRACT,
+        "--actors",
+        "1-2",
+        "--image-size",
+        "128",
+    )
+    running = command("submit", "--json", "--", *words)
+    wait_for(lambda: list(tmp_path.glob("part-*")), seconds=600)
+    added.append(new := cluster.start(2))
+    found = json.loads(end(running).stdout)["result"]
+    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
+    assert len(read(tmp_path)) == 1797
+    nodes = {node["node"]: node["rows"] for node in found["time"]["nodes"]}
+    assert len(nodes) == 2
+    assert nodes[new.id] > 0
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """Every image once, with the same features as in the other set."""
+    rows, wanted = read(found), read(expected)
+    assert rows.keys() == wanted.keys()
+    assert all(np.array_equal(value, wanted[path]) for path, value in rows.items())
+
+
+@pytest.fixture(scope="module")
+def job(tlray, extracted, digits, cluster) -> dict[str, Any]:
+    """What each command of a training has printed, by name; and its folder, and Ray's workers."""
+    features, out = extracted[0], extracted[0].parent
     training = ("--batch-size", "64", "--optimizer", "adam", "--json")
-    head = ("fit", f"{out}/set", "--head", "linear", "--epochs", "10", "--learning-rate", "0.01", *training)
+    head = ("fit", str(features), "--head", "linear", "--epochs", "10", "--learning-rate", "0.01", *training)
     tuning = ("--model", f"{out}/head", "--from", "conv3", "--epochs", "2", "--learning-rate", "0.001")
     lines = {
-        "set": ("extract", str(digits), *EXTRACT),
         "head": (*head, "--workers", "2"),
         "head-1": head,
         "tuned": ("finetune", str(digits), *tuning, *training, "--workers", "2"),
@@ -176,24 +233,12 @@ def job(tlray, digits, cluster, tmp_path_factory) -> dict[str, Any]:
     return {"out": out, "workers": workers, **found}
 
 
-def test_two_nodes_extract_and_tell_how_much_each(job, cluster):
-    found = job["set"]
-    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
-    nodes = found["time"]["nodes"]
-    assert {node["node"] for node in nodes} == {node.id for node in cluster.nodes[:2]}
-    assert [node["actors"] for node in nodes] == [1, 1]
-    assert sum(node["rows"] for node in nodes) == 1797
-    assert min(node["rows"] for node in nodes) > 200
-    busy = found["time"]["network"] + found["time"]["writing"]
-    assert sum(node["seconds"] for node in nodes) == pytest.approx(busy, abs=0.01)
-
-
 def test_two_workers_on_two_nodes_train_what_one_does(job, cluster):
-    jobs = {worker["job_id"] for worker in job["workers"]}
-    assert len(jobs) == 2  # Of `fit` and `finetune`.
-    for one in jobs:
-        on = [worker["node_id"] for worker in job["workers"] if worker["job_id"] == one]
-        assert sorted(on) == sorted(node.id for node in cluster.nodes[:2])
+    on: defaultdict[str, set[str]] = defaultdict(set)
+    for worker in job["workers"]:
+        on[worker["job_id"]].add(worker["node_id"])
+    assert sorted(map(len, on.values())) == [1, 2, 2]  # `fit` with one worker, with two, and `finetune`.
+    assert set.union(*on.values()) == {node.id for node in cluster.nodes[:2]}
     for one, two in zip(weights(job["out"] / "head-1"), weights(job["out"] / "head"), strict=True):
         np.testing.assert_allclose(two, one, atol=1e-5)
 
@@ -202,52 +247,6 @@ def test_what_two_nodes_trained_is_good(job):
     assert job["head"]["metrics"]["val_accuracy"] > 0.85
     assert (job["score"]["images"], job["score"]["split"]) == (359, "test")
     assert job["score"]["accuracy"] > 0.9
-
-
-def test_a_killed_node_costs_no_image(job, command, digits, cluster, added, tmp_path):
-    added.append(doomed := cluster.start(2))
-    running = command("submit", "--json", "--", "extract", str(digits), "--out", str(tmp_path), *EXTRACT)
-    wait_for(lambda: alive(cluster, on=doomed.id) and list(tmp_path.glob("part-*")))
-    cluster.stop(doomed, kill=True)
-    assert not (tmp_path / "manifest.json").exists()
-    found = json.loads(end(running).stdout)["result"]
-    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
-    assert_same(tmp_path, job["out"] / "set")
-
-
-def test_a_node_that_comes_later_is_used(job, command, digits, cluster, added, tmp_path):
-    words = ("extract", str(digits), "--out", str(tmp_path), *EXTRACT, "--actors", "1-3")
-    running = command("submit", "--json", "--", *words)
-    wait_for(lambda: list(tmp_path.glob("part-*")))
-    stopped: set[psutil.Process] = set()
-
-    def stop() -> None:
-        """Those that were there, or the job might end before another node has one."""
-        for actor in alive(cluster, but=added[0].id if added else ""):
-            process = psutil.Process(actor["pid"])
-            process.suspend()
-            stopped.add(process)
-
-    try:
-        stop()
-        added.append(new := cluster.start(2))
-        wait_for(lambda: stop() or alive(cluster, on=new.id))
-        some = len(list(tmp_path.glob("part-*")))
-        wait_for(lambda: len(list(tmp_path.glob("part-*"))) > some)
-    finally:
-        for process in stopped:
-            process.resume()
-    found = json.loads(end(running).stdout)["result"]
-    assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
-    assert [node["rows"] > 0 for node in found["time"]["nodes"] if node["node"] == new.id] == [True]
-    assert_same(tmp_path, job["out"] / "set")
-
-
-def assert_same(found: Path, expected: Path) -> None:
-    """Every image once, with the same features as in the other set."""
-    rows, wanted = read(found), read(expected)
-    assert rows.keys() == wanted.keys()
-    assert all(np.array_equal(value, wanted[path]) for path, value in rows.items())
 
 
 # Sending jobs
@@ -275,7 +274,8 @@ def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, few, tmp_p
     assert SECRET not in done.stdout + done.stderr
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["provenance"]["package"].startswith("third-party 1.2+")
-    (job,) = json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]
+    jobs = json.loads(tlray("jobs", "list", "--json").stdout)["jobs"]
+    (job,) = (one for one in jobs if one["job"].startswith("my.job"))
     assert (job["job"], job["status"]) == (found["job"], "succeeded")
     assert job["command"].startswith("tlray extract")
     ray = requests.get(
@@ -303,7 +303,7 @@ def seen():
     return plugins.find("backbones", "third").package
 
 ray.init(log_to_driver=False)
-on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
 print(ray.get([seen.options(scheduling_strategy=one).remote() for one in on]))
 """
 

@@ -102,11 +102,10 @@ class RayCluster:
     def alive(self) -> set[str]:
         """The ids of the nodes that the cluster says it has."""
         try:
-            summary = self.ask("nodes?view=summary")["data"]["summary"]
-        except (requests.RequestException, ValueError):
+            nodes = self.ask("api/v0/nodes?limit=10000")["data"]["result"]["result"]
+        except (requests.RequestException, ValueError, KeyError):  # It is not there yet.
             return set()
-        nodes = [one["raylet"] for one in summary]
-        return {node["nodeId"] for node in nodes if node.get("state") == "ALIVE"}
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
     def actors(self, name: str) -> list[dict[str, Any]]:
         """The actors of a class with this in its name, those that have ended too, as Ray tells of them."""

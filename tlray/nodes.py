@@ -61,8 +61,7 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
     size = max(1, int(gpus / share) if share else len(cpus))
     least, most = actors or (size, size)
     if least < most and not share and cpus:
-        # So much of a node that no more fit on it: or all would be there before another node comes, which
-        # is what those that wait for room ask an autoscaler for.
+        # So much of a node that no more fit on it, or all would be there before another node comes.
         usual = mode(sorted(cpus, reverse=True))
         own = usual / (-(-least // sum(one >= usual for one in cpus)) + 0.5)
         return Pool(least, most, share, own, max(0.01, (own / 2 - _READ_CPUS) / usual))
