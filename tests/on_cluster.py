@@ -5,6 +5,7 @@ nodes do not have. Some minutes; not among the tests that `make test` runs.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -25,7 +26,11 @@ from tests.test_submit import ODD, PROJECT, SECRET, pip
 from tlray.demo import write_digits
 
 PLUGIN = '''
+import os, time
 from tlray.backbone import Backbone
+from tlray.builtin.pixels import GreyPixels
+
+STARTED = time.time()
 
 class Third(Backbone):
     """A plugin of someone else."""
@@ -46,6 +51,27 @@ class Third(Backbone):
     def preprocess(self, pixels):
         import keras
         return keras.layers.Rescaling(1 / 255, name="rescale")(pixels)
+
+class Patient(GreyPixels):
+    """Waits as long as there is the file $HOLD, in processes that are older than it."""
+    name = "patient"
+
+    def preprocess(self, pixels):
+        import keras, tensorflow
+
+        def wait(values):
+            hold = os.environ["HOLD"]
+            while len(values) > 1 and os.path.exists(hold) and os.path.getmtime(hold) > STARTED:
+                time.sleep(0.1)
+            return values
+
+        class Waiting(keras.layers.Layer):
+            def call(self, values):
+                waited = tensorflow.numpy_function(wait, [values], values.dtype)
+                waited.set_shape(values.shape)
+                return waited
+
+        return Waiting()(super().preprocess(pixels))
 '''
 """Without dropout, so that any number of workers trains the same; the lower part takes its time."""
 EXTRACT = ("--backbone", "third", "--precision", "float32", "--json")
@@ -55,7 +81,10 @@ EXTRACT = ("--backbone", "third", "--precision", "float32", "--json")
 def site(tmp_path_factory) -> Path:
     """An environment's packages: those of this one, and the plugin, installed from a wheel."""
     project, wheels, site = (tmp_path_factory.mktemp(name) for name in ("project", "wheels", "site"))
-    (project / "pyproject.toml").write_text(PROJECT)
+    third = 'third = "third_party:Third"\n\n[tool'
+    assert third in PROJECT
+    patient = third.replace("\n\n", '\npatient = "third_party:Patient"\n\n')
+    (project / "pyproject.toml").write_text(PROJECT.replace(third, patient))
     (project / "third_party.py").write_text(PLUGIN)
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, project)
     pip("install", "--no-deps", "--target", site, *wheels.glob("*.whl"))
@@ -181,26 +210,22 @@ def test_a_killed_node_costs_no_image(extracted, command, digits, cluster, added
 
 
 def test_a_node_that_comes_later_is_used(command, digits, cluster, added, tmp_path):
-    words = (
-        "extract",
-        str(digits),
-        "--out",
-        str(tmp_path),
-        *EXTRACT,
-        "--actors",
-        "1-2",
-        "--image-size",
-        "128",
-    )
-    running = command("submit", "--json", "--", *words)
-    wait_for(lambda: list(tmp_path.glob("part-*")), seconds=600)
+    out, hold = tmp_path / "set", tmp_path / "hold"
+    words = ("extract", str(digits), "--out", str(out), "--backbone", "patient", "--actors", "1-2", "--json")
+    hold.touch()
+    os.utime(hold, (2**32, 2**32))
+    running = command("submit", "--json", "--env", "HOLD", "--", *words, HOLD=str(hold))
+    wait_for(lambda: networks(cluster, cluster.nodes[0]), seconds=600)
+    os.utime(hold)  # From now on the first waits, and those that come do not.
     added.append(new := cluster.start(2))
+    wait_for(lambda: list(out.glob("part-*")), seconds=600)
+    hold.unlink()
     found = json.loads(end(running).stdout)["result"]
     assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
-    assert len(read(tmp_path)) == 1797
-    nodes = {node["node"]: node["rows"] for node in found["time"]["nodes"]}
-    assert len(nodes) == 2
-    assert nodes[new.id] > 0
+    assert len(read(out)) == 1797
+    rows = {node["node"]: node["rows"] for node in found["time"]["nodes"]}
+    assert rows.keys() == {cluster.nodes[0].id, new.id}
+    assert rows[new.id] > 0
 
 
 def assert_same(found: Path, expected: Path) -> None:
