@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
@@ -112,7 +113,7 @@ def test_images_that_a_node_does_not_see_are_refused_and_nothing_is_written(
     assert os.listdir(tmp_path) == []
 
 
-def train(storage: str) -> None:
+def train(storage: str, packages: Mapping[str, str]) -> None:
     """As `fit` and `finetune` do it."""
     from tlray import trainer
 
@@ -120,18 +121,18 @@ def train(storage: str) -> None:
         raise AssertionError("it has begun")
 
     folder = Folder.open(storage)
-    trainer.run(nothing, {}, workers=2, storage=folder, streaming=False, report=lambda metrics: None)
+    given = {"storage": folder, "packages": packages, "streaming": False, "report": lambda metrics: None}
+    trainer.run(nothing, {}, workers=(2, 2), **given)
 
 
-def test_no_training_on_a_node_with_other_packages(two_nodes, tmp_path, monkeypatch):
-    monkeypatch.setattr("tlray.trainer.package_versions", lambda *plugins: {**VERSIONS, PLUGIN: "1.0"})
+def test_no_training_on_a_node_with_other_packages(two_nodes, tmp_path):
     with pytest.raises(UserError, match=f"node .* has {PLUGIN} 2.0, and the job was started with 1.0"):
-        train(str(tmp_path))
+        train(str(tmp_path), {**VERSIONS, PLUGIN: "1.0"})
 
 
 def test_no_training_where_every_node_has_its_own_folder(two_nodes, memory):
     with pytest.raises(UserError, match=r"another memory://model .* choose a place that all nodes share"):
-        train("memory://model")
+        train("memory://model", VERSIONS)
 
 
 def test_a_process_with_other_packages_does_no_work():

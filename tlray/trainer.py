@@ -17,7 +17,6 @@ from ray.util.queue import Empty, Queue
 
 from tlray import cluster, nodes
 from tlray.errors import JobError, TlrayError, UserError
-from tlray.provenance import package_versions
 from tlray.storage import Folder
 from tlray.stream import STREAM_CPUS
 
@@ -109,6 +108,7 @@ def run(
     *,
     workers: tuple[int, int],
     storage: Folder,
+    packages: Mapping[str, str],
     streaming: bool,
     report: Report,
 ) -> Any:
@@ -120,6 +120,7 @@ def run(
         workers: the least and the most. If fewer than the most are there, it goes on from the last checkpoint
             with as many as there is room for, and again with more when there is.
         storage: a folder that all nodes see, for checkpoints and Ray Train's own state.
+        packages: the versions that every process must have.
         streaming: each worker also needs room for tasks that decode and an actor with the frozen network.
         report: called here with what the first worker reports of each epoch.
 
@@ -132,11 +133,12 @@ def run(
     """
     least, most = workers
     gpus = check(least, streaming)
-    nodes.check(package_versions(), storage)
+    nodes.check(packages, storage)
     epochs = Queue(actor_options={"num_cpus": 0})
 
     def work(config: Mapping[str, Any]) -> Any:
         try:
+            nodes.agree(packages)
             return loop(config, Worker(epochs.put))
         except (TlrayError, ValueError, TypeError) as error:
             return error  # Raised, it would be tried again, and come again.

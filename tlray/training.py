@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tlray import stopping, verdict
+from tlray import plugins, stopping, verdict
 from tlray.claim import RESULT, WORK, result
 from tlray.config import TrainConfig
 from tlray.errors import JobError, TlrayError, UserError, unknown
@@ -24,7 +24,7 @@ from tlray.head import Head
 from tlray.model import FORMAT, MANIFEST
 from tlray.network import FrozenPart
 from tlray.plain import dump
-from tlray.provenance import versions
+from tlray.provenance import package_versions, versions
 from tlray.storage import Folder
 from tlray.stream import STREAM_CPUS, Source
 from tlray.verdict import Shard
@@ -208,11 +208,13 @@ def _on_workers(training: Training, work: Folder, report: Report) -> Trained:
 
     from tlray import trainer
 
+    heads = [plugin.package for plugin in plugins.installed("heads") if plugin.name == training.head.name]
     trained: Trained = trainer.run(
         _loop_of_worker,
         _shared(training, ray.put),
         workers=(training.config.least_workers, training.config.workers),
         storage=work,
+        packages=package_versions(training.frozen.provenance.package, *heads),
         streaming=training.source is not None,
         report=report,
     )
