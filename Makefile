@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/tlray demo
 
 test: install
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -m "not cluster" tests
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow" tests
@@ -29,9 +29,9 @@ test-fast: install
 test-plugins: install
 	$(BIN)/python -m pytest tests/installed_plugins.py tests/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
 
-# Jobs on a Ray of several nodes on this machine, and a short torture.
+# Jobs on a Ray of several nodes on this machine, and jobs whose processes are killed.
 test-cluster: install
-	$(BIN)/python -m pytest tests/on_cluster.py tests/short_torture.py
+	$(BIN)/python -m pytest -m cluster tests/on_cluster.py tests/short_torture.py tests/test_*.py
 
 # The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
 test-deploy: install

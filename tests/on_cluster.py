@@ -25,10 +25,11 @@ from tests.test_main_job import read, weights
 from tests.test_submit import ODD, PROJECT, SECRET, pip
 from tlray.demo import write_digits
 
+pytestmark = pytest.mark.cluster
+
 PLUGIN = '''
 import os, time
 from tlray.backbone import Backbone
-from tlray.builtin.pixels import GreyPixels
 
 STARTED = time.time()
 
@@ -50,28 +51,26 @@ class Third(Backbone):
 
     def preprocess(self, pixels):
         import keras
-        return keras.layers.Rescaling(1 / 255, name="rescale")(pixels)
+        pixels = keras.layers.Rescaling(1 / 255, name="rescale")(pixels)
+        return waiting(pixels) if "HOLD" in os.environ else pixels
 
-class Patient(GreyPixels):
-    """Waits as long as there is the file $HOLD, in processes that are older than it."""
-    name = "patient"
+def waiting(pixels):
+    """In processes that are older than the file $HOLD, as long as there is one."""
+    import keras, tensorflow
 
-    def preprocess(self, pixels):
-        import keras, tensorflow
+    def wait(values):
+        hold = os.environ["HOLD"]
+        while len(values) > 1 and os.path.exists(hold) and os.path.getmtime(hold) > STARTED:
+            time.sleep(0.1)
+        return values
 
-        def wait(values):
-            hold = os.environ["HOLD"]
-            while len(values) > 1 and os.path.exists(hold) and os.path.getmtime(hold) > STARTED:
-                time.sleep(0.1)
-            return values
+    class Waiting(keras.layers.Layer):
+        def call(self, values):
+            waited = tensorflow.numpy_function(wait, [values], values.dtype)
+            waited.set_shape(values.shape)
+            return waited
 
-        class Waiting(keras.layers.Layer):
-            def call(self, values):
-                waited = tensorflow.numpy_function(wait, [values], values.dtype)
-                waited.set_shape(values.shape)
-                return waited
-
-        return Waiting()(super().preprocess(pixels))
+    return Waiting()(pixels)
 '''
 """Without dropout, so that any number of workers trains the same; the lower part takes its time."""
 EXTRACT = ("--backbone", "third", "--precision", "float32", "--json")
@@ -81,10 +80,7 @@ EXTRACT = ("--backbone", "third", "--precision", "float32", "--json")
 def site(tmp_path_factory) -> Path:
     """An environment's packages: those of this one, and the plugin, installed from a wheel."""
     project, wheels, site = (tmp_path_factory.mktemp(name) for name in ("project", "wheels", "site"))
-    third = 'third = "third_party:Third"\n\n[tool'
-    assert third in PROJECT
-    patient = third.replace("\n\n", '\npatient = "third_party:Patient"\n\n')
-    (project / "pyproject.toml").write_text(PROJECT.replace(third, patient))
+    (project / "pyproject.toml").write_text(PROJECT)
     (project / "third_party.py").write_text(PLUGIN)
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, project)
     pip("install", "--no-deps", "--target", site, *wheels.glob("*.whl"))
@@ -169,8 +165,10 @@ def end(running: subprocess.Popen[str], status: int = 0) -> subprocess.Completed
     return subprocess.CompletedProcess(running.args, status, output, errors)
 
 
-def networks(cluster: RayCluster, node: Node) -> list[str]:
-    """The actors on a node that have loaded the network."""
+def networks(cluster: RayCluster, node: Node, running: subprocess.Popen[str]) -> list[str]:
+    """The actors on a node that have loaded the network, as long as the command runs."""
+    if running.poll() is not None:
+        raise AssertionError(running.communicate())
     actors = cluster.actors("_NetworkActor")
     return [one["actor_id"] for one in actors if (one["state"], one["node_id"]) == ("ALIVE", node.id)]
 
@@ -178,12 +176,22 @@ def networks(cluster: RayCluster, node: Node) -> list[str]:
 # Jobs on several nodes
 
 
+def hold(file: Path) -> str:
+    """Makes the networks of a job with this $HOLD wait, or the first might do all before there are others."""
+    file.touch()
+    os.utime(file, (2**32, 2**32))
+    return str(file)
+
+
 @pytest.fixture(scope="module")
-def extracted(tlray, digits, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+def extracted(command, digits, cluster, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """The features as two nodes make them, and what is told of it."""
-    out = tmp_path_factory.mktemp("job") / "set"
-    done = tlray("submit", "--json", "--", "extract", str(digits), "--out", str(out), *EXTRACT)
-    return out, json.loads(done.stdout)["result"]
+    out, file = tmp_path_factory.mktemp("job") / "set", tmp_path_factory.mktemp("hold") / "hold"
+    words = ("extract", str(digits), "--out", str(out), *EXTRACT)
+    running = command("submit", "--json", "--env", "HOLD", "--", *words, HOLD=hold(file))
+    wait_for(lambda: all(networks(cluster, node, running) for node in cluster.nodes), seconds=600)
+    file.unlink()
+    return out, json.loads(end(running).stdout)["result"]
 
 
 def test_two_nodes_extract_and_tell_how_much_each(extracted, cluster):
@@ -199,30 +207,30 @@ def test_two_nodes_extract_and_tell_how_much_each(extracted, cluster):
 
 
 def test_a_killed_node_costs_no_image(extracted, command, digits, cluster, added, tmp_path):
+    out, file = tmp_path / "set", tmp_path / "hold"
     added.append(doomed := cluster.start(2))
-    running = command("submit", "--json", "--", "extract", str(digits), "--out", str(tmp_path), *EXTRACT)
-    wait_for(lambda: networks(cluster, doomed) and list(tmp_path.glob("part-*")), seconds=600)
+    words = ("extract", str(digits), "--out", str(out), *EXTRACT)
+    running = command("submit", "--json", "--env", "HOLD", "--", *words, HOLD=hold(file))
+    wait_for(lambda: networks(cluster, doomed, running), seconds=600)
     cluster.stop(doomed, kill=True)
-    assert not (tmp_path / "manifest.json").exists()
+    file.unlink()
     found = json.loads(end(running).stdout)["result"]
     assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
-    assert_same(tmp_path, extracted[0])
+    assert_same(out, extracted[0])
 
 
-def test_a_node_that_comes_later_is_used(command, digits, cluster, added, tmp_path):
-    out, hold = tmp_path / "set", tmp_path / "hold"
-    words = ("extract", str(digits), "--out", str(out), "--backbone", "patient", "--actors", "1-2", "--json")
-    hold.touch()
-    os.utime(hold, (2**32, 2**32))
-    running = command("submit", "--json", "--env", "HOLD", "--", *words, HOLD=str(hold))
-    wait_for(lambda: networks(cluster, cluster.nodes[0]), seconds=600)
-    os.utime(hold)  # From now on the first waits, and those that come do not.
+def test_a_node_that_comes_later_is_used(extracted, command, digits, cluster, added, tmp_path):
+    out, file = tmp_path / "set", tmp_path / "hold"
+    words = ("extract", str(digits), "--out", str(out), *EXTRACT, "--actors", "1-2")
+    running = command("submit", "--json", "--env", "HOLD", "--", *words, HOLD=hold(file))
+    wait_for(lambda: networks(cluster, cluster.nodes[0], running), seconds=600)
+    os.utime(file)  # From now on the first waits, and those that come do not.
     added.append(new := cluster.start(2))
     wait_for(lambda: list(out.glob("part-*")), seconds=600)
-    hold.unlink()
+    file.unlink()
     found = json.loads(end(running).stdout)["result"]
     assert (found["images"], found["rows"], found["errors"]) == (1797, 1797, 0)
-    assert len(read(out)) == 1797
+    assert_same(out, extracted[0])
     rows = {node["node"]: node["rows"] for node in found["time"]["nodes"]}
     assert rows.keys() == {cluster.nodes[0].id, new.id}
     assert rows[new.id] > 0

@@ -13,6 +13,8 @@ import pytest
 
 from tests.torture import KINDS, Job, Kill, Torture, ViolationError, check, draw, read, write_images
 
+pytestmark = pytest.mark.cluster
+
 OPTIONS = (
     "--backbone",
     "small-vggnet",

@@ -390,6 +390,7 @@ def _workers() -> list[int]:
     return found
 
 
+@pytest.mark.cluster
 def test_a_killed_worker_changes_nothing(images, model, ray, tmp_path):
     """SIGKILL in the middle of an epoch, in a training with dropout."""
     config = replace(TUNE, head="dense-256", epochs=4, batch_size=2, optimizer="adam")
@@ -426,6 +427,7 @@ def test_a_killed_worker_changes_nothing(images, model, ray, tmp_path):
     assert histories[0] == histories[1]
 
 
+@pytest.mark.cluster
 def test_a_killed_command_goes_on_where_it_was(images, model, tuned, tmp_path):
     out = tmp_path / "out"
     command = ["finetune", images, "--model", model, "--out", out, "--from", "block5_conv1"]

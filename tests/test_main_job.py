@@ -32,6 +32,7 @@ from tlray.fit import fit
 from tlray.head import Head
 from tlray.index import Index
 from tlray.listing import Images, Listed
+from tlray.network import fastest_precision
 from tlray.plan import plan
 from tlray.predict import predict, predict_one
 from tlray.storage import Folder
@@ -152,6 +153,9 @@ def test_reduced_precision_is_near(features, images, ray, tmp_path):
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs the photographs beside the clone")
 def test_bfloat16_of_photographs_is_within_5e_3(ray, tmp_path):
+    """Where hardware has it; what emulates it, as oneDNN does elsewhere, rounds more often."""
+    if fastest_precision() != "bfloat16":
+        pytest.skip("this machine has no bfloat16")
     photographs = tmp_path / "images"
     photographs.mkdir()
     for path in sorted(PHOTOGRAPHS.rglob("*.jpg"))[::20]:
@@ -621,6 +625,7 @@ def _left_in_home(home: Path) -> list[str]:
     return [str(path.relative_to(home)) for path in home.rglob("*")]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_command_leaves_nothing_behind_and_goes_on(how, images, features, tmp_path):
     home, out = tmp_path / "home", tmp_path / "set"

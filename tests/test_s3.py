@@ -180,6 +180,7 @@ def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, 
     assert time.monotonic() - started < 60  # It is given up after some seconds.
 
 
+@pytest.mark.cluster
 def test_a_command_that_is_killed_goes_on(images, local, ray, server):
     out = "s3://bucket/killed"
     settings = ["--backbone", CONFIG.backbone, "--image-size", CONFIG.image_size, "--precision", "float32"]

@@ -129,7 +129,9 @@ class Jobs:
         self._client.submit_job(
             entrypoint=entrypoint,
             submission_id=job,
-            runtime_env=environment,
+            # Or a node that joins installs for all jobs there ever were, at once, and wheels that they share
+            # into each other's way: then the node has them for installed, and they are not there.
+            runtime_env={**environment, "config": {"eager_install": False}},
             metadata={"job_name": name, **about},
         )
         return Job(self._client, job)
