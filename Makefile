@@ -57,7 +57,7 @@ lint: install
 bench: install
 	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
 
-# Ten minutes on two cores, for docs/scale.md. SCALE="--images 200000 --only runs" are options of the script.
+# For docs/scale.md. SCALE="--images 200000 --only runs" are options of the script.
 scale: install
 	$(BIN)/python -m tests.benchmarks.scale $(SCALE)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,6 +184,22 @@ def test_a_reader_is_told_that_a_listing_was_stopped(folder):
     assert rows(again) == images
     again.stop()
     assert folder.names("index") == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_a_listing_in_another_thread_is_stopped_at_its_next_image(folder):
+    going = Event()
+
+    def images() -> Iterator[Listed]:
+        yield from listing(64 * 128 + 64 * 1024)
+        going.set()
+        yield from (Listed(f"z{number}", None, None, None, None) for number in itertools.count())
+
+    index = Index.start(folder, images(), 32, JOB)
+    found = ThreadPoolExecutor(1).submit(index.finish)
+    assert going.wait(30)
+    index.stop()
+    with pytest.raises(JobError, match="was stopped"):
+        found.result(timeout=30)
 
 
 def test_an_index_is_sent_as_its_place(folder):

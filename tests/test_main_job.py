@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -664,6 +665,24 @@ def _interrupt(
     expected = read(features)
     assert all(np.array_equal(value, expected[path]) for path, value in read(out).items())
     assert not list(out.glob(".*"))
+
+
+def test_ray_data_has_ended_before_the_command_goes_on(images, ray, tmp_path):
+    """Or, with Ray gone, it would end the process, without a word."""
+
+    def stop(done: int, total: int) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # As Ctrl-C, which may be ignored.
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            extract(
+                str(images), str(tmp_path / "set"), replace(CONFIG, backbone="grey-pixels"), progress=stop
+            )
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if "StreamingExecutor" in name or "listing" in name]
 
 
 ALONE = """

@@ -19,8 +19,8 @@ from tlray.storage import Folder
 
 _ACTOR_CPUS = 0.4
 """What counts is that it can be on any node; the network takes all cores that decoding leaves."""
-_READ_CPUS = 0.05
-"""See `source.shards`."""
+READ_CPUS = 0.05
+"""Of the task that reads the index: hardly any, and other than decoding, or Ray would fuse the two stages."""
 _SECONDS = 600
 """How long a node may take to answer: it may have to install the packages of the job for it, for which Ray
 gives it as long. Of one that is lost Ray tells sooner."""
@@ -64,7 +64,7 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
         # So much of a node that no more fit on it, or all would be there before another node comes.
         usual = mode(sorted(cpus, reverse=True))
         own = usual / (-(-least // sum(one >= usual for one in cpus)) + 0.5)
-        return Pool(least, most, share, own, max(0.01, (own / 2 - _READ_CPUS) / usual))
+        return Pool(least, most, share, own, max(0.01, (own / 2 - READ_CPUS) / usual))
     # Beside an actor there must be room for a task that decodes, or none would ever run.
     return Pool(least, most, share, _ACTOR_CPUS, 1.0 if max(cpus, default=0) >= 2 else 0.5)
 

@@ -11,9 +11,7 @@ from ray.data import Dataset, Datasource, ReadTask, read_datasource
 from ray.data.block import BlockMetadata
 
 from tlray.index import Index
-
-_CPUS = 0.05
-"""It hardly does anything, and other than decoding, or Ray would fuse the two stages into one task."""
+from tlray.nodes import READ_CPUS
 
 
 def shards(index: Index, done: Container[int]) -> Dataset:
@@ -21,7 +19,7 @@ def shards(index: Index, done: Container[int]) -> Dataset:
 
     They come while the index still grows, so that work begins before all images are listed.
     """
-    return read_datasource(_Shards(index, done), num_cpus=_CPUS, override_num_blocks=1)
+    return read_datasource(_Shards(index, done), num_cpus=READ_CPUS, override_num_blocks=1)
 
 
 def pack(table: pa.Table) -> pa.Table:

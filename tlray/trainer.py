@@ -96,8 +96,8 @@ def check(workers: int, streaming: bool) -> int:
     available = min(gpus or workers, int(cpus / (1 + STREAM_CPUS if streaming else 1)))
     if workers > available:
         raise UserError(
-            f"--workers {workers}: expected at most {available}, for which this Ray has CPUs and GPUs "
-            f"({cpus:g} and {gpus}); with --min-workers a training begins with fewer"
+            f"--workers or --min-workers {workers}: expected at most {available}, for which this Ray has "
+            f"CPUs and GPUs ({cpus:g} and {gpus}); with --min-workers a training can begin with fewer"
         )
     return gpus
 
@@ -137,8 +137,8 @@ def run(
     epochs = Queue(actor_options={"num_cpus": 0})
 
     def work(config: Mapping[str, Any]) -> Any:
+        nodes.agree(packages)  # Raised, unlike what all workers would find: the others must end too.
         try:
-            nodes.agree(packages)
             return loop(config, Worker(epochs.put))
         except (TlrayError, ValueError, TypeError) as error:
             return error  # Raised, it would be tried again, and come again.

@@ -410,7 +410,8 @@ class _Idle:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         now = time.time()
-        return pa.Table.from_pylist([vars(Shard(1, 0, 0.0, 0.0, 0.0, 0.0, "actor" * 8, "CPU", now, now))])
+        place = ("actor" * 8, "node" * 8, "host", "CPU")
+        return pa.Table.from_pylist([vars(Shard(1, 0, 0.0, 0.0, 0.0, 0.0, *place, now, now))])
 
 
 _COST = ("seconds", "CPU seconds", "µs of CPU an image", "MB", "bytes of memory an image")

@@ -42,15 +42,20 @@ def plan(
 def _kind(kind: dict[str, Any], gpus: float) -> str:
     """What nodes of a kind are, hold and take for an image."""
     many = f"{kind['nodes']} with " if kind["nodes"] > 1 else ""
-    has = f"{kind['cpus']:g} cores"
+    has = _count(kind["cpus"], "core")
     if kind["gpus"]:
-        has += f" and {kind['gpus']:g} GPUs" + (f" ({kind['accelerator']})" if kind["accelerator"] else "")
+        has += f" and {_count(kind['gpus'], 'GPU')}" + (
+            f" ({kind['accelerator']})" if kind["accelerator"] else ""
+        )
     each = f"reading {kind['read_ms']:.2f} ms, decoding {kind['decode_ms']:.2f} ms an image and core"
     if kind["network_ms"] is None:
         return f"{many}{has}, which decode: {each}"
     network = f"network {kind['network_ms']:.2f} ms an image{' and GPU' if gpus else ''}"
-    actors = "1 actor" if kind["actors"] == 1 else f"{kind['actors']} actors"
-    return f"{many}{has}, {actors}: {each}; {network}"
+    return f"{many}{has}, {_count(kind['actors'], 'actor')}: {each}; {network}"
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:
