@@ -672,6 +672,7 @@ def test_ray_data_has_ended_before_the_command_goes_on(images, ray, tmp_path):
 
     def stop(done: int, total: int) -> None:
         signal.raise_signal(signal.SIGUSR1)
+        time.sleep(5)  # Not reached, unless what follows the results is left alone.
 
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # As Ctrl-C, which may be ignored.
     try:
