@@ -7,7 +7,8 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 
-from tlray import contract, plugins
+from tlray.models import registry
+from tlray.plugins import contract
 
 TITLES = {"backbones": "Backbone", "heads": "Head", "weights": "Weights provider"}
 
@@ -16,11 +17,12 @@ def page() -> str:
     """The whole page."""
     parts = [
         "# The contract of plugins",
-        "What a plugin must have, and what `tlray plugins check` and `tlray.testing` check it for. Generated "
-        "from the code by `docs/contract.py`; how to write a plugin is in [plugins.md](plugins.md).",
+        "What a plugin must have, and what `tlray plugins check` and `tlray.plugins.testing` check it for. "
+        "Generated from the code by `docs/contract.py`; how to write a plugin is in "
+        "[plugins.md](plugins.md).",
     ]
     for kind, title in TITLES.items():
-        base = plugins.KINDS[kind]
+        base = registry.KINDS[kind]
         parts += [
             f"## {title}",
             f"A subclass of `{base.__module__}.{base.__name__}`, registered as an entry ",

@@ -16,7 +16,7 @@ import pytest
 
 from tests.ray_cluster import BIN, end, free_port, left
 from tests.test_deploy import GUIDE, ROOT, instructions
-from tlray import shipping
+from tlray.cluster import wheels
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def test_the_image_has_tlray_and_all_it_needs(image):
 
 
 def test_nothing_is_sent_to_a_cluster_of_the_image(image):
-    there = shipping.read_probe(
-        run(image, "python", "-c", shipping.PROBE, *(one.name for one in shipping.installed()))
+    there = wheels.read_probe(
+        run(image, "python", "-c", wheels.PROBE, *(one.name for one in wheels.installed()))
     )
     assert there is not None
-    assert shipping.lacking(shipping.installed(), there) == []
+    assert wheels.lacking(wheels.installed(), there) == []
 
 
 def test_the_guides_cluster_on_one_machine(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tlray import plugins, testing
+from tlray.models import registry
+from tlray.plugins import testing
 
 
 def names(kind: str) -> list[str]:
-    return [plugin.name for plugin in plugins.installed(kind) if plugin.package != "tlray"]
+    return [plugin.name for plugin in registry.installed(kind) if plugin.package != "tlray"]
 
 
 test_backbones = testing.backbone_contract(*names("backbones"))

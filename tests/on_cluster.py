@@ -23,13 +23,13 @@ from PIL import Image
 from tests.ray_cluster import BIN, Node, RayCluster, left, ray_cluster, wait_for
 from tests.test_main_job import read, weights
 from tests.test_submit import ODD, PROJECT, SECRET, pip
-from tlray.demo import write_digits
+from tlray.recipes.demo import write_digits
 
 pytestmark = pytest.mark.cluster
 
 PLUGIN = '''
 import os, time
-from tlray.backbone import Backbone
+from tlray.models.interfaces import Backbone
 
 STARTED = time.time()
 
@@ -332,8 +332,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @ray.remote
 def seen():
-    from tlray import plugins
-    return plugins.find("backbones", "third").package
+    from tlray.models import registry
+    return registry.find("backbones", "third").package
 
 ray.init(log_to_driver=False)
 on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
@@ -399,8 +399,8 @@ def test_the_token_is_asked_for(tlray):
 # Nodes that come and go
 
 RESIZING = """
-from tlray import trainer
-trainer._RESIZE_SECONDS = 2
+from tlray.training import ray_workers
+ray_workers._RESIZE_SECONDS = 2
 from tlray.cli import main
 main()
 """

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tlray.runtime import prepare_keras
+from tlray.core.runtime import prepare_keras
 
 GUIDE = Path(__file__).parents[1] / "docs" / "plugins.md"
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)

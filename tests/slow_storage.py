@@ -10,7 +10,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from tlray.storage import Folder
+from tlray.core.storage import Folder
 
 
 class SlowStorage(LocalFileSystem):

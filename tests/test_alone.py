@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tlray.alone import Alone
-from tlray.storage import Folder
+from tlray.core.storage import Folder
+from tlray.training.local_worker import Alone
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tlray.annotate import annotate_one, copy_name
-from tlray.reading import Reader
-from tlray.storage import Folder
+from tlray.core.storage import Folder
+from tlray.evaluation.annotate import annotate_one, copy_name
+from tlray.images.reader import Reader
 
 HOSTILE = [
     "../x.jpg",

@@ -23,20 +23,22 @@ import pytest
 from PIL import Image
 
 from tests.s3_server import Server
-from tlray import archive, cluster, parquet, tar, walk
-from tlray.annotate import copy_name
-from tlray.config import ExtractConfig, FitConfig, PredictConfig
-from tlray.decoder import BadImage
-from tlray.errors import UserError
-from tlray.evaluate import _thumbnails
-from tlray.extract import extract
-from tlray.fit import fit
-from tlray.listing import Images, Listed
-from tlray.plan import plan
-from tlray.predict import predict
-from tlray.reading import Reader
-from tlray.storage import Folder
-from tlray.verify import verify
+from tlray.cluster import session
+from tlray.core.config import ExtractConfig, FitConfig, PredictConfig
+from tlray.core.errors import UserError
+from tlray.core.storage import Folder
+from tlray.evaluation.annotate import copy_name
+from tlray.evaluation.evaluate import _thumbnails
+from tlray.evaluation.predict import predict
+from tlray.features.extract import extract
+from tlray.features.plan import plan
+from tlray.features.verify import verify
+from tlray.images import walk
+from tlray.images.archives import base, parquet, tar
+from tlray.images.decoder import BadImage
+from tlray.images.listing import Images, Listed
+from tlray.images.reader import Reader
+from tlray.training.fit import fit
 
 Member = tuple[str, bytes]
 
@@ -352,7 +354,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 
 
 def test_names_of_one_hash_are_not_one_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "hash", lambda _: 1, raising=False)
+    monkeypatch.setattr(base, "hash", lambda _: 1, raising=False)
     uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2"), ("3.jpg", b"3")])
     assert list(contents(uri).values()) == [b"1", b"2", b"3"]
 
@@ -628,7 +630,7 @@ KINDS = ("loose", "tar", "parquet")
 @pytest.fixture(scope="module")
 def ray(server) -> Iterator[None]:
     """One local Ray for all jobs of this file."""
-    with cluster.connect(None, cpus=4):
+    with session.connect(None, cpus=4):
         yield
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tlray import augment
-from tlray.augment import AUGMENTATIONS, Augmentation, Views
-from tlray.errors import UserError
+from tlray.core.errors import UserError
+from tlray.images import augment
+from tlray.images.augment import AUGMENTATIONS, Augmentation, Views
 
 WILD = Augmentation(rotation=180, shift=0.9, shear=60, zoom=0.9, flip=True)
 
@@ -190,7 +190,7 @@ def test_same_in_another_process():
     script = """
 import hashlib, sys
 import numpy as np
-from tlray.augment import Augmentation, Views
+from tlray.images.augment import Augmentation, Views
 assert not {"cv2", "tensorflow", "keras", "ray"} & set(sys.modules)
 pixels = np.arange(40 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 40, 3)
 views = Views(Augmentation.parse("strong"), 7)

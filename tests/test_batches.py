@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlray.batches import GlobalBatches
+from tlray.training.worker.batches import GlobalBatches
 
 Step = tuple[np.ndarray, np.ndarray]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlray import plugins
-from tlray.config import NetworkConfig
-from tlray.decoder import decode
-from tlray.network import FrozenPart, compile_network
-from tlray.runtime import prepare_keras
+from tlray.core.config import NetworkConfig
+from tlray.core.runtime import prepare_keras
+from tlray.images.decoder import decode
+from tlray.models import registry
+from tlray.models.frozen import FrozenPart, compile_network
 
 RNG = np.random.default_rng(0)
 
@@ -39,7 +39,7 @@ HEADS = {
 """The hidden layers of each head, and whether it has one sigmoid for two classes."""
 
 OPTIMIZERS = {"dense-800": ("adam", 1e-3), "simple-nn": ("sgd", 0.01)}
-"""Of the heads that do not have the one of `tlray.head.Head`."""
+"""Of the heads that do not have the one of `tlray.models.head.Head`."""
 
 
 def built_in(kind: str) -> list[str]:
@@ -82,7 +82,7 @@ def shake(model) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEATURES)
 def test_the_published_sizes(keras, name):
-    backbone = plugins.backbone(name)
+    backbone = registry.backbone(name)
     assert (backbone.image_size, backbone.build(backbone.image_size).output_shape[1:]) == FEATURES[name]
 
 
@@ -107,8 +107,8 @@ def test_small_vggnet_is_the_published_network(keras):
     published.add(layers.Dense(3))
     published.add(layers.Activation("softmax"))
 
-    backbone = plugins.backbone("small-vggnet").build(64)
-    head = plugins.head("dense-512").build(backbone.output_shape[1:], 3)
+    backbone = registry.backbone("small-vggnet").build(64)
+    head = registry.head("dense-512").build(backbone.output_shape[1:], 3)
     ours = keras.Sequential([backbone, head])
 
     convolutions = 896 + 18_496 + 36_928 + 73_856 + 2 * 147_584
@@ -129,7 +129,7 @@ def test_small_vggnet_is_the_published_network(keras):
 @pytest.mark.slow
 def test_small_vggnet_takes_pixels_times_1_255(keras):
     images = noise(2, 64)
-    network = plugins.backbone("small-vggnet").build(64)
+    network = registry.backbone("small-vggnet").build(64)
     network.set_weights(frozen("small-vggnet").arrays)
     expected = network(images / np.float32(255), training=False).numpy()
     np.testing.assert_allclose(features("small-vggnet", images), expected, atol=1e-6)
@@ -170,7 +170,7 @@ def test_every_built_in_head_is_checked():
 
 @every_head
 def test_the_defaults_of_a_head(name):
-    head = plugins.head(name)
+    head = registry.head(name)
     assert (head.optimizer, head.learning_rate) == OPTIMIZERS.get(name, ("rmsprop", 1e-4))
     assert head.loss == ""
 
@@ -189,7 +189,7 @@ def described(layer) -> tuple:
 def test_a_head_is_the_published_one(keras, name, shape, classes):
     hidden, one_output = HEADS[name]
     output = ("Dense", 1, "sigmoid") if one_output and classes == 2 else ("Dense", classes, "softmax")
-    model = plugins.head(name).build(shape, classes)
+    model = registry.head(name).build(shape, classes)
     assert [described(layer) for layer in model.layers] == [("Flatten",), *hidden, output]
     assert model.input_shape == (None, *shape)
     assert model.output_shape == (None, output[1])

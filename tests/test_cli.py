@@ -15,14 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 import tlray
-from tlray import config
-from tlray.changes import told as changed
 from tlray.cli import app
 from tlray.cli.extract import changes
-from tlray.errors import JobError, UserError
-from tlray.featureset import FORMAT as FEATURES
-from tlray.model import FORMAT as MODEL
-from tlray.storage import Folder
+from tlray.core import config
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+from tlray.features.feature_set import FORMAT as FEATURES
+from tlray.images.diff import told as changed
+from tlray.models.model import FORMAT as MODEL
 
 CONFIGS = {
     "extract": config.ExtractConfig,
@@ -43,8 +43,8 @@ HEAVY = {"ray", "tensorflow", "keras", "numpy", "pyarrow", "pandas", "PIL", "h5p
 SMALL = '''
 from pathlib import Path
 import numpy as np
-from tlray.backbone import Backbone, KnownWeights
-from tlray.weights import WeightsProvider, digest
+from tlray.models.interfaces import Backbone, KnownWeights
+from tlray.models.weights import WeightsProvider, digest
 
 ARRAYS = [np.ones(3, np.float32)]
 
@@ -413,7 +413,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fit(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("tlray.fit.fit", fit)
+    monkeypatch.setattr("tlray.training.fit.fit", fit)
 
 
 FAILURES = [
@@ -473,7 +473,7 @@ def test_a_result_as_text_and_as_json(monkeypatch):
         report({"epoch": 1, "loss": 0.25})
         return found
 
-    monkeypatch.setattr("tlray.fit.fit", fit)
+    monkeypatch.setattr("tlray.training.fit.fit", fit)
     options = ["--epochs", "2", "--learning-rate", "0.5", "--head", "linear", "--address", "here:1"]
     result = invoke("fit", "x", "--out", "y", *options)
     assert result.exit_code == 0

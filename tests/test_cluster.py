@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from tlray import cluster
-from tlray.config import ExtractConfig
-from tlray.errors import UserError
-from tlray.extract import extract
-from tlray.network import FrozenPart
+from tlray.cluster import session
+from tlray.core.config import ExtractConfig
+from tlray.core.errors import UserError
+from tlray.features.extract import extract
+from tlray.models.frozen import FrozenPart
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def starts(monkeypatch):
         if ray.fails:
             raise ray.fails
 
-    monkeypatch.setattr(cluster, "_start", start)
-    monkeypatch.setattr(cluster, "_prepare", lambda address: None)
+    monkeypatch.setattr(session, "_start", start)
+    monkeypatch.setattr(session, "_prepare", lambda address: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
     return ray
 
 
 def test_the_block_begins_while_ray_starts(starts):
-    with cluster.connect(None) as connected:
+    with session.connect(None) as connected:
         starts.log.append("working")
         connected()
         starts.log.append("connected")
@@ -57,15 +57,15 @@ def test_the_block_begins_while_ray_starts(starts):
 
 
 def test_a_block_that_fails_early_waits_and_stops(starts):
-    with pytest.raises(UserError, match="mistake"), cluster.connect(None):
+    with pytest.raises(UserError, match="mistake"), session.connect(None):
         raise UserError("mistake")
     assert starts.log == ["started by ray", "stopped by ray"]
-    assert not cluster.is_connected()
+    assert not session.is_connected()
 
 
 def test_no_ray_at_the_address(starts):
     starts.fails = UserError("no Ray answers")
-    with pytest.raises(UserError, match="no Ray answers"), cluster.connect("there:1") as connected:
+    with pytest.raises(UserError, match="no Ray answers"), session.connect("there:1") as connected:
         connected()
     assert starts.log == ["started by ray"]
 
@@ -77,25 +77,25 @@ def test_where_nothing_listens_ray_does_not_try_for_minutes():
     for there in (address, "127.0.0.1:99999"):
         with (
             pytest.raises(UserError, match=f"no Ray answers at --address {there}: .* expected HOST:PORT"),
-            cluster.connect(there) as connected,
+            session.connect(there) as connected,
         ):
             connected()
 
 
 def test_a_part_of_a_command_uses_its_ray(starts):
-    with cluster.connect(None) as outer:
-        assert cluster.is_connected()
-        with cluster.connect("ignored:1") as inner:
+    with session.connect(None) as outer:
+        assert session.is_connected()
+        with session.connect("ignored:1") as inner:
             assert inner is outer
         assert starts.log == []
     assert starts.log == ["started by ray", "stopped by ray"]
 
 
 def test_nothing_is_started_before_it_is_needed(starts):
-    with cluster.connect(None, ahead=False):
+    with session.connect(None, ahead=False):
         pass
     assert starts.log == []
-    with cluster.connect(None, ahead=False) as connected:
+    with session.connect(None, ahead=False) as connected:
         starts.log.append("working")
         connected()
         connected()
@@ -107,8 +107,8 @@ def test_a_real_ray_lives_as_long_as_the_block():
     """Its processes end with the thread that started them; and only this machine can reach them."""
     code = (
         "import psutil, time\n"
-        "from tlray import cluster\n"
-        "with cluster.connect(None) as connected:\n"
+        "from tlray.cluster import session\n"
+        "with session.connect(None) as connected:\n"
         "    connected()\n"
         "    import ray\n"
         "    time.sleep(1)\n"
@@ -134,7 +134,7 @@ def test_weights_are_made_before_ray_starts(monkeypatch, tmp_path):
         log.append("Ray")
         raise UserError("enough")
 
-    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(session, "connect", connect)
     monkeypatch.setattr(FrozenPart, "decide", lambda config: log.append("weights") or decide(config))
     with pytest.raises(UserError, match="enough"):
         extract(str(tmp_path / "images"), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
@@ -145,10 +145,10 @@ def test_importing_ray_leaves_the_random_numbers_alone():
     """Random weights are made meanwhile, and must be those of the seed."""
     code = (
         "import random, numpy\n"
-        "from tlray import cluster\n"
+        "from tlray.cluster import session\n"
         "random.seed(1); numpy.random.seed(1)\n"
         "before = random.getstate(), numpy.random.get_state()[1].tolist()\n"
-        "cluster._import()\n"
+        "session._import()\n"
         "print(before == (random.getstate(), numpy.random.get_state()[1].tolist()))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -158,4 +158,4 @@ def test_importing_ray_leaves_the_random_numbers_alone():
 def test_ray_that_another_thread_still_imports_is_not_connected(monkeypatch):
     """As where weights are found before the import that began with them is over."""
     monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
-    assert not cluster.is_connected()
+    assert not session.is_connected()

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from tlray import contract, plugins, scaffold, testing
 from tlray.cli import app
-from tlray.errors import UserError
+from tlray.core.errors import UserError
+from tlray.models import registry
+from tlray.plugins import contract, new_package, testing
 
 HERE = SimpleNamespace(call=lambda function, *arguments: function(*arguments))
 """In place of an actor in another process."""
@@ -23,7 +24,7 @@ HERE = SimpleNamespace(call=lambda function, *arguments: function(*arguments))
 
 def names(kind: str) -> list[str]:
     """Tlray's own; `make test-plugins` checks the others."""
-    return [plugin.name for plugin in plugins.installed(kind) if plugin.package == "tlray"]
+    return [plugin.name for plugin in registry.installed(kind) if plugin.package == "tlray"]
 
 
 test_backbones = pytest.mark.slow(testing.backbone_contract(*names("backbones")))
@@ -52,9 +53,9 @@ def test_the_page_is_generated_from_the_code():
 NET = """
 from pathlib import Path
 import numpy as np
-from tlray.backbone import Backbone, KnownWeights
-from tlray.head import Head
-from tlray.weights import WeightsProvider
+from tlray.models.interfaces import Backbone, KnownWeights
+from tlray.models.head import Head
+from tlray.models.weights import WeightsProvider
 
 class Net(Backbone):
     name = "net"
@@ -315,7 +316,7 @@ def test_a_version_that_does_not_fit(package, requirement):
 @pytest.mark.parametrize("requirement", ["tlray>=0.1", "keras<1; extra == 'x'", "no-such-package>3", "keras"])
 def test_a_version_that_fits_or_is_not_ours_to_judge(package, requirement):
     package("new-plugins", NET, requires=[requirement], heads={"top": "Top"})
-    assert plugins.head("top").name == "top"
+    assert registry.head("top").name == "top"
 
 
 def test_checking_what_is_not_there():
@@ -335,7 +336,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_new_packages_install_and_keep_the_contract_unedited(folder, monkeypatch):
     made = {"head": "my-top", "weights": "my-store"}
     for kind, name in made.items():
-        scaffold.create(name, kind)
+        new_package.create(name, kind)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run(
         [*install, "--no-index", "--target", "site", *(f"./{name}" for name in made.values())], check=True
@@ -363,5 +364,5 @@ def test_new_packages_install_and_keep_the_contract_unedited(folder, monkeypatch
 def test_what_cannot_be_made(folder, name, kind, words):
     (folder / "there").mkdir()
     with pytest.raises(UserError, match=words):
-        scaffold.create(name, kind)
+        new_package.create(name, kind)
     assert [path.name for path in folder.iterdir()] == ["there"]

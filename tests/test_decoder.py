@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from tests.bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
-from tlray import decoder
-from tlray.decoder import BadImage, decode, open_image, read_image
-from tlray.storage import Folder
+from tlray.core.storage import Folder
+from tlray.images import decoder
+from tlray.images.decoder import BadImage, decode, open_image, read_image
 
 HOLDER = tempfile.TemporaryDirectory(prefix="tlray-bad-files-")
 atexit.register(HOLDER.cleanup)

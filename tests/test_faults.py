@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tlray import cluster
-from tlray.config import ExtractConfig
-from tlray.demo import write_digits
-from tlray.errors import JobError
-from tlray.extract import extract
+from tlray.cluster import session
+from tlray.core.config import ExtractConfig
+from tlray.core.errors import JobError
+from tlray.features.extract import extract
+from tlray.recipes.demo import write_digits
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ STORE_BYTES = 80 << 20
 def ray():
     import ray
 
-    cluster._prepare(None)
+    session._prepare(None)
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     ray.init("local", num_cpus=2, object_store_memory=STORE_BYTES, **options)
     yield

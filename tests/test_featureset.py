@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.slow_storage import SlowStorage
-from tlray import featureset
-from tlray.errors import JobError, UserError
-from tlray.featureset import ERRORS, FORMAT, MANIFEST, FeatureSet, Rows, error_name, part_name
-from tlray.provenance import Provenance
-from tlray.storage import Folder
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+from tlray.features import feature_set
+from tlray.features.feature_set import ERRORS, FORMAT, MANIFEST, FeatureSet, Rows, error_name, part_name
+from tlray.models.provenance import Provenance
 
 PROVENANCE = Provenance(
     backbone="vgg16",
@@ -74,13 +74,13 @@ def cut(features: np.ndarray, batch: int = 32) -> Iterator[np.ndarray]:
 def write(
     folder: Folder, features: np.ndarray, *, shard: int = 0, store: str = "float32", start: int = 0
 ) -> None:
-    featureset.write_part(
+    feature_set.write_part(
         folder, shard, rows(len(features), start), cut(features), features.shape[1:], store, METADATA
     )
 
 
 def read(folder: Folder, shard: int = 0) -> pa.Table:
-    tables = list(featureset.read_shard(folder, shard, JOB))
+    tables = list(feature_set.read_shard(folder, shard, JOB))
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
@@ -155,13 +155,13 @@ def test_large_features_become_row_groups_of_a_bounded_size(folder):
 
 def test_reading_is_bounded_too(folder):
     write(folder, numbers(2500, (2,)))
-    assert [table.num_rows for table in featureset.read_shard(folder, 0, JOB)] == [1024, 1024, 452]
+    assert [table.num_rows for table in feature_set.read_shard(folder, 0, JOB)] == [1024, 1024, 452]
 
 
 @pytest.mark.parametrize("given", [31, 33, 0])
 def test_another_number_of_features_than_rows_writes_nothing(folder, given):
     with pytest.raises((JobError, pa.ArrowInvalid)):
-        featureset.write_part(folder, 0, rows(32), cut(numbers(given)), SHAPE, "float32", METADATA)
+        feature_set.write_part(folder, 0, rows(32), cut(numbers(given)), SHAPE, "float32", METADATA)
     assert folder.names() == []
 
 
@@ -171,21 +171,21 @@ def test_features_that_fail_on_their_way_write_nothing(folder):
         raise JobError("not finite")
 
     with pytest.raises(JobError, match="not finite"):
-        featureset.write_part(folder, 0, rows(64), features(), SHAPE, "float32", METADATA)
+        feature_set.write_part(folder, 0, rows(64), features(), SHAPE, "float32", METADATA)
     assert folder.names() == []
 
 
 def test_a_shard_of_bad_images_only(folder):
     """A file with no rows is still a file: it says that the shard is done."""
     write(folder, numbers(0))
-    assert featureset.count_rows(folder, [0], JOB) == [0]
-    assert sum(table.num_rows for table in featureset.read_shard(folder, 0, JOB)) == 0
+    assert feature_set.count_rows(folder, [0], JOB) == [0]
+    assert sum(table.num_rows for table in feature_set.read_shard(folder, 0, JOB)) == 0
     assert pq.read_table(folder.join(part_name(0))).num_rows == 0
 
 
 def test_read_parts_keeps_the_order(folder):
     features = write_set(folder)
-    tables = list(featureset.read_parts(folder, 3, JOB))
+    tables = list(feature_set.read_parts(folder, 3, JOB))
     found = Rows.join([Rows.of(table) for table in tables], (0, *SHAPE))
     assert found.paths == [f"{i:05d}.png" for i in range(120)]
     np.testing.assert_array_equal(found.features, features)
@@ -194,8 +194,8 @@ def test_read_parts_keeps_the_order(folder):
 def test_count_rows(folder):
     write_set(folder, (5, 0, 40))
     shards = [2, 0, 1]
-    assert featureset.count_rows(folder, shards, JOB) == [40, 5, 0]
-    assert featureset.count_rows(folder, [], JOB) == []
+    assert feature_set.count_rows(folder, shards, JOB) == [40, 5, 0]
+    assert feature_set.count_rows(folder, [], JOB) == []
 
 
 # Other readers
@@ -258,25 +258,25 @@ def test_a_damaged_part(folder, how):
         read(folder)
     if how != "overwritten":  # Counting reads no more than the footer.
         with pytest.raises(JobError, match=re.escape(part_name(0))):
-            featureset.count_rows(folder, [0], JOB)
+            feature_set.count_rows(folder, [0], JOB)
 
 
 def test_a_missing_part(folder):
     write(folder, numbers(10))
     with pytest.raises(JobError, match=re.escape(part_name(1))):
-        list(featureset.read_parts(folder, 2, JOB))
+        list(feature_set.read_parts(folder, 2, JOB))
     with pytest.raises(JobError, match=re.escape(part_name(1))):
-        featureset.count_rows(folder, [0, 1], JOB)
+        feature_set.count_rows(folder, [0, 1], JOB)
 
 
 @pytest.mark.parametrize("metadata", [{"job": {**JOB, "images": "/others"}}, {}, {"job": None}])
 def test_a_part_of_another_job(folder, metadata):
     features = numbers(10)
-    featureset.write_part(folder, 0, rows(10), cut(features), SHAPE, "float32", metadata)
+    feature_set.write_part(folder, 0, rows(10), cut(features), SHAPE, "float32", metadata)
     with pytest.raises(JobError, match=re.escape(part_name(0))):
         read(folder)
     with pytest.raises(JobError, match=re.escape(part_name(0))):
-        featureset.count_rows(folder, [0], JOB)
+        feature_set.count_rows(folder, [0], JOB)
 
 
 def test_a_part_of_another_program(folder):
@@ -285,7 +285,7 @@ def test_a_part_of_another_program(folder):
     with pytest.raises(JobError):
         read(folder)
     with pytest.raises(JobError):
-        featureset.count_rows(folder, [0], JOB)
+        feature_set.count_rows(folder, [0], JOB)
 
 
 # Error files
@@ -297,10 +297,10 @@ def errors(*paths: str) -> pa.Table:
 
 
 def test_errors_come_back_with_their_shard(folder):
-    featureset.write_errors(folder, 0, errors(), METADATA)
-    featureset.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
-    featureset.write_errors(folder, 100000, errors("日本"), METADATA)
-    found = featureset.read_errors(folder, 100001)
+    feature_set.write_errors(folder, 0, errors(), METADATA)
+    feature_set.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
+    feature_set.write_errors(folder, 100000, errors("日本"), METADATA)
+    found = feature_set.read_errors(folder, 100001)
     assert found["path"].to_pylist() == ["x", "new\nline", "日本"]
     assert found["shard"].to_pylist() == [3, 3, 100000]
     assert found["message"].to_pylist()[0] == "message of x"
@@ -308,41 +308,41 @@ def test_errors_come_back_with_their_shard(folder):
 
 
 def test_errors_of_shards_that_are_being_added_do_not_count_yet(folder):
-    featureset.write_errors(folder, 0, errors("a"), METADATA)
-    featureset.write_errors(folder, 1, errors("b"), METADATA)
-    assert featureset.read_errors(folder, 1)["path"].to_pylist() == ["a"]
+    feature_set.write_errors(folder, 0, errors("a"), METADATA)
+    feature_set.write_errors(folder, 1, errors("b"), METADATA)
+    assert feature_set.read_errors(folder, 1)["path"].to_pylist() == ["a"]
 
 
 def test_no_errors_at_all(folder):
-    found = featureset.read_errors(folder, 100)
+    found = feature_set.read_errors(folder, 100)
     assert found.num_rows == 0
     assert found.schema.names == [*ERRORS.names, "shard"]
 
 
 def test_errors_open_as_one_table(folder):
-    featureset.write_errors(folder, 0, errors(), METADATA)
-    featureset.write_errors(folder, 1, errors("a", "b"), METADATA)
+    feature_set.write_errors(folder, 0, errors(), METADATA)
+    feature_set.write_errors(folder, 1, errors("a", "b"), METADATA)
     assert pq.read_table(folder.join("errors")).schema.names == ERRORS.names
     assert json.loads(pq.read_schema(folder.join(error_name(1))).metadata[b"tlray"]) == METADATA
 
 
 def test_errors_without_split_and_label(folder):
     table = pa.table({name: pa.array([None], pa.null()) for name in ERRORS.names})
-    featureset.write_errors(folder, 0, table, METADATA)
-    assert featureset.read_errors(folder, 100).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
+    feature_set.write_errors(folder, 0, table, METADATA)
+    assert feature_set.read_errors(folder, 100).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
 
 
 def test_unfinished_error_files_are_not_read(folder):
-    featureset.write_errors(folder, 0, errors("a"), METADATA)
+    feature_set.write_errors(folder, 0, errors("a"), METADATA)
     folder.write("errors/.part-00001.parquet.0123abcd.tmp", b"half")
-    assert featureset.read_errors(folder, 100).num_rows == 1
+    assert feature_set.read_errors(folder, 100).num_rows == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 and half of it"])
 def test_a_damaged_error_file(folder, data):
     folder.write(error_name(0), data)
     with pytest.raises(JobError, match=re.escape(error_name(0))):
-        featureset.read_errors(folder, 100)
+        feature_set.read_errors(folder, 100)
 
 
 # The whole set
@@ -460,7 +460,7 @@ def test_a_set_without_labels(folder):
     features = numbers(5)
     write_set(folder, (5,))
     unlabelled = listed([str(i) for i in range(5)], [None] * 5, [None] * 5)
-    featureset.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
+    feature_set.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
     found = load(FeatureSet.open(folder.uri))
     assert (found.paths, found.features.shape) == ([], (0, *SHAPE))
 
@@ -468,7 +468,7 @@ def test_a_set_without_labels(folder):
 def test_a_part_of_another_job_is_never_mixed_in(folder):
     write_set(folder)
     metadata = {"job": {**JOB, "provenance": {**PROVENANCE.to_json(), "cut": "block4_pool"}}}
-    featureset.write_part(folder, 1, rows(3), cut(numbers(3)), SHAPE, "float32", metadata)
+    feature_set.write_part(folder, 1, rows(3), cut(numbers(3)), SHAPE, "float32", metadata)
     with pytest.raises(JobError):
         load(FeatureSet.open(folder.uri))
 
@@ -528,15 +528,15 @@ def test_a_copy_of_another_shard_is_noticed(folder):
         write(folder, numbers(4), shard=shard)
     folder.write(part_name(1), folder.read(part_name(0)))
     with pytest.raises(JobError, match="copy of shard 0"):
-        featureset.reconcile(folder, [4, 4], JOB)
+        feature_set.reconcile(folder, [4, 4], JOB)
 
 
 def test_errors_are_read_side_by_side(tmp_path):
     folder, storage = Folder.open(str(tmp_path)), SlowStorage()
     for shard in range(12):
         table = pa.table({name: [f"{name} {shard}"] for name in ERRORS.names})
-        featureset.write_errors(folder, shard, table, METADATA)
-    found = featureset.read_errors(storage.folder(tmp_path), 11)
+        feature_set.write_errors(folder, shard, table, METADATA)
+    found = feature_set.read_errors(storage.folder(tmp_path), 11)
     assert dict(zip(found["shard"].to_pylist(), found["path"].to_pylist(), strict=True)) == {
         shard: f"path {shard}" for shard in range(11)
     }

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.test_main_job import _tlray, _wait_for
-from tlray import cluster
-from tlray.config import (
+from tlray.cluster import session
+from tlray.core.config import (
     EvaluateConfig,
     ExtractConfig,
     FinetuneConfig,
@@ -27,17 +27,17 @@ from tlray.config import (
     NetworkConfig,
     PredictConfig,
 )
-from tlray.demo import write_digits
-from tlray.errors import JobError, UserError
-from tlray.evaluate import evaluate
-from tlray.extract import extract
-from tlray.finetune import _from_images, finetune
-from tlray.fit import fit
-from tlray.listing import Images
-from tlray.network import FrozenPart
-from tlray.predict import predict
-from tlray.reading import Reader
-from tlray.storage import Folder
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+from tlray.evaluation.evaluate import evaluate
+from tlray.evaluation.predict import predict
+from tlray.features.extract import extract
+from tlray.images.listing import Images
+from tlray.images.reader import Reader
+from tlray.models.frozen import FrozenPart
+from tlray.recipes.demo import write_digits
+from tlray.training.finetune import _from_images, finetune
+from tlray.training.fit import fit
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ TUNE = FinetuneConfig(
 @pytest.fixture(scope="module")
 def ray():
     """One local Ray for all tests of this file; it is stopped at the end."""
-    with cluster.connect(None, cpus=8) as connected:
+    with session.connect(None, cpus=8) as connected:
         connected()
         yield
 
@@ -104,7 +104,7 @@ def trained(model: Path) -> list[np.ndarray]:
 
 def backbone(model: Path) -> dict[str, list[np.ndarray]]:
     """The weights of every layer of the backbone, by its name."""
-    from tlray.network import _backbone_layers
+    from tlray.models.frozen import _backbone_layers
 
     return {layer.name: layer.get_weights() for layer in _backbone_layers(network(model)) if layer.weights}
 
@@ -119,7 +119,7 @@ def test_fine_tuning_is_keras_end_to_end_with_the_lower_layers_frozen(images, mo
     import keras
     from PIL import Image
 
-    from tlray.batches import GlobalBatches
+    from tlray.training.worker.batches import GlobalBatches
 
     files = sorted(images.glob("train/*/*.png"))
     pixels = np.stack(
@@ -209,10 +209,10 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
     """Out of a tar file, against each view decoded, augmented and computed here."""
     import ray as ray_module
 
-    from tlray import decoder
-    from tlray.augment import Augmentation, Views
-    from tlray.batches import GlobalBatches
-    from tlray.stream import Source, Stream
+    from tlray.images import decoder
+    from tlray.images.augment import Augmentation, Views
+    from tlray.training.view_stream import Source, Stream
+    from tlray.training.worker.batches import GlobalBatches
 
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=SIZE))
     with tarfile.open(tmp_path / "train.tar", "w") as file:

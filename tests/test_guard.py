@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tlray import decoder, guard
+from tlray.images import decoder, sandbox
 
 CRASHING, KILLED, HANGING = (13, 17), (13, 18), (13, 19)
 HARM = f"""
 import os, signal, time
 from PIL import ImageFile
-from tlray import guard
+from tlray.images import sandbox
 
-guard.SECONDS = 2.0
+sandbox.SECONDS = 2.0
 load = ImageFile.ImageFile.load
 
 def harm(image, *arguments):
@@ -56,7 +56,7 @@ def picture(size: tuple[int, int] = (20, 20)) -> bytes:
 
 
 def test_beside_decodes_the_same_pixels_and_gives_the_same_reasons():
-    with guard.Beside() as beside:
+    with sandbox.Beside() as beside:
         np.testing.assert_array_equal(beside(picture(), 8, 400), decoder.decode(picture(), 8))
         with pytest.raises(decoder.BadImage) as bad:
             beside(b"none", 8, 400)
@@ -67,7 +67,7 @@ def test_beside_outlives_what_ends_its_process(environment):
     code = f"""
 import io
 from PIL import Image
-from tlray import decoder, guard
+from tlray.images import decoder, sandbox
 
 def picture(size):
     stream = io.BytesIO()
@@ -75,7 +75,7 @@ def picture(size):
     return stream.getvalue()
 
 if __name__ == "__main__":
-    with guard.Beside() as beside:
+    with sandbox.Beside() as beside:
         for size in [(20, 20), {CRASHING}, (20, 20), {HANGING}, (20, 20)]:
             try:
                 print(beside(picture(size), 8, 400).shape)

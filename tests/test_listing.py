@@ -17,10 +17,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs, parquet
 
-from tlray.errors import UserError
-from tlray.listing import Images, Listed, assign_split
-from tlray.names import IMAGE_SUFFIXES
-from tlray.storage import Folder
+from tlray.core.errors import UserError
+from tlray.core.storage import Folder
+from tlray.images.filetypes import IMAGE_SUFFIXES
+from tlray.images.listing import Images, Listed, assign_split
 
 
 def make(root: Path, *names: str) -> str:
@@ -635,7 +635,7 @@ def test_a_parquet_file_that_is_none(tmp_path):
 
 def test_paths_with_the_same_hash_are_not_the_same_path(tmp_path, monkeypatch):
     uri = write(tmp_path, path=["a.jpg", "b.jpg", "c.jpg"])
-    monkeypatch.setattr("tlray.archive.hash", lambda _: 1, raising=False)
+    monkeypatch.setattr("tlray.images.archives.base.hash", lambda _: 1, raising=False)
     assert paths(uri) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
@@ -765,7 +765,7 @@ def test_seed_and_path_are_kept_apart():
 def test_listing_folders_needs_neither_ray_nor_tensorflow(tmp_path):
     make(tmp_path, "a.jpg")
     code = (
-        "import sys; from tlray.listing import Images; list(Images.open(sys.argv[1]));"
+        "import sys; from tlray.images.listing import Images; list(Images.open(sys.argv[1]));"
         "print({'ray', 'tensorflow', 'keras', 'fsspec', 'pandas', 'pyarrow.dataset'} & set(sys.modules))"
     )
     done = subprocess.run(

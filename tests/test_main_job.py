@@ -23,21 +23,22 @@ import pytest
 from PIL import Image
 
 from tests.bad_files import encode, photo, write_bad_files
-from tlray import cluster, decoder
-from tlray.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
-from tlray.demo import write_digits
-from tlray.errors import JobError, UserError
-from tlray.evaluate import evaluate
-from tlray.extract import extract
-from tlray.fit import fit
-from tlray.head import Head
-from tlray.index import Index
-from tlray.listing import Images, Listed
-from tlray.network import fastest_precision
-from tlray.plan import plan
-from tlray.predict import predict, predict_one
-from tlray.storage import Folder
-from tlray.verify import verify
+from tlray.cluster import session
+from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+from tlray.evaluation.evaluate import evaluate
+from tlray.evaluation.predict import predict, predict_one
+from tlray.features.extract import extract
+from tlray.features.plan import plan
+from tlray.features.verify import verify
+from tlray.images import decoder
+from tlray.images.index import Index
+from tlray.images.listing import Images, Listed
+from tlray.models.frozen import fastest_precision
+from tlray.models.head import Head
+from tlray.recipes.demo import write_digits
+from tlray.training.fit import fit
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ ROWS = 301
 @pytest.fixture(scope="module")
 def ray():
     """One local Ray for all tests of this file; it is stopped at the end."""
-    with cluster.connect(None, cpus=4) as connected:
+    with session.connect(None, cpus=4) as connected:
         connected()
         yield
 
@@ -104,12 +105,12 @@ def reference(images: Path, paths: list[str]) -> np.ndarray:
     """The features as a user's own script makes them with keras.applications."""
     import keras
 
-    from tlray import plugins
-    from tlray.network import FrozenPart
+    from tlray.models import registry
+    from tlray.models.frozen import FrozenPart
 
     network = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
     network.set_weights(FrozenPart.decide(CONFIG).arrays)
-    assert plugins.find("backbones", "vgg16").package == "tlray"
+    assert registry.find("backbones", "vgg16").package == "tlray"
     pixels = [
         np.asarray(Image.open(images / path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
         for path in paths
@@ -247,11 +248,12 @@ def test_the_largest_image_is_for_the_user_to_say(ray, tmp_path):
 def test_nothing_is_unpickled_from_a_feature_set_a_model_or_a_recipe(features, model):
     code = """
 import os, pickle, sys
-from tlray.runtime import prepare_keras
+from tlray.core.runtime import prepare_keras
 prepare_keras()
 import keras.src.saving.saving_lib
-from tlray import featureset, recipe
-from tlray.model import NETWORK, Model, load
+from tlray.features import feature_set
+from tlray.recipes import recipe
+from tlray.models.model import NETWORK, Model, load
 
 def refuse(event, arguments):
     if event == "pickle.find_class":
@@ -263,8 +265,8 @@ try:
 except PermissionError:
     print("refused")
 features, model = sys.argv[1:]
-data = featureset.FeatureSet.open(features)
-print(sum(len(rows.paths) for rows in data.batches(None)), featureset.read_errors(data.folder, 99).num_rows)
+data = feature_set.FeatureSet.open(features)
+print(sum(len(rows.paths) for rows in data.batches(None)), feature_set.read_errors(data.folder, 99).num_rows)
 print(len(load(Model.open(model).folder.read(NETWORK)).layers))
 print(len(recipe.read("vgg16-features").stages))
 """
@@ -412,7 +414,7 @@ class Normalised(Head):
 
 def test_batch_statistics_are_those_of_all_workers_rows(features, ray, tmp_path, monkeypatch):
     """The moments, their gradients and the moving averages, the padded last batch included."""
-    monkeypatch.setattr("tlray.plugins.head", lambda name: Normalised())
+    monkeypatch.setattr("tlray.models.registry.head", lambda name: Normalised())
     config = FitConfig(head="normalised", epochs=2, batch_size=32, optimizer="sgd", learning_rate=1e-3)
     for workers in (1, 2):
         fit(str(features), str(tmp_path / str(workers)), replace(config, workers=workers))
@@ -681,8 +683,8 @@ def test_the_results_are_followed_where_the_command_runs(images, ray, tmp_path):
 
 ALONE = """
 import os, signal, sys
-from tlray import fit
-from tlray.config import FitConfig
+from tlray.training import fit
+from tlray.core.config import FitConfig
 fit._CHECKPOINT_SECONDS = 0
 def report(metrics):
     if metrics["epoch"] == 5:

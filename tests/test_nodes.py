@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tlray import cluster, nodes
-from tlray.config import ExtractConfig
-from tlray.errors import JobError, UserError
-from tlray.extract import extract
-from tlray.provenance import package_versions
-from tlray.reading import Place
-from tlray.storage import Folder
+from tlray.cluster import nodes, session
+from tlray.core.config import ExtractConfig
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+from tlray.features.extract import extract
+from tlray.images.reader import Place
+from tlray.models.provenance import package_versions
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def two_nodes(site):
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster._prepare(None)
+    session._prepare(None)
     head = {"num_cpus": 1, "include_dashboard": False}
     found = Cluster(initialize_head=True, head_node_args=head)
     with pytest.MonkeyPatch.context() as patched:
@@ -115,14 +115,14 @@ def test_images_that_a_node_does_not_see_are_refused_and_nothing_is_written(
 
 def train(storage: str, packages: Mapping[str, str]) -> None:
     """As `fit` and `finetune` do it."""
-    from tlray import trainer
+    from tlray.training import ray_workers
 
     def nothing(settings, worker) -> None:
         raise AssertionError("it has begun")
 
     folder = Folder.open(storage)
     given = {"storage": folder, "packages": packages, "streaming": False, "report": lambda metrics: None}
-    trainer.run(nothing, {}, workers=(2, 2), **given)
+    ray_workers.run(nothing, {}, workers=(2, 2), **given)
 
 
 def test_no_training_on_a_node_with_other_packages(two_nodes, tmp_path):
@@ -143,7 +143,7 @@ def test_a_process_with_other_packages_does_no_work():
 
 def test_a_node_that_joins_later_with_other_packages_fails_the_job(two_nodes, images, tmp_path, monkeypatch):
     monkeypatch.setattr(nodes, "check", lambda *given: None)  # It was not there to be asked.
-    monkeypatch.setattr("tlray.extract.package_versions", lambda *plugins: {"tlray": "0.0"})
+    monkeypatch.setattr("tlray.features.extract.package_versions", lambda *plugins: {"tlray": "0.0"})
     with pytest.raises(JobError, match=r"has tlray .*, and the job was started with 0\.0"):
         extract(str(images), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
 

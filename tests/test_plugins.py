@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tlray import plugins
-from tlray.backbone import Backbone
 from tlray.cli import app
-from tlray.config import NetworkConfig
-from tlray.errors import UserError
-from tlray.head import Head
-from tlray.network import FrozenPart
-from tlray.weights import digest
+from tlray.core.config import NetworkConfig
+from tlray.core.errors import UserError
+from tlray.models import registry
+from tlray.models.frozen import FrozenPart
+from tlray.models.head import Head
+from tlray.models.interfaces import Backbone
+from tlray.models.weights import digest
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(3, np.float32)]
 
 GOOD = f'''
-from tlray.backbone import Backbone, KnownWeights
-from tlray.head import Head
-from tlray.weights import WeightsProvider
+from tlray.models.interfaces import Backbone, KnownWeights
+from tlray.models.head import Head
+from tlray.models.weights import WeightsProvider
 
 class Net(Backbone):
     """A small network."""
@@ -53,7 +53,7 @@ class Store(WeightsProvider):
 
 def message(kind: str, name: str) -> str:
     with pytest.raises(UserError) as caught:
-        plugins.find(kind, name).load()
+        registry.find(kind, name).load()
     text = str(caught.value)
     assert len(text.splitlines()) <= 2, text
     return text
@@ -89,7 +89,7 @@ def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_built_ins_come_through_entry_points(kind, name, base):
-    plugin = plugins.find(kind, name)
+    plugin = registry.find(kind, name)
     assert plugin.package == "tlray"
     loaded = plugin.load()
     assert isinstance(loaded, base)
@@ -105,37 +105,37 @@ def test_an_installed_plugin_is_found(package):
         heads={"top": "Top"},
         weights={"store": "Store"},
     )
-    plugin = plugins.find("backbones", "net")
+    plugin = registry.find("backbones", "net")
     assert (plugin.kind, plugin.name, plugin.package, plugin.version) == (
         "backbones",
         "net",
         "good-plugins",
         "2.3",
     )
-    assert plugins.backbone("net").image_size == 24
-    assert plugins.head("top").name == "top"
-    assert "store" in [provider.name for provider in plugins.weights_providers()]
+    assert registry.backbone("net").image_size == 24
+    assert registry.head("top").name == "top"
+    assert "store" in [provider.name for provider in registry.weights_providers()]
 
 
 def test_they_are_sorted_by_name(package):
     package("good-plugins", GOOD, backbones={"net": "Net"})
     package("more-plugins", GOOD, backbones={"z": "Net", "a": "Net"})
-    names = [plugin.name for plugin in plugins.installed("backbones")]
+    names = [plugin.name for plugin in registry.installed("backbones")]
     assert names == sorted(names)
     assert {"a", "net", "vgg16", "z"} <= set(names)
 
 
 def test_nothing_is_imported_before_it_is_used(package):
     package("slow-plugins", "raise SystemExit('imported')", heads={"slow": "Slow"})
-    assert "slow" in [plugin.name for plugin in plugins.installed("heads")]
-    plugins.find("heads", "slow")
-    assert plugins.head("linear").name == "linear"
+    assert "slow" in [plugin.name for plugin in registry.installed("heads")]
+    registry.find("heads", "slow")
+    assert registry.head("linear").name == "linear"
 
 
 def test_a_kind_is_a_name_space(package):
     package("good-plugins", GOOD, heads={"vgg16": "Top"})
-    assert plugins.find("backbones", "vgg16").package == "tlray"
-    assert plugins.find("heads", "vgg16").package == "good-plugins"
+    assert registry.find("backbones", "vgg16").package == "tlray"
+    assert registry.find("heads", "vgg16").package == "good-plugins"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_clash_names_both_packages(package):
     text = message("backbones", "net")
     assert "one-plugins 1.1" in text
     assert "two-plugins 2.2" in text
-    assert plugins.backbone("vgg16").name == "vgg16"
+    assert registry.backbone("vgg16").name == "vgg16"
 
 
 def test_a_clash_with_a_built_in(package):
@@ -180,7 +180,7 @@ def test_a_clash_with_a_built_in(package):
         ("class Other: pass", ["Top"]),
         ("class Top:\n    def __init__(self): raise OSError('no such file')", ["no such file"]),
         (GOOD.replace("class Top", "def Top(): raise ValueError('why')\nclass _Top"), ["why"]),
-        ("class Top:\n    name = 'top'", ["tlray.head.Head"]),
+        ("class Top:\n    name = 'top'", ["tlray.models.head.Head"]),
         (GOOD.replace("class Top(Head)", "class Top(Backbone)"), ["Top"]),
         (GOOD.replace("def build(self, feature_shape", "def built(self, feature_shape"), ["build"]),
         (GOOD.replace('name = "top"', 'name = "tip"'), ["tip", "top"]),
@@ -198,7 +198,7 @@ def test_a_clash_of_weights_plugins(package):
     for one in ("one-plugins", "two-plugins"):
         package(one, GOOD, weights={"store": "Store"})
     with pytest.raises(UserError, match=r"one-plugins 1\.0.*two-plugins 1\.0"):
-        list(plugins.weights_providers())
+        list(registry.weights_providers())
 
 
 def test_a_broken_weights_plugin_stops_only_who_needs_it(package, keras_home):

@@ -19,10 +19,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tlray import preflight, recipe, training
 from tlray.cli import app
-from tlray.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig, TrainConfig
-from tlray.errors import JobError, UserError
+from tlray.core.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    FitConfig,
+    PredictConfig,
+    TrainConfig,
+)
+from tlray.core.errors import JobError, UserError
+from tlray.recipes import preflight, recipe
+from tlray.recipes.stage import COMMANDS
+from tlray.training import train
 
 PUBLISHED = {
     "vgg16-features-tensorboard": ["0.90", "30 epochs"],
@@ -254,11 +263,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         return run
 
     # All are imported before the first is replaced: they import one another.
-    jobs = {name: getattr(import_module(f"tlray.{name}"), name) for name in RESULTS}
+    modules = {name: COMMANDS[name].module for name in RESULTS}
+    jobs = {name: getattr(import_module(module), name) for name, module in modules.items()}
     signatures = {name: inspect.signature(function) for name, function in jobs.items()}
-    for name in RESULTS:
-        monkeypatch.setitem(sys.modules, f"tlray.{name}", SimpleNamespace(**{name: job(name)}))
-    monkeypatch.setattr("tlray.cluster.connect", connect)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: job(name)}))
+    monkeypatch.setattr("tlray.cluster.session.connect", connect)
     return found
 
 
@@ -571,7 +581,7 @@ def test_run_goes_through_the_stages(calls):
         *("connect", "extract", "fit", "finetune", "evaluate", "predict", "disconnect"),
     ]
     connect, *stages, _ = (given for _, given in calls)
-    assert connect == {"address": "here:1", "cpus": training.cpus(TrainConfig(workers=2), True)}
+    assert connect == {"address": "here:1", "cpus": train.cpus(TrainConfig(workers=2), True)}
     assert all(given["address"] == "here:1" for given in stages)
     places = [{key: given[key] for key in given if isinstance(given[key], str)} for given in stages]
     assert [{**place, "address": None} for place in places] == [
@@ -625,7 +635,7 @@ def test_every_recipe_runs(calls, name):
 )
 def test_a_local_ray_has_a_place_for_all(calls, sets, needed):
     workers, streaming = needed
-    cpus = training.cpus(TrainConfig(workers=workers), streaming)
+    cpus = train.cpus(TrainConfig(workers=workers), streaming)
     recipe.run("mine.toml", "images", "out", sets)
     assert calls[0] == ("connect", {"address": None, "cpus": cpus})
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from tlray import plots, report
-from tlray.report import ClassScore, Evaluation, Mistake, summary, write_report
-from tlray.storage import Folder
+from tlray.core.storage import Folder
+from tlray.evaluation import plots, report
+from tlray.evaluation.report import ClassScore, Evaluation, Mistake, summary, write_report
 
 HOSTILE = "<script>alert('x')</script>"
 JPEG = b"\xff\xd8 thumbnail \xff\xd9"

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from tlray.runtime import muted
+from tlray.core.runtime import muted
 
 
 def test_several_threads_can_mute_at_once(capfd):
@@ -46,7 +46,7 @@ def test_keras_comes_without_what_it_does_not_need():
     """And that can be imported afterwards, by another thread even meanwhile."""
     code = (
         "import sys, threading\n"
-        "from tlray.runtime import prepare_keras\n"
+        "from tlray.core.runtime import prepare_keras\n"
         "other = threading.Thread(target=lambda: __import__('pandas'))\n"
         "other.start()\n"
         "prepare_keras()\n"

@@ -18,14 +18,14 @@ from PIL import Image
 from pyarrow import fs
 
 from tests.s3_server import Server
-from tlray import cluster
-from tlray.config import ExtractConfig, FitConfig, PredictConfig
-from tlray.errors import UserError
-from tlray.extract import extract
-from tlray.fit import fit
-from tlray.listing import Images
-from tlray.predict import predict
-from tlray.storage import Folder
+from tlray.cluster import session
+from tlray.core.config import ExtractConfig, FitConfig, PredictConfig
+from tlray.core.errors import UserError
+from tlray.core.storage import Folder
+from tlray.evaluation.predict import predict
+from tlray.features.extract import extract
+from tlray.images.listing import Images
+from tlray.training.fit import fit
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ IMAGES = 150
 @pytest.fixture(scope="module")
 def ray(server) -> Iterator[None]:
     """One local Ray for all tests of this file; it starts while the first job is prepared."""
-    with cluster.connect(None, cpus=4):
+    with session.connect(None, cpus=4):
         yield
 
 
@@ -333,7 +333,8 @@ def test_nothing_is_left_of_an_upload_that_fails(server):
 
 
 WRITE = (
-    "import sys\nfrom tlray.storage import Folder\nFolder.open(sys.argv[1]).write('name', bytes(25 << 20))"
+    "import sys\n"
+    "from tlray.core.storage import Folder\nFolder.open(sys.argv[1]).write('name', bytes(25 << 20))"
 )
 
 

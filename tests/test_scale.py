@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tlray.index import _SHARDS_PER_PIECE, _shard_size
+from tlray.images.index import _SHARDS_PER_PIECE, _shard_size
 
 PAGE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
 

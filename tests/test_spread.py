@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tlray.nodes import Pool
-from tlray.spread import Cost, Kind, reckon
+from tlray.cluster.nodes import Pool
+from tlray.features.throughput import Cost, Kind, reckon
 
 CPUS, GPUS = Pool(2, 2, gpus=0, cpus=0.4, decode_cpus=1), Pool(2, 2, gpus=1, cpus=0.4, decode_cpus=1)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tlray.errors import UserError
-from tlray.storage import Folder
+from tlray.core.errors import UserError
+from tlray.core.storage import Folder
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -229,7 +229,7 @@ def test_a_folder_travels_to_other_processes(folder):
 
 def test_a_folder_is_locked_for_one_command_and_free_when_that_is_killed(tmp_path):
     code = (
-        "import sys, time\nfrom tlray.storage import Folder\n"
+        "import sys, time\nfrom tlray.core.storage import Folder\n"
         "with Folder.open(sys.argv[1]).locked():\n    print('locked', flush=True)\n    time.sleep(60)"
     )
     folder = Folder.open(str(tmp_path / "out"))
@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path):
 def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
     """The limit on the size of a file ends a write half-way, as a full disk does."""
     code = (
-        "import resource, sys\nfrom tlray.storage import Folder\n"
+        "import resource, sys\nfrom tlray.core.storage import Folder\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "try: Folder.open(sys.argv[1]).write('large', bytes(2 << 20))\n"
         "except OSError as error: print(error.strerror)"

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.ray_cluster import BIN
-from tlray import jobs, shipping, submit
-from tlray.errors import JobError, UserError
+from tlray.cluster import jobs, submit, wheels
+from tlray.core.errors import JobError, UserError
 
 PLUGIN = '''
 from tlray.builtin.pixels import GreyPixels
@@ -74,28 +74,28 @@ def site(project, tmp_path_factory) -> Path:
 # What goes along
 
 
-def installed(site: Path, name: str) -> shipping.Package:
+def installed(site: Path, name: str) -> wheels.Package:
     (found,) = Distribution.discover(name=name, path=[str(site)])
-    return shipping._read(name, found)
+    return wheels._read(name, found)
 
 
-def cluster_with(package: shipping.Package, record: str | None = "", **packages: str) -> shipping.Cluster:
+def cluster_with(package: wheels.Package, record: str | None = "", **packages: str) -> wheels.Cluster:
     from packaging.markers import default_environment
 
     here = {package.name: package.version, "tlray": "0.1.0", **packages}
-    return shipping.Cluster(markers=default_environment(), packages=here, records={package.name: record})
+    return wheels.Cluster(markers=default_environment(), packages=here, records={package.name: record})
 
 
 def test_what_the_cluster_has_in_the_same_state_is_not_sent(site):
     package = installed(site, "third-party")
     record = (site / "third_party-1.2.dist-info" / "RECORD").read_text()
     assert "../bin/third" in record or "bin/third" in record
-    assert shipping.lacking([package], cluster_with(package, record)) == []
-    assert shipping.lacking(
+    assert wheels.lacking([package], cluster_with(package, record)) == []
+    assert wheels.lacking(
         [package], cluster_with(package, record.replace("third_party.py,sha256=", "x,sha256="))
     )
-    assert shipping.lacking([package], cluster_with(package, record, **{"third-party": "1.1"}))
-    assert shipping.lacking([package], shipping.Cluster(markers={}, packages={}, records={}))
+    assert wheels.lacking([package], cluster_with(package, record, **{"third-party": "1.1"}))
+    assert wheels.lacking([package], wheels.Cluster(markers={}, packages={}, records={}))
 
 
 def test_a_wheel_says_its_content_and_asks_for_nothing(site, tmp_path):
@@ -134,8 +134,8 @@ def test_a_folder_that_does_not_build_says_so(project, tmp_path):
         (project / "pyproject.toml").write_text(PROJECT)
 
 
-def needing(*requires: str, python: str = "") -> shipping.Package:
-    return shipping.Package(
+def needing(*requires: str, python: str = "") -> wheels.Package:
+    return wheels.Package(
         name="third-party",
         version="1.2",
         files={},
@@ -150,7 +150,7 @@ def test_what_the_packages_need_is_asked_for_as_it_is_here():
         "tlray", "numpy>=2", 'colorama; sys_platform == "win32"', 'pytest; extra == "dev"', "flask"
     )
     there = cluster_with(package, numpy="2.0", ray="2.60.0", werkzeug="3.1.9", jinja2="3.1.9", click="8.2")
-    needed = shipping.needed([package], there)
+    needed = wheels.needed([package], there)
     assert [one.partition("==")[0] for one in needed] == ["blinker", "flask", "itsdangerous", "markupsafe"]
     assert all("==" in one for one in needed)
 
@@ -158,8 +158,8 @@ def test_what_the_packages_need_is_asked_for_as_it_is_here():
 def test_extras_of_what_is_there_are_looked_at():
     package = needing("ray[data]")
     there = cluster_with(package, ray="2.60.0", numpy="2.1", pyarrow="21", fsspec="2026.1")
-    assert "pandas" in [one.partition("==")[0] for one in shipping.needed([package], there)]
-    assert not shipping.needed([needing("ray")], cluster_with(package, ray="2.60.0"))
+    assert "pandas" in [one.partition("==")[0] for one in wheels.needed([package], there)]
+    assert not wheels.needed([needing("ray")], cluster_with(package, ray="2.60.0"))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_extras_of_what_is_there_are_looked_at():
 )
 def test_what_cannot_be_is_told_before_anything_is_sent(package, reason):
     with pytest.raises(UserError, match=reason):
-        shipping.needed([package], cluster_with(package, numpy="2.0"))
+        wheels.needed([package], cluster_with(package, numpy="2.0"))
 
 
 # The command

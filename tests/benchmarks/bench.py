@@ -17,8 +17,8 @@ from PIL import Image
 
 from tests.benchmarks import photographs
 from tests.benchmarks.measure import Run, python, tlray
-from tlray.config import NetworkConfig
-from tlray.network import FrozenPart, fastest_precision
+from tlray.core.config import NetworkConfig
+from tlray.models.frozen import FrozenPart, fastest_precision
 
 HERE = Path(__file__).parent
 MANY = 1_000_000
@@ -259,7 +259,7 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def versions() -> str:
     """Of all that has a hand in the numbers."""
-    from tlray import provenance
+    from tlray.models import provenance
 
     return ", ".join(f"{name} {value}" for name, value in provenance.versions().items())
 

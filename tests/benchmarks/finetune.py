@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from tlray import cluster
-from tlray.batches import GlobalBatches
-from tlray.config import ExtractConfig, FinetuneConfig, FitConfig
-from tlray.decoder import decode
-from tlray.demo import write_digits
-from tlray.extract import extract
-from tlray.finetune import finetune
-from tlray.fit import fit
-from tlray.model import trained_part
-from tlray.origin import Origin
+from tlray.cluster import session
+from tlray.core.config import ExtractConfig, FinetuneConfig, FitConfig
+from tlray.features.extract import extract
+from tlray.images.decoder import decode
+from tlray.models.model import trained_part
+from tlray.recipes.demo import write_digits
+from tlray.training.finetune import finetune
+from tlray.training.fit import fit
+from tlray.training.starting_point import Origin
+from tlray.training.worker.batches import GlobalBatches
 
 SIZE, BATCH, EPOCHS, RATE = 150, 20, 4, 1e-5
 CONFIG = FinetuneConfig(
@@ -128,6 +128,6 @@ def _epochs(model: Any, inputs: Any, targets: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with cluster.connect(None):
+    with session.connect(None):
         main()
     sys.exit(0)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tlray.config import NetworkConfig
-from tlray.decoder import decode
-from tlray.network import FrozenPart, compile_network, fastest_precision
-from tlray.runtime import prepare_keras
+from tlray.core.config import NetworkConfig
+from tlray.core.runtime import prepare_keras
+from tlray.images.decoder import decode
+from tlray.models.frozen import FrozenPart, compile_network, fastest_precision
 
 SIZE, BATCH, BATCHES = 150, 32, 12
 

@@ -29,18 +29,20 @@ from tests.benchmarks import photographs
 from tests.benchmarks.bench import machine, table, versions
 from tests.benchmarks.measure import Run, python, tlray
 from tests.s3_server import running
-from tlray import cluster, decoder, featureset, nodes, pipeline, source
-from tlray.changes import COLUMNS, Known
-from tlray.config import ExtractConfig
-from tlray.index import Index
-from tlray.listing import Images, Listed
-from tlray.network import FrozenPart, compile_network
-from tlray.pipeline import Pass
-from tlray.plan import row_bytes
-from tlray.reading import Reader
-from tlray.runtime import prepare_keras
-from tlray.storage import Folder
-from tlray.verdict import Shard
+from tlray.cluster import nodes, session
+from tlray.core.config import ExtractConfig
+from tlray.core.runtime import prepare_keras
+from tlray.core.storage import Folder
+from tlray.features import feature_set, inference, shard_source
+from tlray.features.bottleneck import Shard
+from tlray.features.inference import Pass
+from tlray.features.plan import row_bytes
+from tlray.images import decoder
+from tlray.images.diff import COLUMNS, Known
+from tlray.images.index import Index
+from tlray.images.listing import Images, Listed
+from tlray.images.reader import Reader
+from tlray.models.frozen import FrozenPart, compile_network
 
 SECTIONS = ("listing", "index", "files", "requests", "shards", "images", "runs")
 TINY = ("--backbone", "grey-pixels", "--image-size", 8)
@@ -193,8 +195,8 @@ class Scale:
             features = np.random.default_rng(0).random((1024, 1700), np.float32)  # 7 MB: VGG16 at 150 px
             names = pa.table({name: [""] * 1024 for name in ("path", "split", "label")})
             part = (names, iter([features]), (1700,), "float32", {"job": JOB})
-            asked("a part written", 1, featureset.write_part, out, 0, *part)
-            asked("a part counted", 1, featureset.count_rows, out, [0], JOB)
+            asked("a part written", 1, feature_set.write_part, out, 0, *part)
+            asked("a part counted", 1, feature_set.count_rows, out, [0], JOB)
             index = Index.start(out.child("index-of"), synthetic(9000), 32, JOB)
             asked("a piece of the index written", 1, index.finish)
             asked("two pieces opened", 2, Index.open, index.folder)
@@ -249,7 +251,7 @@ def opened(folder: Folder) -> None:
 
 
 def read_shards(folder: Folder, done: int) -> None:
-    for _ in map(source.pack, Index.open(folder).shards(frozenset(range(done)))):
+    for _ in map(shard_source.pack, Index.open(folder).shards(frozenset(range(done)))):
         pass
 
 
@@ -272,18 +274,18 @@ def write_files(folder: Folder, sizes: list[int]) -> None:
         bad = shard % 2
         rows = pa.table({name: pa.array([str(row) for row in range(size - bad)]) for name in names})
         features = iter([np.zeros((size - bad, *shape), np.float32)])
-        featureset.write_part(folder, shard, rows, features, shape, "float32", {"job": JOB})
+        feature_set.write_part(folder, shard, rows, features, shape, "float32", {"job": JOB})
         if bad:
-            error = {name: ["x"] for name in featureset.ERRORS.names}
-            featureset.write_errors(folder, shard, pa.table(error), {"job": JOB})
+            error = {name: ["x"] for name in feature_set.ERRORS.names}
+            feature_set.write_errors(folder, shard, pa.table(error), {"job": JOB})
 
 
 def named(folder: Folder, sizes: list[int]) -> None:
-    assert len([name for name in folder.names() if featureset.shard_of(name) is not None]) == len(sizes)
+    assert len([name for name in folder.names() if feature_set.shard_of(name) is not None]) == len(sizes)
 
 
 def reconciled(folder: Folder, sizes: list[int]) -> None:
-    featureset.reconcile(folder, sizes, JOB)
+    feature_set.reconcile(folder, sizes, JOB)
 
 
 def decode_all(files: list[bytes], side: int) -> float:
@@ -392,10 +394,10 @@ def idle(count: int, out: str) -> None:
         if done >= 100 and (done - 100) % ((count - 100) // 4) == 0:  # The first ones start processes.
             print(done, time.process_time(), _memory("VmRSS"))
 
-    pipeline._decode, pipeline._NetworkActor = _pass_on, _Idle  # type: ignore[assignment, misc]
-    with cluster.connect(None) as connected:
+    inference._decode, inference._NetworkActor = _pass_on, _Idle  # type: ignore[assignment, misc]
+    with session.connect(None) as connected:
         connected()
-        pipeline._run(work, set(), lambda: None, nodes.pool(None, 1.0), progress)  # type: ignore[arg-type, return-value]
+        inference._run(work, set(), lambda: None, nodes.pool(None, 1.0), progress)  # type: ignore[arg-type, return-value]
 
 
 def _pass_on(row: pa.Table, job: Pass) -> pa.Table:

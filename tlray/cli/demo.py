@@ -15,7 +15,7 @@ def demo(
     out: Annotated[str, typer.Option(help="a folder for images, features, model and report")] = "demo",
 ) -> Result:
     """Handwritten digits, from image files to a trained head, a report and predictions."""
-    from tlray.demo import demo
+    from tlray.recipes.demo import demo
 
     found = demo(out, address=run.address)
     shown = {**found, "accuracy": f"{found['accuracy']:.3f}", "seconds": f"{found['seconds']:.0f}"}

@@ -9,7 +9,7 @@ import typer
 from tlray.cli.arguments import Model
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.config import EvaluateConfig
+from tlray.core.config import EvaluateConfig
 
 
 @command
@@ -21,8 +21,8 @@ def evaluate(
     out: Annotated[str | None, typer.Option(help="folder of the report; MODEL/report if not given")] = None,
 ) -> Result:
     """Loss, accuracy, precision and recall of each class, the confusion matrix and the worst mistakes."""
-    from tlray.evaluate import evaluate
-    from tlray.report import summary
+    from tlray.evaluation.evaluate import evaluate
+    from tlray.evaluation.report import summary
 
     with Progress("evaluating") as progress:
         found = evaluate(model, data, config, out=out, address=run.address, progress=progress)

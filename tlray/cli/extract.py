@@ -10,7 +10,7 @@ import typer
 from tlray.cli.arguments import Images
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.config import ExtractConfig
+from tlray.core.config import ExtractConfig
 
 
 @command
@@ -27,7 +27,7 @@ def extract(
 
     Run again, it goes on where it was; a finished set is recognised at once.
     """
-    from tlray.extract import extract
+    from tlray.features.extract import extract
 
     with Progress("extracting") as progress:
         found = extract(images, out, config, extend=extend, address=run.address, progress=progress)
@@ -36,7 +36,7 @@ def extract(
 
 def summary(found: dict[str, object], what: str) -> str:
     """The counts of a pass over images, for people."""
-    from tlray.verdict import sentence
+    from tlray.features.bottleneck import sentence
 
     passed_over = found.get("passed_over")
     note = f"passed over {passed_over:,} files that are no images by their name\n" if passed_over else ""

@@ -10,7 +10,7 @@ import typer
 from tlray.cli.fit import summary
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
-from tlray.config import FinetuneConfig
+from tlray.core.config import FinetuneConfig
 
 
 @command
@@ -29,7 +29,7 @@ def finetune(
 
     Run again after it was stopped, it goes on from the last epoch.
     """
-    from tlray.finetune import finetune
+    from tlray.training.finetune import finetune
 
     with ExitStack() as shown:
         progress = shown.enter_context(Progress("images"))

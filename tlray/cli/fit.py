@@ -10,7 +10,7 @@ import typer
 from tlray.cli.arguments import Features
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import print_epoch
-from tlray.config import FitConfig
+from tlray.core.config import FitConfig
 
 
 @command
@@ -21,7 +21,7 @@ def fit(
     run: OnRay,
 ) -> Result:
     """Train a head on a feature set; any number of workers gives the same weights."""
-    from tlray.fit import fit
+    from tlray.training.fit import fit
 
     report = partial(print_epoch, epochs=config.epochs)
     found = fit(features, out, config, address=run.address, report=report)
@@ -30,7 +30,7 @@ def fit(
 
 def summary(found: dict[str, Any]) -> str:
     """What became of a training, for people."""
-    from tlray.verdict import sentence
+    from tlray.features.bottleneck import sentence
 
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
     lines = [

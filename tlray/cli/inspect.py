@@ -19,12 +19,12 @@ def inspect(
     path: Annotated[str, typer.Argument(help="a feature set or a model")],
 ) -> Result:
     """Say what a feature set or a model holds and how it was made."""
-    from tlray.errors import UserError
-    from tlray.featureset import FORMAT as FEATURES
-    from tlray.featureset import FeatureSet
-    from tlray.model import FORMAT as MODEL
-    from tlray.model import NETWORK, Model
-    from tlray.storage import Folder
+    from tlray.core.errors import UserError
+    from tlray.core.storage import Folder
+    from tlray.features.feature_set import FORMAT as FEATURES
+    from tlray.features.feature_set import FeatureSet
+    from tlray.models.model import FORMAT as MODEL
+    from tlray.models.model import NETWORK, Model
 
     folder = Folder.open(path)
     if not folder.exists():

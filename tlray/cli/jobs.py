@@ -17,7 +17,7 @@ _Id = Annotated[str, typer.Argument(help="of a job, as `tlray submit` and `tlray
 
 def _list(address: Dashboard = None) -> Result:
     """List the jobs that tlray has sent, the newest first."""
-    from tlray.jobs import Jobs
+    from tlray.cluster.jobs import Jobs
 
     found = Jobs(address).list()
     rows = [
@@ -44,7 +44,7 @@ def _logs(
     follow: Annotated[bool, typer.Option("--follow", help="go on until it ends")] = False,
 ) -> Result:
     """Print what a job has printed."""
-    from tlray.jobs import Jobs
+    from tlray.cluster.jobs import Jobs
 
     found = Jobs(address).open(job)
 
@@ -62,7 +62,7 @@ def _logs(
 
 def _stop(job: _Id, address: Dashboard = None) -> Result:
     """Stop a job; the same command, submitted again, goes on where it was."""
-    from tlray.jobs import Jobs
+    from tlray.cluster.jobs import Jobs
 
     status = Jobs(address).open(job).stop()
     return Result({"job": job, "status": status}, f"job {job} {status}")

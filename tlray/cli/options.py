@@ -17,9 +17,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from annotated_doc import Doc
 
-from tlray.config import option as option_name
-from tlray.errors import TlrayError
-from tlray.plain import dump
+from tlray.core.config import option as option_name
+from tlray.core.errors import TlrayError
+from tlray.core.manifest import dump
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of a shell."""

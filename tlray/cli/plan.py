@@ -8,7 +8,7 @@ import typer
 
 from tlray.cli.arguments import Images
 from tlray.cli.options import OnRay, Result, command
-from tlray.config import ExtractConfig
+from tlray.core.config import ExtractConfig
 
 
 @command
@@ -22,7 +22,7 @@ def plan(
     ] = False,
 ) -> Result:
     """Time a sample of the images and say how long all take, how they spread, and what they need."""
-    from tlray.plan import plan
+    from tlray.features.plan import plan
 
     found = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
     shape = " x ".join(map(str, found["feature_shape"]))

@@ -21,9 +21,9 @@ def _list(
     ] = False,
 ) -> Result:
     """List all plugins; a broken one with its reason."""
-    from tlray import plugins
+    from tlray.models import registry
 
-    found = [_describe(one, parameters) for kind in plugins.KINDS for one in plugins.installed(kind)]
+    found = [_describe(one, parameters) for kind in registry.KINDS for one in registry.installed(kind)]
     columns = ("kind", "name", "package", "version")
     widths = [max(len(row[column]) for row in found) for column in columns]
     lines = [
@@ -47,9 +47,9 @@ def _new(
     kind: Annotated[str, typer.Option(help="backbone, head or weights")],
 ) -> Result:
     """Write a package with a new plugin into a folder of its name; it works, and waits for your network."""
-    from tlray import scaffold
+    from tlray.plugins import new_package
 
-    files = [str(path) for path in scaffold.create(name, kind)]
+    files = [str(path) for path in new_package.create(name, kind)]
     text = "\n".join([*files, f"next: pip install -e {name} && tlray plugins check {name}"])
     return Result({"name": name, "kind": kind, "files": files}, text)
 
@@ -59,14 +59,15 @@ def _check(name: _Name, run: OnRay) -> Result:
     import logging
     import traceback
 
-    from tlray import contract, plugins
-    from tlray.contract.check import Elsewhere
+    from tlray.models import registry
+    from tlray.plugins import contract
+    from tlray.plugins.contract.check import Elsewhere
 
     debug = logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
     rows: list[dict[str, Any]] = []
     with Elsewhere(run.address) as elsewhere:
         for plugin in _named(name):
-            kind = plugins.NOUNS[plugin.kind]
+            kind = registry.NOUNS[plugin.kind]
             for outcome in contract.run(plugin.kind, name, elsewhere):
                 print(outcome, file=sys.stderr, flush=True)
                 if debug and outcome.error is not None:
@@ -82,10 +83,10 @@ def _check(name: _Name, run: OnRay) -> Result:
 
 def _named(name: str) -> list[Any]:
     """The plugins of that name, of whatever kind; of two that clash, the first."""
-    from tlray import plugins
-    from tlray.errors import unknown
+    from tlray.core.errors import unknown
+    from tlray.models import registry
 
-    everything = [plugin for kind in plugins.KINDS for plugin in plugins.installed(kind)]
+    everything = [plugin for kind in registry.KINDS for plugin in registry.installed(kind)]
     found = {plugin.kind: plugin for plugin in reversed(everything) if plugin.name == name}
     if not found:
         raise unknown("plugin", name, {plugin.name for plugin in everything})
@@ -93,13 +94,13 @@ def _named(name: str) -> list[Any]:
 
 
 def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
-    from tlray import plugins
-    from tlray.errors import UserError
+    from tlray.core.errors import UserError
+    from tlray.models import registry
 
-    about = {"kind": plugins.NOUNS[plugin.kind], "name": plugin.name}
+    about = {"kind": registry.NOUNS[plugin.kind], "name": plugin.name}
     about |= {"package": plugin.package, "version": plugin.version}
     try:
-        if clash := plugins.clashes(plugins.installed(plugin.kind)).get(plugin.name):
+        if clash := registry.clashes(registry.installed(plugin.kind)).get(plugin.name):
             raise UserError(clash)
         loaded = plugin.load()
     except UserError as error:
@@ -111,14 +112,14 @@ def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
         optimizer = f"{loaded.optimizer}, learning rate {loaded.learning_rate:g}"
         return {**about, "loss": loaded.loss or "by the number of classes", "optimizer": optimizer}
     about |= {"image_size": loaded.image_size, "minimum_size": loaded.minimum_size, "cuts": list(loaded.cuts)}
-    about |= {"weights": list(loaded.weights), "weights_here": plugins.weights_here(loaded)}
+    about |= {"weights": list(loaded.weights), "weights_here": registry.weights_here(loaded)}
     return {**about, **_built(loaded)} if parameters else about
 
 
 def _built(backbone: Any) -> dict[str, Any]:
     """What only the built network knows."""
-    from tlray.contract.check import line
-    from tlray.runtime import prepare_keras
+    from tlray.core.runtime import prepare_keras
+    from tlray.plugins.contract.check import line
 
     prepare_keras(gpu=False)
     try:

@@ -11,7 +11,7 @@ from tlray.cli.arguments import Images, Model
 from tlray.cli.extract import summary
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.config import PredictConfig
+from tlray.core.config import PredictConfig
 
 
 @command
@@ -25,9 +25,9 @@ def predict(
     ] = None,
 ) -> Result:
     """Class and probabilities of every image, as one table; one single image is answered at once."""
-    from tlray.errors import UserError
-    from tlray.names import is_image
-    from tlray.predict import predict, predict_one
+    from tlray.core.errors import UserError
+    from tlray.evaluation.predict import predict, predict_one
+    from tlray.images.filetypes import is_image
 
     if out is None:
         if not is_image(images) or os.path.isdir(images):

@@ -17,7 +17,7 @@ _INDENT = "    "
 
 def _list() -> Result:
     """List the recipes that come with tlray."""
-    from tlray import recipe
+    from tlray.recipes import recipe
 
     found = [recipe.read(name) for name in recipe.names()]
     blocks = []
@@ -33,7 +33,7 @@ def _show(
     ],
 ) -> Result:
     """Show a recipe and the commands it stands for; the text is a recipe again, to start your own from."""
-    from tlray import recipe
+    from tlray.recipes import recipe
 
     found = recipe.read(name)
     commands = "\n".join(stage.line() for stage in found.stages)

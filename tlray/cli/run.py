@@ -35,8 +35,8 @@ def run(
     ] = None,
 ) -> Result:
     """Run all stages of a recipe; run again, it goes on where it was."""
-    from tlray import recipe as recipes
-    from tlray.stage import Stage
+    from tlray.recipes import recipe as recipes
+    from tlray.recipes.stage import Stage
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -40,7 +40,7 @@ def submit(
 
     What the cluster has in the same versions is not sent along.
     """
-    from tlray.submit import submit
+    from tlray.cluster.submit import submit
 
     def say(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)

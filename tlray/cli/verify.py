@@ -18,7 +18,7 @@ def verify(
     sample: Annotated[int, typer.Option(min=1, help="how many rows are extracted again")] = 64,
 ) -> Result:
     """Check that a feature set is whole, and extract a sample of it again to compare."""
-    from tlray.verify import verify
+    from tlray.features.verify import verify
 
     found = verify(features, images, sample=sample)
     return Result(

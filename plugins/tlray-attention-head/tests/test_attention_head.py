@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tlray import plugins
-from tlray.errors import UserError
-from tlray.model import build_head
-from tlray.runtime import prepare_keras
+from tlray.core.errors import UserError
+from tlray.core.runtime import prepare_keras
+from tlray.models import registry
+from tlray.models.model import build_head
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def keras():
 
 @pytest.fixture
 def head():
-    return plugins.head("attention")
+    return registry.head("attention")
 
 
 def bags(digits: np.ndarray, labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

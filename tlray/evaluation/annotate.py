@@ -1,0 +1,115 @@
+"""Copies of pictures with the predicted class and its percentage written on them."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import ImageDraw, ImageFont
+
+from tlray.cluster import session
+from tlray.core.config import MAX_PIXELS
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+from tlray.features import feature_set
+from tlray.features.inference import Pass
+from tlray.images import decoder
+from tlray.images.reader import Reader
+
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+
+
+def check_target(root: Folder, target: Folder) -> None:
+    """Raise UserError unless copies can be written there without harm to the images."""
+    if target.is_local and root.is_local and os.path.realpath(target.path) == os.path.realpath(root.path):
+        raise UserError(f"--annotate {target.uri} is the folder of the images: choose another")
+    try:
+        target.write(".tlray", b"")
+        target.remove(".tlray")
+    except OSError as error:
+        raise UserError(f"--annotate: cannot write to {target.uri}: {error.strerror or error}") from error
+
+
+def annotate(job: Pass, target: Folder, *, address: str | None) -> None:
+    """Annotate every image of a finished pass of a model, a shard in each Ray task.
+
+    Raises:
+        JobError: a picture could not be read again or a copy not be written.
+    """
+    with session.connect(address) as connected:
+        connected()
+        import ray.data
+
+        shards = [{"shard": shard} for shard in range(len(job.index.shard_sizes))]
+        data = ray.data.from_items(shards, override_num_blocks=len(shards)).map(_shard, fn_args=(job, target))
+        try:
+            for _ in data.iter_batches():
+                pass
+        except ray.exceptions.RayError as error:
+            raise JobError(f"annotating failed: {session.reason(error)}") from error
+
+
+def annotate_one(
+    read_image: Reader,
+    path: str,
+    label: str,
+    probability: float,
+    target: Folder,
+    max_pixels: int = MAX_PIXELS,
+) -> str:
+    """Annotate one image.
+
+    Args:
+        read_image: of the root of the images.
+        path: of the image.
+        label: its predicted class.
+        probability: of that class, 0 to 1.
+        target: where the copy is written, under the same path, with folders for archives; what is neither
+            JPEG nor PNG becomes a PNG, with that suffix added.
+        max_pixels: an image of more is refused.
+
+    Returns:
+        The path of the copy below `target`.
+
+    Raises:
+        UserError: the copy would lie in the place of the image.
+        BadImage: the image is gone since it was predicted.
+    """
+    name, root = copy_name(path), read_image.root
+    if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
+        raise UserError(f"annotating would overwrite {target.join(name)}: choose another folder")
+    image = decoder.open_image(read_image(path), max_pixels=max_pixels)
+    text = f"{label}: {100 * probability:.1f} %"
+    size = max(12, min(image.size) // 14)
+    font = ImageFont.load_default(size)
+    draw = ImageDraw.Draw(image)
+    _, _, right, bottom = draw.textbbox((size // 2, size // 3), text, font=font)
+    draw.rectangle((0, 0, right + size // 2, bottom + size // 3), fill=(0, 0, 0))
+    draw.text((size // 2, size // 3), text, fill=(255, 255, 255), font=font)
+    stream = io.BytesIO()
+    image.save(stream, _FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
+    target.write(name, stream.getvalue())
+    return name
+
+
+def copy_name(path: str) -> str:
+    """The path of the copy: never outside the folder, whatever the path of the image is."""
+    path = re.sub(r"(?<=\.parquet)#", "/", path, flags=re.IGNORECASE)
+    name = "/".join(part for part in path.split("/") if part not in ("", "..", "."))
+    return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
+
+
+def _shard(row: dict[str, Any], job: Pass, target: Folder) -> dict[str, Any]:
+    shard = int(row["shard"])
+    classes, read_image = job.metadata["classes"], Reader(job.root)
+    for table in feature_set.read_shard(job.out, shard, job.metadata["job"]):
+        rows = feature_set.Rows.of(table)
+        for path, probabilities in zip(rows.paths, rows.features, strict=True):
+            best = int(np.argmax(probabilities))
+            label, probability = classes[best], float(probabilities[best])
+            annotate_one(read_image, path, label, probability, target, job.max_pixels)
+    return row

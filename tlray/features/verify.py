@@ -1,0 +1,122 @@
+"""Whether a feature set is whole, and whether its features still come out of the images."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tlray.core.errors import JobError
+from tlray.core.runtime import prepare_keras
+from tlray.core.storage import Folder
+from tlray.features import feature_set
+from tlray.features.feature_set import FeatureSet, Rows
+from tlray.images import decoder
+from tlray.images.diff import COLUMNS, Known
+from tlray.images.index import Index
+from tlray.images.listing import Images
+from tlray.images.reader import Reader
+from tlray.models.frozen import FrozenPart, compile_network
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+"""Relative error of a row, by the precision it was computed in: other machines and other batches
+add up in another order, which shows where numbers are short."""
+_STORED = 1e-3
+"""What storing as float16 adds."""
+_SHARDS = 8
+
+
+def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
+    """Check a feature set: all its files, and a sample of its rows against their images.
+
+    Args:
+        features: a finished feature set.
+        images: what it was extracted from, wherever it lies now.
+        sample: how many rows are extracted again, in this process.
+
+    Returns:
+        JSON values: rows, errors, sample, largest_error (relative, of a row), tolerance, and what
+        `tlray.images.diff.told` says of the images that are there now.
+
+    Raises:
+        UserError: there is no finished set, or its network is not installed here.
+        JobError: a file is missing or damaged, rows and errors do not add up to the images, an
+            image can no longer be decoded, or a feature differs by more than the tolerance.
+    """
+    data = FeatureSet.open(features)
+    source = Images.open(images)
+    root = source.root
+    frozen = FrozenPart.of(data.provenance)
+    index = Index.open(data.folder)
+    errors = _check_files(data, index)
+    # Copies have other times.
+    known = Known(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
+    for _ in known.new(source):
+        pass
+    rows = _sample(data, sample)
+    pixels, read_image = [], Reader(root)
+    size, max_pixels = data.provenance.image_size, data.manifest["job"]["max_pixels"]
+    for path in rows.paths:
+        try:
+            pixels.append(decoder.decode(read_image(path), size, max_pixels))
+        except decoder.BadImage as bad:
+            raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
+    prepare_keras()
+    network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)
+    stored = rows.features.reshape(len(rows.paths), -1).astype(np.float64)
+    again = np.concatenate(
+        [network(np.stack(pixels[start : start + 32])) for start in range(0, len(pixels), 32)]
+    ).reshape(stored.shape)
+    norms = np.maximum(np.linalg.norm(again, axis=1), 1e-12)
+    differences = np.linalg.norm(stored - again, axis=1) / norms
+    worst = int(differences.argmax())
+    tolerance = TOLERANCE[data.provenance.precision] + (_STORED if data.provenance.store == "float16" else 0)
+    if not differences[worst] <= tolerance:
+        count = int((~(differences <= tolerance)).sum())
+        raise JobError(
+            f"{count} of {len(pixels)} features are not those of their images, e.g. {rows.paths[worst]} "
+            f"(relative error {differences[worst]:.2g}, tolerance {tolerance:.2g}): images have changed"
+        )
+    return {
+        "rows": data.manifest["rows"],
+        "errors": errors,
+        "sample": len(pixels),
+        "largest_error": float(differences[worst]),
+        "tolerance": tolerance,
+        **known.told(),
+    }
+
+
+def _check_files(data: FeatureSet, index: Index) -> int:
+    """Check that the files hold what the index and the manifest say; return the number of error rows."""
+    # Not what an unfinished `extract --extend` has added.
+    sizes = index.shard_sizes[: data.manifest["shards"]]
+    errors = feature_set.reconcile(data.folder, sizes, data.manifest["job"]).num_rows
+    rows = sum(sizes) - errors
+    said = data.manifest["rows"], data.manifest["errors"]
+    if (rows, errors) != said:
+        raise JobError(
+            f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {sum(sizes)} images, "
+            f"and the manifest says {said[0]} and {said[1]}; extract again into a new folder"
+        )
+    return int(errors)
+
+
+def _sample(data: FeatureSet, count: int) -> Rows:
+    """Rows drawn from a few shards, so that a large set is not read as a whole."""
+    draw = random.Random(0)
+    shards = sorted(draw.sample(range(data.manifest["shards"]), min(_SHARDS, data.manifest["shards"])))
+    job = data.manifest["job"]
+    sizes = feature_set.count_rows(data.folder, shards, job)
+    chosen = set(draw.sample(range(sum(sizes)), min(count, sum(sizes))))
+    found, seen = [], 0
+    for table in (table for shard in shards for table in feature_set.read_shard(data.folder, shard, job)):
+        wanted = [seen + row in chosen for row in range(table.num_rows)]
+        seen += table.num_rows
+        if any(wanted):
+            found.append(Rows.of(table.filter(pa.array(wanted))))
+    if not found:
+        raise JobError(f"{data.folder.uri} has no rows to compare")
+    return Rows.join(found, (0, *data.shape))

@@ -1,0 +1,1 @@
+"""Images: found, indexed, read, decoded and augmented."""

@@ -1,0 +1,1 @@
+"""Tar and Parquet files full of images."""

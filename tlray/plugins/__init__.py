@@ -1,0 +1,1 @@
+"""For authors of plugins: the contract, its tests, and new packages."""

@@ -1,0 +1,101 @@
+"""A new plugin: a package that installs, loads and keeps the contract before a line of it is edited."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from tlray import __version__
+from tlray.core.errors import UserError
+from tlray.models import registry
+
+
+def create(name: str, kind: str) -> list[Path]:
+    """Write the package into a new folder of its name, in the current one.
+
+    Args:
+        name: of the plugin, of the package, and with underscores of the module.
+        kind: "backbone", "head" or "weights".
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the name is none, or taken, or the folder is there.
+    """
+    module = name.replace("-", "_")
+    groups = {noun: group for group, noun in registry.NOUNS.items()}
+    if kind not in groups:
+        raise UserError(f"--kind {kind}: expected one of {', '.join(groups)}")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(module):
+        raise UserError(
+            f"{name!r} is no name for a plugin: expected small letters, digits and -, as in my-net"
+        )
+    if taken := [plugin for plugin in registry.installed(groups[kind]) if plugin.name == name]:
+        raise UserError(f"there is a {kind} {name!r} already, of {taken[0].package}: choose another name")
+    if Path(name).exists():
+        raise UserError(f"{Path(name).resolve()} exists already: choose another name, or remove it")
+    if importlib.util.find_spec(module):
+        raise UserError(f"there is a Python module {module} already, which the plugin would hide or miss")
+    return _write(name, kind, groups[kind], module)
+
+
+def _write(name: str, kind: str, group: str, module: str) -> list[Path]:
+    class_name = "".join(part.capitalize() for part in name.split("-"))
+    points = {group: (name, class_name)}
+    source, data = f"{module}.py", {}
+    values = {"name": name, "module": module, "class_name": class_name, "kind": kind}
+    if kind == "weights":
+        points["backbones"] = (f"{name}-net", f"{class_name}Net")
+        source = f"{module}/__init__.py"
+        values["sha256"], data[f"{module}/{module}.npz"] = _random_weights()
+    values |= {
+        "version": __version__,
+        "source": source,
+        "entry_points": "\n\n".join(
+            f'[project.entry-points."tlray.{group}"]\n{point} = "{module}:{value}"'
+            for group, (point, value) in points.items()
+        ),
+        "tests": "\n".join(
+            f'test_{registry.NOUNS[group]} = testing.{registry.NOUNS[group]}_contract("{point}")'
+            for group, (point, _) in points.items()
+        ),
+    }
+    templates = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        f"{kind}.py": source,
+        "test.py": f"tests/test_{module}.py",
+    }
+    for template, target in templates.items():
+        text = files("tlray.plugins").joinpath(f"templates/{template}.template").read_text("utf-8")
+        data[target] = Template(text).substitute(values).encode()
+    written = []
+    for target, content in data.items():
+        path = Path(name, target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        written.append(path)
+    return sorted(written)
+
+
+def _random_weights() -> tuple[str, bytes]:
+    """Their SHA-256, and the .npz file, of one convolution from 3 to 8 channels."""
+    from io import BytesIO
+
+    import numpy as np
+
+    from tlray.models.weights import digest
+
+    rng, file = np.random.default_rng(0), BytesIO()
+    arrays: dict[str, Any] = {
+        "conv/kernel": rng.normal(0, 0.2, (3, 3, 3, 8)).astype(np.float32),
+        "conv/bias": np.zeros(8, np.float32),
+    }
+    np.savez(file, **arrays)
+    return digest(arrays.values()), file.getvalue()

@@ -1,0 +1,1 @@
+"""Several commands as one file of settings."""

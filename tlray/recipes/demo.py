@@ -1,0 +1,85 @@
+"""The whole job on scikit-learn's handwritten digits: real images that come with a package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from tlray.cluster import session
+from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
+from tlray.core.errors import UserError
+
+_SIZE = 64
+"""Pixels; the digits are drawn on 8 by 8."""
+
+
+def demo(out: str, *, address: str | None = None) -> dict[str, Any]:
+    """Write 1,797 digits as an image folder, then extract, fit, evaluate and predict.
+
+    Args:
+        out: a local folder; new, or of an earlier demo.
+        address: of a running Ray; without it a local one is started and stopped.
+
+    Returns:
+        JSON values: accuracy, seconds, and where page, model, features and predictions are.
+
+    Raises:
+        UserError: the folder holds something else, or there are no weights.
+        JobError: a step failed.
+    """
+    from tlray.evaluation.evaluate import evaluate
+    from tlray.evaluation.predict import predict
+    from tlray.evaluation.report import summary
+    from tlray.features.extract import extract
+    from tlray.training.fit import fit
+
+    started = time.monotonic()
+    out = os.path.abspath(out)
+    images, features, model = (os.path.join(out, name) for name in ("images", "features", "model"))
+    predictions = os.path.join(out, "predictions.parquet")
+    if os.path.isdir(out) and not os.path.isdir(images) and os.listdir(out):
+        raise UserError(f"{out} is not empty and is no demo: choose another --out")
+    _say("writing 1,797 handwritten digits as images")
+    write_digits(images)
+    with session.connect(address):
+        _say("extracting their features with VGG16")
+        extract(images, features, ExtractConfig(image_size=_SIZE), address=address)
+        _say("training a head")
+        fitted = fit(features, model, FitConfig(), address=address)
+        accuracy = fitted["metrics"]["val_accuracy"]
+        _say(f"validation accuracy {accuracy:.3f}; evaluating on the test images")
+        found = evaluate(model, features, EvaluateConfig())
+        print(f"\n{summary(found)}\n", file=sys.stderr)
+        _say("predicting the test images")
+        if not os.path.exists(predictions):
+            predict(model, os.path.join(images, "test"), predictions, PredictConfig(), address=address)
+    return {
+        "accuracy": found.accuracy,
+        "seconds": round(time.monotonic() - started, 1),
+        "page": os.path.join(model, "report", "index.html"),
+        "plots": os.path.join(model, "report", "*.png"),
+        "model": os.path.join(model, "model.keras"),
+        "features": os.path.join(features, "part-*.parquet"),
+        "predictions": predictions,
+    }
+
+
+def write_digits(folder: str) -> None:
+    """Write the digits as PNG files `SPLIT/DIGIT/NUMBER.png`, three fifths of them for training."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for number, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        split = ("train", "train", "train", "validation", "test")[number % 5]
+        path = os.path.join(folder, split, str(digit), f"{number:04d}.png")
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            grey = (pixels * (255 / 16)).round().astype("uint8")
+            Image.fromarray(grey).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC).save(path)
+
+
+def _say(step: str) -> None:
+    print(f"demo: {step}", file=sys.stderr, flush=True)

@@ -1,0 +1,70 @@
+"""The state of a training: what a checkpoint holds, and what going on from it takes up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from tlray.core.config import TrainConfig
+from tlray.training.worker import early_stopping
+
+_STATE, _HISTORY, _BEST = "state.npz", "history.json", "best.npz"
+"""The files of a checkpoint; the last only where the best weights are kept."""
+
+
+class State:
+    """All that training goes on from: weights, dropout, optimizer, history, and the best weights so far."""
+
+    def __init__(self, model: keras.Model, config: TrainConfig, folder: Path) -> None:
+        self.model, self.config, self.folder = model, config, folder
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def _variables(self) -> list[Any]:
+        return [*self.model.weights, *seeds(self.model), *self.model.optimizer.variables]
+
+    def restore(self, checkpoint: str) -> None:
+        """Go on from a checkpoint, of which a copy becomes the folder."""
+        for path in Path(checkpoint).rglob("*"):
+            if path.is_file():
+                copy = self.folder / path.relative_to(checkpoint)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+        self.history = json.loads((self.folder / _HISTORY).read_text())
+        for variable, value in zip(self._variables, _read(self.folder / _STATE), strict=True):
+            variable.assign(value)
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take in an epoch."""
+        self.history.append(metrics)
+        if self.config.keeps_best and early_stopping.kept(self.history, self.config) == len(self.history) - 1:
+            _write(self.folder / _BEST, self.model.get_weights())
+
+    def write(self) -> None:
+        """Bring the folder up to date."""
+        (self.folder / _HISTORY).write_text(json.dumps(self.history))
+        _write(self.folder / _STATE, [variable.numpy() for variable in self._variables])
+
+    def kept_weights(self) -> list[npt.NDArray[Any]]:
+        return _read(self.folder / _BEST) if self.config.keeps_best else self.model.get_weights()
+
+
+def _write(path: Path, arrays: Sequence[npt.NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, *arrays)
+
+
+def _read(path: Path) -> list[npt.NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return [file[name] for name in file.files]
+
+
+def seeds(model: keras.Model) -> list[Any]:
+    """The states of its dropout layers' random numbers."""
+    return [variable for variable in model.variables if "seed_generator_state" in variable.path]
