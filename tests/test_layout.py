@@ -1,0 +1,89 @@
+"""Where the code lies: a room imports only rooms below it, and nothing imports in a circle."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tlray"
+BELOW: dict[str, set[str]] = {
+    "core": set(),
+    "images": {"core"},
+    "models": {"core"},
+    "cluster": {"core"},
+    "features": {"core", "images", "models", "cluster"},
+    "plugins": {"core", "models", "cluster"},
+    "training": {"core", "images", "models", "cluster", "features"},
+    "evaluation": {"core", "images", "models", "cluster", "features"},
+}
+BELOW["recipes"] = {*BELOW} - {"plugins"}
+BELOW["cli"] = {*BELOW}
+
+EXCEPTIONS = {
+    ("cluster/nodes.py", "images"),
+    ("cluster/wheels.py", "models"),
+    ("images/index.py", "models"),
+    ("models/model.py", "images"),
+}
+"""What is still wrong, and goes with the next commits."""
+CIRCLES = [
+    {"tlray.models.frozen", "tlray.models.model", "tlray.models.registry", "tlray.models.weights"},
+    {"tlray.training.train", "tlray.training.worker.loop"},
+]
+
+
+def imports() -> dict[str, set[str]]:
+    """The modules of tlray that each of them imports, also inside a function."""
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {other if other in modules else node.module for other in inner} - {"tlray"}
+    return found
+
+
+IMPORTS = imports()
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_imports_only_rooms_below_it(room):
+    upward = {
+        (name.removeprefix("tlray.").replace(".", "/") + ".py", other.split(".")[1])
+        for name, others in IMPORTS.items()
+        if name.split(".")[1:2] == [room]
+        for other in others
+        if other.split(".")[1] not in {room, *BELOW[room]}
+    }
+    assert upward == {(name, other) for name, other in EXCEPTIONS if name.split("/")[0] == room}
+
+
+def test_every_room_has_its_floor():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set(BELOW)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    def reaches(start: str) -> set[str]:
+        seen: set[str] = set()
+        pending = [start]
+        while pending:
+            for other in IMPORTS[pending.pop()] - seen:
+                seen.add(other)
+                pending.append(other)
+        return seen
+
+    reached = {name: reaches(name) for name in IMPORTS}
+    circles = [
+        {other for other in reached if name in reached[other] and other in reached[name]}
+        for name in reached
+        if name in reached[name]
+    ]
+    assert sorted(circles, key=min) == sorted((c for c in CIRCLES for _ in c), key=min)
