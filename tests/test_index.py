@@ -19,10 +19,10 @@ import pytest
 
 from tests.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder
 from tlray.images.index import SCHEMA, Index, piece_name
 from tlray.images.listing import Images, Listed
-from tlray.models.provenance import read_stamp, stamp
 
 JOB = {"source": "/images", "seed": None, "provenance": {"cut": "end", "weights_sha256": "ab"}}
 LARGE = 64 * 128 + 3000

@@ -15,10 +15,10 @@ from PIL import Image
 from tlray.cluster import nodes, session
 from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import package_versions
 from tlray.core.storage import Folder
 from tlray.features.extract import extract
 from tlray.images.reader import Place
-from tlray.models.provenance import package_versions
 
 pytestmark = pytest.mark.slow
 

@@ -259,9 +259,9 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 def versions() -> str:
     """Of all that has a hand in the numbers."""
-    from tlray.models import provenance
+    from tlray.core import manifest
 
-    return ", ".join(f"{name} {value}" for name, value in provenance.versions().items())
+    return ", ".join(f"{name} {value}" for name, value in manifest.versions().items())
 
 
 def machine() -> str:

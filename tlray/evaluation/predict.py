@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tlray.cluster import session
 from tlray.core.config import PredictConfig, RunConfig
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import package_versions, stamp, versions
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.evaluation import annotate
@@ -26,7 +27,6 @@ from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 from tlray.models.frozen import compile_network, fastest_precision
 from tlray.models.model import NETWORK, Model, load, loader, without_resize
-from tlray.models.provenance import package_versions, stamp, versions
 
 SUFFIXES = (".parquet", ".csv")
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig
-from tlray.core.manifest import dump
+from tlray.core.manifest import dump, package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import inference
 from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, part_name
@@ -20,7 +20,7 @@ from tlray.images import diff
 from tlray.images.index import Index
 from tlray.images.listing import Images
 from tlray.models.frozen import FrozenPart
-from tlray.models.provenance import Provenance, package_versions, versions
+from tlray.models.provenance import Provenance
 
 
 def extract(

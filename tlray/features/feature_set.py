@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import check_manifest, read_stamp, stamp
 from tlray.core.storage import Folder
-from tlray.models.provenance import Provenance, check_manifest, read_stamp, stamp
+from tlray.models.provenance import Provenance
 
 MANIFEST = "manifest.json"
 FORMAT = "tlray-features/1"

@@ -18,6 +18,7 @@ from tlray.cluster.nodes import Pool
 from tlray.cluster.session import connect
 from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import package_versions
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.features import feature_set, throughput
@@ -26,7 +27,6 @@ from tlray.images import decoder
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 from tlray.models.frozen import FrozenPart, Network, compile_network
-from tlray.models.provenance import package_versions
 
 
 def plan(

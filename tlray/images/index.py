@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder
 from tlray.images.diff import COLUMNS, Known
 from tlray.images.listing import Listed
 from tlray.images.reader import Place
-from tlray.models.provenance import read_stamp, stamp
 
 SCHEMA = pa.schema(
     [

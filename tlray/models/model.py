@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlray.core.errors import UserError
+from tlray.core.manifest import check_manifest
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.images.listing import Images
 from tlray.models.frozen import FrozenPart, Network, compile_network
 from tlray.models.head import Head
-from tlray.models.provenance import Provenance, check_manifest
+from tlray.models.provenance import Provenance
 
 if TYPE_CHECKING:
     import keras

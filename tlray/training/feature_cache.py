@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import ray
 
 from tlray.core.config import FinetuneConfig
+from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import feature_set, inference
 from tlray.features.bottleneck import Shard
@@ -25,7 +26,6 @@ from tlray.images.augment import Views
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.models.frozen import Network
-from tlray.models.provenance import package_versions, versions
 from tlray.training import holdout
 from tlray.training.starting_point import Origin
 from tlray.training.view_stream import Source

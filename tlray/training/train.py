@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tlray.core.config import TrainConfig
 from tlray.core.errors import JobError, TlrayError, UserError, unknown
-from tlray.core.manifest import dump
+from tlray.core.manifest import dump, package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import bottleneck
 from tlray.features.bottleneck import Shard
@@ -26,7 +26,6 @@ from tlray.models import registry
 from tlray.models.frozen import FrozenPart
 from tlray.models.head import Head
 from tlray.models.model import FORMAT, MANIFEST
-from tlray.models.provenance import package_versions, versions
 from tlray.models.weights import Arrays
 from tlray.training.model_folder import RESULT, WORK, result
 from tlray.training.view_stream import STREAM_CPUS, Source
