@@ -35,7 +35,7 @@ from tlray.features.plan import plan
 from tlray.features.verify import verify
 from tlray.images import walk
 from tlray.images.archives import base, parquet, tar
-from tlray.images.decoder import BadImage
+from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 from tlray.training.fit import fit

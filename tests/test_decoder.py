@@ -28,8 +28,10 @@ from PIL import Image, ImageFile, ImageOps
 
 from tests.bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
 from tlray.core.storage import Folder
-from tlray.images import decoder
-from tlray.images.decoder import BadImage, decode, open_image, read_image
+from tlray.images import decoder, reader
+from tlray.images.bad_image import MAX_BYTES, BadImage
+from tlray.images.decoder import decode, open_image
+from tlray.images.reader import read_image
 
 HOLDER = tempfile.TemporaryDirectory(prefix="tlray-bad-files-")
 atexit.register(HOLDER.cleanup)
@@ -194,14 +196,14 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(
     os.mkfifo(tmp_path / "image.jpg")
     root = Folder.open(str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(decoder.os, "stat", lambda _: os.lstat(FOLDER / "plain.jpg"))
+        patch.setattr(reader.os, "stat", lambda _: os.lstat(FOLDER / "plain.jpg"))
         data = read_image(root, "image.jpg")
     assert data == b""
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(decoder.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     with little_memory(), pytest.raises(BadImage) as caught:
         read_image(Folder.open(str(tmp_path)), "huge.jpg")
     assert (caught.value.stage, caught.value.error) == ("read", "FileTooLarge")
@@ -597,9 +599,9 @@ def test_damage_is_refused_or_gives_pixels(data: bytes, size: int) -> None:
 def test_a_table_may_name_an_image_by_its_uri(tmp_path):
     with fsspec.open("memory://uris/sub/a.png", "wb") as file:
         file.write(b"bytes")
-    assert decoder.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/a.png") == b"bytes"
+    assert reader.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/a.png") == b"bytes"
     with pytest.raises(BadImage, match="removed"):
-        decoder.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/b.png")
+        reader.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/b.png")
 
 
 # Scaled decoding

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tlray.images import decoder, sandbox
+from tlray.images.bad_image import BadImage
 
 CRASHING, KILLED, HANGING = (13, 17), (13, 18), (13, 19)
 HARM = f"""
@@ -58,7 +59,7 @@ def picture(size: tuple[int, int] = (20, 20)) -> bytes:
 def test_beside_decodes_the_same_pixels_and_gives_the_same_reasons():
     with sandbox.Beside() as beside:
         np.testing.assert_array_equal(beside(picture(), 8, 400), decoder.decode(picture(), 8))
-        with pytest.raises(decoder.BadImage) as bad:
+        with pytest.raises(BadImage) as bad:
             beside(b"none", 8, 400)
         assert (bad.value.stage, bad.value.error) == ("decode", "NotAnImage")
 
@@ -67,7 +68,8 @@ def test_beside_outlives_what_ends_its_process(environment):
     code = f"""
 import io
 from PIL import Image
-from tlray.images import decoder, sandbox
+from tlray.images import sandbox
+from tlray.images.bad_image import BadImage
 
 def picture(size):
     stream = io.BytesIO()
@@ -79,7 +81,7 @@ if __name__ == "__main__":
         for size in [(20, 20), {CRASHING}, (20, 20), {HANGING}, (20, 20)]:
             try:
                 print(beside(picture(size), 8, 400).shape)
-            except decoder.BadImage as bad:
+            except BadImage as bad:
                 print(bad.error)
 """
     script = Path(environment["PYTHONPATH"], "script.py")

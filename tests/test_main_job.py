@@ -33,6 +33,7 @@ from tlray.features.extract import extract
 from tlray.features.plan import plan
 from tlray.features.verify import verify
 from tlray.images import decoder
+from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.models.frozen import fastest_precision
@@ -226,7 +227,7 @@ def test_two_thousand_damaged_files_become_rows_or_errors(ray, tmp_path):
     for path in images.iterdir():
         try:
             decoder.decode(path.read_bytes(), 8)
-        except decoder.BadImage:
+        except BadImage:
             assert path.name in errors
         else:
             assert path.name in rows

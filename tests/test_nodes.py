@@ -18,7 +18,7 @@ from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.storage import Folder
 from tlray.features.extract import extract
-from tlray.images.reader import Place
+from tlray.images.reader import ImageProbe, Place
 
 pytestmark = pytest.mark.slow
 
@@ -73,12 +73,14 @@ def memory():
 
 
 def test_nodes_that_are_as_they_should_be(two_nodes, images, tmp_path):
-    nodes.check(VERSIONS, Folder.open(str(tmp_path)), (Folder.open(str(images)), Place("000.png")))
+    nodes.check(VERSIONS, Folder.open(str(tmp_path)), ImageProbe(Folder.open(str(images)), Place("000.png")))
     assert os.listdir(tmp_path) == []
 
 
 def test_an_image_that_nobody_can_read_is_no_fault_of_a_node(two_nodes, images, tmp_path):
-    nodes.check(VERSIONS, Folder.open(str(tmp_path)), (Folder.open(str(images)), Place("missing.png")))
+    nodes.check(
+        VERSIONS, Folder.open(str(tmp_path)), ImageProbe(Folder.open(str(images)), Place("missing.png"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_node_with_other_packages_is_refused(two_nodes, tmp_path, versions, sa
 def test_a_folder_of_which_every_node_has_its_own_is_refused(two_nodes, memory, images):
     out = Folder.open("memory://out")
     with pytest.raises(UserError, match=r"another memory://out .* choose a place that all nodes share"):
-        nodes.check(VERSIONS, out, (Folder.open(str(images)), Place("000.png")))
+        nodes.check(VERSIONS, out, ImageProbe(Folder.open(str(images)), Place("000.png")))
     assert out.names() == []
 
 

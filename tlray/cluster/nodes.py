@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from statistics import mode
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
-from tlray.images import decoder
-from tlray.images.reader import Place, Reader
 
 _ACTOR_CPUS = 0.4
 """What counts is that it can be on any node; the network takes all cores that decoding leaves."""
@@ -24,6 +22,17 @@ READ_CPUS = 0.05
 _SECONDS = 600
 """How long a node may take to answer: it may have to install the packages of the job for it, for which Ray
 gives it as long. Of one that is lost Ray tells sooner."""
+
+
+class Probe(Protocol):
+    """Something that every node must be able to read; it is sent to each of them."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+
+    def fault(self) -> str | None:
+        """Why the process that calls this cannot read it; None if it can."""
 
 
 class Pool(NamedTuple):
@@ -69,13 +78,13 @@ def pool(actors: tuple[int, int] | None, gpus_per_actor: float) -> Pool:
     return Pool(least, most, share, _ACTOR_CPUS, 1.0 if max(cpus, default=0) >= 2 else 0.5)
 
 
-def check(versions: Mapping[str, str], out: Folder, image: tuple[Folder, Place] | None = None) -> None:
+def check(versions: Mapping[str, str], out: Folder, probe: Probe | None = None) -> None:
     """Ask every other node of this Ray whether it has the same packages and sees the same files.
 
     Args:
         versions: of the packages that have a hand in the job.
         out: every node must be able to write there, so that this process sees it.
-        image: a root of images and one of them, which every node must be able to read if this process can.
+        probe: what every node must be able to read if this process can, such as the first image.
 
     Raises:
         UserError: a node cannot; the message says which, and why.
@@ -87,7 +96,7 @@ def check(versions: Mapping[str, str], out: Folder, image: tuple[Folder, Place] 
     others = {node["NodeID"]: node for node in with_cpus() if node["NodeID"] != here}
     if not others:
         return
-    readable = image if image is not None and _unreadable(*image) is None else None
+    readable = probe if probe is not None and probe.fault() is None else None
     token = f".tlray-{secrets.token_hex(8)}"
     mine, look = f"{token}.tmp", ray.remote(num_cpus=0, max_retries=0)(_look)
     try:
@@ -141,15 +150,13 @@ def with_cpus() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
 
 
-def _look(
-    versions: Mapping[str, str], out: Folder, token: str, node: str, image: tuple[Folder, Place] | None
-) -> str | None:
+def _look(versions: Mapping[str, str], out: Folder, token: str, node: str, probe: Probe | None) -> str | None:
     """What is wrong with the node this runs on."""
     if fault := _other_versions(tuple(versions.items())):
         return fault
-    if image is not None and (reason := _unreadable(*image)):
+    if probe is not None and (reason := probe.fault()):
         return (
-            f"cannot read {image[0].join(image[1].path)}, which {socket.gethostname()} can ({reason}): "
+            f"cannot read {probe.place}, which {socket.gethostname()} can ({reason}): "
             "put the images where every node sees them"
         )
     try:
@@ -179,14 +186,6 @@ def _elsewhere(out: Folder, reason: str) -> str:
         f"has another {out.uri} than the one the command writes to ({reason}): "
         "choose a place that all nodes share, e.g. a network folder or s3://"
     )
-
-
-def _unreadable(root: Folder, place: Place) -> str | None:
-    try:
-        Reader(root)(*place)
-    except decoder.BadImage as bad:
-        return bad.message
-    return None
 
 
 @functools.cache

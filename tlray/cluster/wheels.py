@@ -12,7 +12,7 @@ import tempfile
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tlray.core.errors import UserError
-from tlray.models import registry
 
 PROBE = """
 import json, sys
@@ -109,10 +108,9 @@ def installed() -> list[Package]:
         UserError: one of them can neither be built nor read.
     """
     found = {"tlray": distribution("tlray")}
-    for kind in registry.KINDS:
-        for point in entry_points(group=f"tlray.{kind}"):
-            if point.dist is not None:
-                found.setdefault(canonicalize_name(point.dist.name), point.dist)
+    for one in distributions():
+        if any(point.group.startswith("tlray.") for point in one.entry_points):
+            found.setdefault(canonicalize_name(one.name), one)
     return [_read(name, one) for name, one in sorted(found.items())]
 
 

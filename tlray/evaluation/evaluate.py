@@ -25,6 +25,7 @@ from tlray.evaluation.report import TILES, ClassScore, Evaluation, Mistake, writ
 from tlray.features import inference
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import decoder
+from tlray.images.bad_image import BadImage
 from tlray.images.index import Index, piece_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
@@ -242,7 +243,7 @@ def _thumbnails(root: Folder, paths: list[str]) -> dict[str, bytes]:
     """Small pictures of those that are still there."""
     found, read_image = {}, Reader(root)
     for path in paths:
-        with suppress(decoder.BadImage):
+        with suppress(BadImage):
             found[path] = _thumbnail(read_image(path))
     return found
 

@@ -21,7 +21,8 @@ from tlray.core.storage import Folder
 from tlray.evaluation import annotate
 from tlray.features import bottleneck, feature_set, inference
 from tlray.features.bottleneck import Shard
-from tlray.images import decoder
+from tlray.images import decoder, reader
+from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
@@ -176,8 +177,8 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
         annotate.check_target(source.root, Folder.open(config.annotate))
     size = trained.provenance.image_size
     try:
-        pixels = decoder.decode(decoder.read_image(source.root, found.path), size, config.max_pixels)
-    except decoder.BadImage as bad:
+        pixels = decoder.decode(reader.read_image(source.root, found.path), size, config.max_pixels)
+    except BadImage as bad:
         raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
     prepare_keras()
     # For one image the precision that takes least to start is the fastest.

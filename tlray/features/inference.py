@@ -20,10 +20,11 @@ from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features import bottleneck, feature_set
 from tlray.features.bottleneck import Shard
-from tlray.images import decoder, sandbox
+from tlray.images import sandbox
 from tlray.images.augment import Views
+from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
-from tlray.images.reader import Reader
+from tlray.images.reader import ImageProbe, Reader
 from tlray.models.frozen import Network
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def run(
     try:
         connected()
         pool = nodes.pool(job.actors, job.gpus_per_actor)
-        nodes.check(job.packages, job.out, (job.root, job.index.first()))
+        nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
     except UserError:
         if not done:  # Nothing was started: nothing is left behind.
             job.index.discard()
@@ -233,7 +234,7 @@ def _decode(row: pa.Table, job: Pass) -> pa.Table:
                 if job.views:
                     plain = pixels[place, 0].copy()
                     pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]
-            except decoder.BadImage as bad:
+            except BadImage as bad:
                 for name, column in errors.items():
                     column[place] = getattr(bad, name)
             read_seconds += read - started

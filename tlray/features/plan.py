@@ -24,6 +24,7 @@ from tlray.core.storage import Folder
 from tlray.features import feature_set, throughput
 from tlray.features.throughput import Cost, Kind
 from tlray.images import decoder
+from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 from tlray.models.frozen import FrozenPart, Network, compile_network
@@ -164,7 +165,7 @@ def _decode(root: Folder, images: list[Listed], image_size: int, max_pixels: int
             started = time.perf_counter()
             good.append(decoder.decode(data, image_size, max_pixels))
             decode += time.perf_counter() - started
-        except decoder.BadImage as bad:
+        except BadImage as bad:
             reason = bad
     if not good:
         raise JobError(f"no image of a sample of {len(images)} can be decoded, e.g. {reason.message}")

@@ -14,6 +14,7 @@ from tlray.core.storage import Folder
 from tlray.features import feature_set
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import decoder
+from tlray.images.bad_image import BadImage
 from tlray.images.diff import COLUMNS, Known
 from tlray.images.index import Index
 from tlray.images.listing import Images
@@ -61,7 +62,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
     for path in rows.paths:
         try:
             pixels.append(decoder.decode(read_image(path), size, max_pixels))
-        except decoder.BadImage as bad:
+        except BadImage as bad:
             raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
     prepare_keras()
     network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)

@@ -28,11 +28,7 @@ Not for several threads of one process: some of Pillow's switches are global.
 
 from __future__ import annotations
 
-import functools
 import io
-import os
-import re
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,10 +39,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tlray.core.config import MAX_PIXELS
-from tlray.core.storage import Folder
-
-MAX_BYTES: int = 1 << 30
-"""Size above which a local file is refused unread: more than `MAX_PIXELS` of 8 bytes each."""
+from tlray.images.bad_image import BadImage, refusing
 
 _SCALED = 2
 """A JPEG is decoded scaled down if that leaves so many times the pixels that are needed, one of 12 million
@@ -54,7 +47,6 @@ pixels in a sixth of the time. Features then differ by 0.4 %, as in bfloat16; wi
 
 # MPO has no opener of its own in Pillow: JPEG's recognises it.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,48 +56,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(Exception):  # noqa: N818 - it says what the file is
-    """An image that cannot be used. Its message is one printable line of at most 500 characters."""
-
-    def __init__(self, stage: str, error: str, message: str) -> None:
-        message = re.sub(r" at 0x[0-9a-fA-F]+", "", message)
-        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        self.stage = stage
-        """`read` or `decode`."""
-        self.error = error
-        """The type of the exception, or a name of this module's."""
-        self.message = message if len(message) <= 500 else f"{message[:497]}..."
-        super().__init__(stage, error, self.message)
-
-    def __str__(self) -> str:
-        return f"{self.error}: {self.message}"
-
-
-def read_image(root: Folder, path: str) -> bytes:
-    """The bytes of an image that is a file of its own; `tlray.images.reader` has all kinds.
-
-    It never waits for a writer at the other end of a pipe.
-
-    Raises:
-        BadImage: there is no such file, or it cannot be read.
-    """
-    with refusing("read"):
-        if "://" in path:  # A table may name images anywhere.
-            uri, _, path = path.rpartition("/")
-            root = folder(uri)
-        try:
-            return _read_local(root.join(path)) if root.is_local else root.read(path)
-        except (FileNotFoundError, UnicodeEncodeError) as error:
-            # A listing writes a byte that is not UTF-8 as \xe9 or as the replacement character.
-            if isinstance(error, UnicodeEncodeError) or re.search(r"\\x[89a-f][0-9a-f]|\ufffd", path):
-                reason = "its name is not UTF-8: rename it"
-            elif root.is_local and os.path.islink(root.join(path)):
-                reason = "a link to nowhere"
-            else:
-                reason = "removed since it was listed"
-            raise BadImage("read", type(error).__name__, reason) from error
 
 
 def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -159,22 +109,6 @@ def decode(data: bytes, image_size: int, max_pixels: int = MAX_PIXELS) -> npt.ND
         return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-@functools.lru_cache(maxsize=64)
-def folder(uri: str) -> Folder:
-    return Folder.open(uri)
-
-
-def _read_local(path: str) -> bytes:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
-        raise BadImage("read", "NotAFile", f"a {kind}, not a file")
-    if status.st_size > MAX_BYTES:
-        raise BadImage("read", "FileTooLarge", f"{status.st_size} bytes, above {MAX_BYTES}")
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return file.read()
-
-
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey_from_16_bits(image).convert("RGB")
@@ -203,19 +137,6 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey.paste(255, mask=Image.fromarray(np.asarray(wide) == image.info["transparency"]))
     return grey
-
-
-@contextmanager
-def refusing(stage: str) -> Iterator[None]:
-    """Whatever goes wrong becomes a BadImage: Pillow and file systems raise exceptions of any type."""
-    try:
-        yield
-    except BadImage:
-        raise
-    except Exception as error:
-        # The words of the system's error, without the path before them.
-        message = getattr(error, "strerror", None) or str(error) or "no reason given"
-        raise BadImage(stage, type(error).__name__, message) from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray.images import decoder
+from tlray.images.bad_image import BadImage
 
 SECONDS: float = 60.0
 """How long one image may be decoded."""
@@ -82,5 +83,5 @@ class Beside:
                 self._pool.shutdown()
                 self._start()
             if time.monotonic() - started > SECONDS:
-                raise decoder.BadImage("decode", "TimeLimit", f"not decoded within {SECONDS:g} s")
-        raise decoder.BadImage("decode", "DecoderCrash", "the process that decoded it crashed")
+                raise BadImage("decode", "TimeLimit", f"not decoded within {SECONDS:g} s")
+        raise BadImage("decode", "DecoderCrash", "the process that decoded it crashed")

@@ -19,8 +19,9 @@ import pyarrow as pa
 from tlray.cluster import nodes
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
-from tlray.images import decoder, sandbox
+from tlray.images import sandbox
 from tlray.images.augment import Views
+from tlray.images.bad_image import BadImage
 from tlray.images.reader import Reader
 from tlray.models.frozen import Network
 from tlray.training.worker.batches import GlobalBatches
@@ -137,7 +138,7 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalB
             path = images[place]["path"]
             try:
                 plain = decode(read_image(**images[place]), size, source.max_pixels)
-            except decoder.BadImage as bad:
+            except BadImage as bad:
                 raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
             pixels[place] = source.views.view(plain, path, int(epoch))
     return pack(pa.table({"pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)}))

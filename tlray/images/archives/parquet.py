@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tlray.core.storage import Folder
 from tlray.images import filetypes
 from tlray.images.archives.base import Damaged, Found, Names, Places, open_file
-from tlray.images.decoder import MAX_BYTES, BadImage
+from tlray.images.bad_image import MAX_BYTES, BadImage
 
 _IMAGE, _KEYS, _LABELS = ("image", "img"), ("__key__", "key"), ("label", "cls")
 _ROWS = 16

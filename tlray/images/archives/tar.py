@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tlray.core.storage import Folder
 from tlray.images import filetypes
 from tlray.images.archives.base import Damaged, File, Found, Names, Places
-from tlray.images.decoder import MAX_BYTES, BadImage
+from tlray.images.bad_image import MAX_BYTES, BadImage
 
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_HEADER = 1 << 20
