@@ -13,7 +13,8 @@ from tlray.core.config import NetworkConfig
 from tlray.core.runtime import prepare_keras
 from tlray.images.decoder import decode
 from tlray.models import registry
-from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models.compiled import compile_network
+from tlray.models.frozen import FrozenPart
 
 RNG = np.random.default_rng(0)
 
@@ -39,7 +40,7 @@ HEADS = {
 """The hidden layers of each head, and whether it has one sigmoid for two classes."""
 
 OPTIMIZERS = {"dense-800": ("adam", 1e-3), "simple-nn": ("sgd", 0.01)}
-"""Of the heads that do not have the one of `tlray.models.head.Head`."""
+"""Of the heads that do not have the one of `tlray.models.interfaces.Head`."""
 
 
 def built_in(kind: str) -> list[str]:

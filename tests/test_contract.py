@@ -54,7 +54,7 @@ NET = """
 from pathlib import Path
 import numpy as np
 from tlray.models.interfaces import Backbone, KnownWeights
-from tlray.models.head import Head
+from tlray.models.interfaces import Head
 from tlray.models.weights import WeightsProvider
 
 class Net(Backbone):

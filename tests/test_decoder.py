@@ -28,7 +28,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from tests.bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
 from tlray.core.storage import Folder
-from tlray.images import decoder, reader
+from tlray.images import reader
 from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.decoder import decode, open_image
 from tlray.images.reader import read_image

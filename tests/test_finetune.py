@@ -104,9 +104,9 @@ def trained(model: Path) -> list[np.ndarray]:
 
 def backbone(model: Path) -> dict[str, list[np.ndarray]]:
     """The weights of every layer of the backbone, by its name."""
-    from tlray.models.frozen import _backbone_layers
+    from tlray.models.layers import backbone_layers
 
-    return {layer.name: layer.get_weights() for layer in _backbone_layers(network(model)) if layer.weights}
+    return {layer.name: layer.get_weights() for layer in backbone_layers(network(model)) if layer.weights}
 
 
 def close(first: Path, second: Path, atol: float) -> None:

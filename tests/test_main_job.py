@@ -36,8 +36,8 @@ from tlray.images import decoder
 from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
-from tlray.models.frozen import fastest_precision
-from tlray.models.head import Head
+from tlray.models.compiled import fastest_precision
+from tlray.models.interfaces import Head
 from tlray.recipes.demo import write_digits
 from tlray.training.fit import fit
 

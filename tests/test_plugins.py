@@ -18,15 +18,14 @@ from tlray.core.config import NetworkConfig
 from tlray.core.errors import UserError
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
-from tlray.models.head import Head
-from tlray.models.interfaces import Backbone
+from tlray.models.interfaces import Backbone, Head
 from tlray.models.weights import digest
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(3, np.float32)]
 
 GOOD = f'''
 from tlray.models.interfaces import Backbone, KnownWeights
-from tlray.models.head import Head
+from tlray.models.interfaces import Head
 from tlray.models.weights import WeightsProvider
 
 class Net(Backbone):
@@ -180,7 +179,7 @@ def test_a_clash_with_a_built_in(package):
         ("class Other: pass", ["Top"]),
         ("class Top:\n    def __init__(self): raise OSError('no such file')", ["no such file"]),
         (GOOD.replace("class Top", "def Top(): raise ValueError('why')\nclass _Top"), ["why"]),
-        ("class Top:\n    name = 'top'", ["tlray.models.head.Head"]),
+        ("class Top:\n    name = 'top'", ["tlray.models.interfaces.Head"]),
         (GOOD.replace("class Top(Head)", "class Top(Backbone)"), ["Top"]),
         (GOOD.replace("def build(self, feature_shape", "def built(self, feature_shape"), ["build"]),
         (GOOD.replace('name = "top"', 'name = "tip"'), ["tip", "top"]),

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tlray.core.errors import UserError
-from tlray.models.interfaces import Backbone, KnownWeights
-from tlray.models.weights import WeightsProvider, digest, keras_cache, resolve
+from tlray.models.interfaces import Backbone, KnownWeights, WeightsProvider
+from tlray.models.weights import digest, keras_cache, resolve
 
 # In Keras' order, which is neither that of the names nor of the sizes.
 NAMED = {

@@ -14,7 +14,7 @@ from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
-from tlray.models.head import Head
+from tlray.models.interfaces import Head
 from tlray.training.worker.batches import GlobalBatches
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def keras():
 
 
 def test_a_head_of_the_wrong_width_is_refused(keras):
-    from tlray.models.model import build_head
+    from tlray.models.assemble import build_head
 
     made = head(lambda shape, _: keras.Sequential([keras.Input(shape), keras.layers.Dense(3)]))
     assert build_head(made, (4,), 3).output_shape == (None, 3)
@@ -47,7 +47,7 @@ def test_a_head_of_the_wrong_width_is_refused(keras):
 
 
 def test_a_head_that_does_not_fit_the_features_is_refused(keras):
-    from tlray.models.model import build_head
+    from tlray.models.assemble import build_head
 
     made = head(lambda shape, _: keras.Sequential([keras.Input(shape), keras.layers.Conv2D(3, 3)]))
     with pytest.raises(UserError, match=r"'made' does not fit features of shape \(8,\)"):
@@ -55,7 +55,7 @@ def test_a_head_that_does_not_fit_the_features_is_refused(keras):
 
 
 def test_a_layer_of_its_own_is_refused(keras):
-    from tlray.models.model import build_head
+    from tlray.models.assemble import build_head
 
     class Own(keras.layers.Dense):
         pass
@@ -254,7 +254,7 @@ def test_every_epoch_takes_its_view(keras, train):
 
 def test_counts_and_trained_part_are_those_of_the_cut(keras):
     """30 tensors in all, 4 with the base frozen, 10 with block 5, as published."""
-    from tlray.models.model import assemble, trained_part
+    from tlray.models.assemble import assemble, trained_part
 
     counts = {}
     for cut in ("block5_pool", "block4_pool", "input"):

@@ -11,8 +11,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tlray.models.interfaces import Backbone, KnownWeights
-from tlray.models.weights import WeightsProvider, packaged_file, repair
+from tlray.models.interfaces import Backbone, KnownWeights, WeightsProvider
+from tlray.models.weights import packaged_file, repair
 
 if TYPE_CHECKING:
     import keras

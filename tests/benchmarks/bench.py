@@ -18,7 +18,8 @@ from PIL import Image
 from tests.benchmarks import photographs
 from tests.benchmarks.measure import Run, python, tlray
 from tlray.core.config import NetworkConfig
-from tlray.models.frozen import FrozenPart, fastest_precision
+from tlray.models.compiled import fastest_precision
+from tlray.models.frozen import FrozenPart
 
 HERE = Path(__file__).parent
 MANY = 1_000_000

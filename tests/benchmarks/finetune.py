@@ -19,7 +19,7 @@ from tlray.cluster import session
 from tlray.core.config import ExtractConfig, FinetuneConfig, FitConfig
 from tlray.features.extract import extract
 from tlray.images.decoder import decode
-from tlray.models.model import trained_part
+from tlray.models.assemble import trained_part
 from tlray.recipes.demo import write_digits
 from tlray.training.finetune import finetune
 from tlray.training.fit import fit

@@ -17,7 +17,8 @@ import numpy as np
 from tlray.core.config import NetworkConfig
 from tlray.core.runtime import prepare_keras
 from tlray.images.decoder import decode
-from tlray.models.frozen import FrozenPart, compile_network, fastest_precision
+from tlray.models.compiled import compile_network, fastest_precision
+from tlray.models.frozen import FrozenPart
 
 SIZE, BATCH, BATCHES = 150, 32, 12
 

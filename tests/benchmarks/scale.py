@@ -42,7 +42,8 @@ from tlray.images.diff import COLUMNS, Known
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
-from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models.compiled import compile_network
+from tlray.models.frozen import FrozenPart
 
 SECTIONS = ("listing", "index", "files", "requests", "shards", "images", "runs")
 TINY = ("--backbone", "grey-pixels", "--image-size", 8)

@@ -95,7 +95,7 @@ def _named(name: str) -> list[Any]:
 
 def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
     from tlray.core.errors import UserError
-    from tlray.models import registry
+    from tlray.models import registry, weights
 
     about = {"kind": registry.NOUNS[plugin.kind], "name": plugin.name}
     about |= {"package": plugin.package, "version": plugin.version}
@@ -112,7 +112,7 @@ def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
         optimizer = f"{loaded.optimizer}, learning rate {loaded.learning_rate:g}"
         return {**about, "loss": loaded.loss or "by the number of classes", "optimizer": optimizer}
     about |= {"image_size": loaded.image_size, "minimum_size": loaded.minimum_size, "cuts": list(loaded.cuts)}
-    about |= {"weights": list(loaded.weights), "weights_here": registry.weights_here(loaded)}
+    about |= {"weights": list(loaded.weights), "weights_here": weights.weights_here(loaded)}
     return {**about, **_built(loaded)} if parameters else about
 
 

@@ -26,7 +26,7 @@ from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
-from tlray.models.frozen import compile_network, fastest_precision
+from tlray.models.compiled import compile_network, fastest_precision
 from tlray.models.model import NETWORK, Model, load, loader, without_resize
 
 SUFFIXES = (".parquet", ".csv")

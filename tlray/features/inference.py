@@ -25,7 +25,7 @@ from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
 from tlray.images.reader import ImageProbe, Reader
-from tlray.models.frozen import Network
+from tlray.models.compiled import Network
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -27,7 +27,8 @@ from tlray.images import decoder
 from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
-from tlray.models.frozen import FrozenPart, Network, compile_network
+from tlray.models.compiled import Network, compile_network
+from tlray.models.frozen import FrozenPart
 
 
 def plan(

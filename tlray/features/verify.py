@@ -19,7 +19,8 @@ from tlray.images.diff import COLUMNS, Known
 from tlray.images.index import Index
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
-from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models.compiled import compile_network
+from tlray.models.frozen import FrozenPart
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Relative error of a row, by the precision it was computed in: other machines and other batches

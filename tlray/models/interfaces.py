@@ -1,10 +1,11 @@
-"""What a backbone plugin is: a network with named layers that can be cut, and its preprocessing."""
+"""What the author of a plugin subclasses: a backbone, a head, or a provider of weights."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -68,4 +69,63 @@ class Backbone(ABC):
         Returns:
             The symbolic tensor that `build`'s network takes. Only layers and `keras.ops` may be
             used, so that the model saves and loads without any code of the plugin.
+        """
+
+
+class Head(ABC):
+    """A classifier on features. Subclass it and register the class as an entry point.
+
+    The class is instantiated without arguments; its module must import without Keras.
+    """
+
+    name: ClassVar[str]
+    """The name on the command line; the same as the entry point's."""
+    loss: ClassVar[str] = ""
+    """A Keras loss by name. Empty: binary cross-entropy for one output, categorical for more."""
+    optimizer: ClassVar[str] = "rmsprop"
+    """A Keras optimizer by name, used unless the user names another."""
+    learning_rate: ClassVar[float] = 1e-4
+    """Used unless the user gives another."""
+
+    @abstractmethod
+    def build(self, feature_shape: tuple[int, ...], classes: int) -> keras.Model:
+        """The network from features to probabilities.
+
+        Args:
+            feature_shape: shape of one row of features, e.g. (4, 4, 512), float32.
+            classes: how many classes there are, at least 2.
+
+        Returns:
+            An uncompiled model of Keras' own layers, so that it loads anywhere. Its output is
+            (batch, classes) probabilities, or for two classes, if the head likes, (batch, 1): the
+            probability of the second class.
+
+        Raises:
+            ValueError: the head does not fit these features or this number of classes.
+        """
+
+
+class WeightsProvider(ABC):
+    """Brings weights that are already on this machine, e.g. inside another package.
+
+    Subclass it and register the class as an entry point in the group `tlray.weights`.
+    """
+
+    name: ClassVar[str]
+    """The same as the entry point's name."""
+    offers: ClassVar[tuple[tuple[str, str], ...]]
+    """The (backbone, weights) pairs that this provider has, without any download."""
+
+    @abstractmethod
+    def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
+        """A local file with these weights, or None if this provider does not have them.
+
+        Args:
+            backbone: name of the backbone.
+            weights: name of its weights, e.g. "imagenet".
+            folder: a temporary folder that the file may be written to.
+
+        Returns:
+            A Keras `.h5` file, or an `.npz` file with the arrays in Keras order, each named
+            "layer/variable".
         """

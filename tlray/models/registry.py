@@ -13,10 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tlray.core.errors import UserError, unknown
-from tlray.models import weights
-from tlray.models.head import Head
-from tlray.models.interfaces import Backbone
-from tlray.models.weights import WeightsProvider
+from tlray.models.interfaces import Backbone, Head, WeightsProvider
 
 KINDS: dict[str, type[Any]] = {"backbones": Backbone, "heads": Head, "weights": WeightsProvider}
 """Each entry-point group `tlray.<kind>` and what its plugins must be."""
@@ -174,17 +171,3 @@ def weights_providers() -> Iterator[WeightsProvider]:
     for plugin in plugins:
         with suppress(UserError):
             yield plugin.load()
-
-
-def weights_here(backbone: Backbone) -> list[str]:
-    """The names of its weights that are on this machine: in the Keras cache, or with a provider.
-
-    Raises:
-        UserError: two packages claim the name of a provider.
-    """
-    offered = {pair for provider in weights_providers() for pair in provider.offers}
-    return [
-        name
-        for name, known in backbone.weights.items()
-        if (known.url and weights.keras_cache(known.url).is_file()) or (backbone.name, name) in offered
-    ]

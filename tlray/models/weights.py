@@ -7,12 +7,10 @@ import hashlib
 import os
 import sys
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,35 +19,9 @@ import numpy.typing as npt
 from tlray.core.errors import UserError, unknown
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.models.interfaces import Backbone
-
-Arrays = Sequence[npt.NDArray[np.float32]]
-
-
-class WeightsProvider(ABC):
-    """Brings weights that are already on this machine, e.g. inside another package.
-
-    Subclass it and register the class as an entry point in the group `tlray.weights`.
-    """
-
-    name: ClassVar[str]
-    """The same as the entry point's name."""
-    offers: ClassVar[tuple[tuple[str, str], ...]]
-    """The (backbone, weights) pairs that this provider has, without any download."""
-
-    @abstractmethod
-    def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
-        """A local file with these weights, or None if this provider does not have them.
-
-        Args:
-            backbone: name of the backbone.
-            weights: name of its weights, e.g. "imagenet".
-            folder: a temporary folder that the file may be written to.
-
-        Returns:
-            A Keras `.h5` file, or an `.npz` file with the arrays in Keras order, each named
-            "layer/variable".
-        """
+from tlray.models.interfaces import Backbone, WeightsProvider
+from tlray.models.layers import Arrays
+from tlray.models.registry import weights_providers
 
 
 def packaged_file(package: str, version: str, file: str) -> Path:
@@ -231,7 +203,7 @@ def _arrays(path: Path) -> Arrays:
 def _of_model(backbone: Backbone, uri: str) -> Arrays:
     """The weights that a model of ours has in its backbone."""
     prepare_keras(gpu=False)
-    from tlray.models.frozen import backbone_arrays
+    from tlray.models.layers import backbone_arrays
     from tlray.models.model import NETWORK, Model, load
 
     model = Model.open(uri)
@@ -260,3 +232,17 @@ def _built(backbone: Backbone, path: str | None, seed: int) -> Arrays:
         ) from error
     arrays: Arrays = model.get_weights()
     return arrays
+
+
+def weights_here(backbone: Backbone) -> list[str]:
+    """The names of its weights that are on this machine: in the Keras cache, or with a provider.
+
+    Raises:
+        UserError: two packages claim the name of a provider.
+    """
+    offered = {pair for provider in weights_providers() for pair in provider.offers}
+    return [
+        name
+        for name, known in backbone.weights.items()
+        if (known.url and keras_cache(known.url).is_file()) or (backbone.name, name) in offered
+    ]

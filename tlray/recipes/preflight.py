@@ -11,7 +11,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images.augment import Augmentation
 from tlray.images.listing import Images
-from tlray.models import frozen, registry
+from tlray.models import frozen, layers, registry
 from tlray.models.model import MANIFEST
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage
 from tlray.training import train
@@ -68,7 +68,7 @@ def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str
     if settings.from_ is not None:
         backbone = registry.backbone(_backbone(stage, by_name))
         if settings.from_ not in backbone.cuts:  # Those are layers, without a look at the network.
-            frozen.cut_before(backbone, settings.from_)
+            layers.cut_before(backbone, settings.from_)
 
 
 def _backbone(stage: Stage, by_name: Mapping[str, Stage]) -> str:

@@ -25,7 +25,7 @@ from tlray.features.feature_set import Rows
 from tlray.images.augment import Views
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
-from tlray.models.frozen import Network
+from tlray.models.compiled import Network
 from tlray.training import holdout
 from tlray.training.starting_point import Origin
 from tlray.training.view_stream import Source

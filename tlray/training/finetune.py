@@ -17,7 +17,7 @@ from tlray.features.feature_set import FeatureSet
 from tlray.images.augment import Augmentation, Views
 from tlray.images.index import piece_name
 from tlray.images.listing import Images
-from tlray.models.model import trained_part
+from tlray.models.assemble import trained_part
 from tlray.training import holdout, model_folder, train
 from tlray.training.feature_cache import Preparation, Prepared
 from tlray.training.model_folder import WORK, identity

@@ -11,19 +11,13 @@ from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.features.feature_set import FeatureSet
 from tlray.models import registry
-from tlray.models.frozen import (
-    DEFAULT,
-    INPUT,
-    FrozenPart,
-    backbone_arrays,
-    chosen_precision,
-    cut_before,
-    layers_up_to,
-)
-from tlray.models.head import Head
+from tlray.models.compiled import chosen_precision
+from tlray.models.frozen import DEFAULT, FrozenPart
+from tlray.models.interfaces import Head
+from tlray.models.layers import INPUT, Arrays, backbone_arrays, cut_before, layers_up_to
 from tlray.models.model import NETWORK, Model, load
 from tlray.models.provenance import Provenance
-from tlray.models.weights import Arrays, digest
+from tlray.models.weights import digest
 
 _LEARNING_RATE = 1e-5
 """For layers that are trained already, as published: larger steps would destroy what they know."""

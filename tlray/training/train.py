@@ -24,9 +24,9 @@ from tlray.features.bottleneck import Shard
 from tlray.features.feature_set import Rows, write_errors
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
-from tlray.models.head import Head
+from tlray.models.interfaces import Head
+from tlray.models.layers import Arrays
 from tlray.models.model import FORMAT, MANIFEST
-from tlray.models.weights import Arrays
 from tlray.training.model_folder import RESULT, WORK, result
 from tlray.training.view_stream import STREAM_CPUS, Source
 from tlray.training.worker import early_stopping

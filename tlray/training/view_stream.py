@@ -23,7 +23,7 @@ from tlray.images import sandbox
 from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
 from tlray.images.reader import Reader
-from tlray.models.frozen import Network
+from tlray.models.compiled import Network
 from tlray.training.worker.batches import GlobalBatches
 
 ACTOR_CPUS = 0.5

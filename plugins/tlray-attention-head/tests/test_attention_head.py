@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry
-from tlray.models.model import build_head
+from tlray.models.assemble import build_head
 
 
 @pytest.fixture(scope="module")

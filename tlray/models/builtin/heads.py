@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tlray.models.head import Head
+from tlray.models.interfaces import Head
 
 if TYPE_CHECKING:
     import keras

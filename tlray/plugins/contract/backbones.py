@@ -11,7 +11,8 @@ import numpy.typing as npt
 from tlray.core.errors import UserError, unknown
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry, weights
-from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models.compiled import compile_network
+from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import KnownWeights
 from tlray.plugins.contract.check import (
     CLOSE,
@@ -256,7 +257,7 @@ def knows_weights(subject: BackboneSubject) -> None:
     backbone = subject.plugin
     if not backbone.weights:
         raise NotHere("it knows no weights: training starts from random ones")
-    here = registry.weights_here(backbone)
+    here = weights.weights_here(backbone)
     for name in here:
         try:
             with offline():

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
-from tlray.models.head import Head
-from tlray.models.model import build_head
-from tlray.models.weights import Arrays
+from tlray.models.assemble import build_head
+from tlray.models.interfaces import Head
+from tlray.models.layers import Arrays
 from tlray.plugins.contract.check import (
     CLOSE,
     Check,

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from tlray.core.errors import UserError
 from tlray.models import registry, weights
-from tlray.models.weights import WeightsProvider
+from tlray.models.interfaces import WeightsProvider
 from tlray.plugins.contract.check import Check, Failed, NotHere, Subject, loads, must, offline, trying
 
 

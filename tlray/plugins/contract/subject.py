@@ -14,11 +14,12 @@ import numpy.typing as npt
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry, weights
-from tlray.models.frozen import FrozenPart, compile_network
+from tlray.models.assemble import assemble, trained_part
+from tlray.models.compiled import compile_network
+from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Backbone
-from tlray.models.model import assemble, trained_part
+from tlray.models.layers import Arrays
 from tlray.models.provenance import Provenance
-from tlray.models.weights import Arrays
 from tlray.plugins.contract.check import CLOSE, Failed, Subject, difference, line, offline, trying
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class BackboneSubject(Subject[Backbone]):
     @cached_property
     def arrays(self) -> Arrays:
         """Those of the first weights that are here, or random ones."""
-        for name in registry.weights_here(self.plugin):
+        for name in weights.weights_here(self.plugin):
             with suppress(UserError), offline():
                 return weights.resolve(self.plugin, name, registry.weights_providers()).arrays
         # A new batch normalisation does nothing: scale each channel a little.

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tlray.core.config import TrainConfig
+from tlray.models.assemble import assemble, trained_part
 from tlray.models.frozen import FrozenPart
-from tlray.models.head import Head
-from tlray.models.model import NETWORK, assemble, trained_part
+from tlray.models.interfaces import Head
+from tlray.models.model import NETWORK
 from tlray.training.train import Trained
 from tlray.training.worker import early_stopping
 from tlray.training.worker.batches import GlobalBatches

@@ -1,0 +1,86 @@
+"""The trained part of a network, and the whole of frozen and trained part as one Keras model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlray.core.errors import UserError
+from tlray.models.frozen import FrozenPart
+from tlray.models.interfaces import Head
+
+if TYPE_CHECKING:
+    import keras
+
+
+def trained_part(frozen: FrozenPart, end: str, head: Head, classes: int) -> keras.Model:
+    """What is trained: "tail", the backbone from the cut to `end`, if that is not the cut, and "classifier".
+
+    Takes features at the cut, float32 (batch, *shape), to the output of the head.
+
+    Raises:
+        UserError: the network cannot be cut there, or the head does not fit it or the classes.
+    """
+    import keras
+
+    tail = frozen.build_tail(end)
+    shape = tail.input_shape if tail is not None else frozen.build().output_shape
+    features = keras.Input(shape[1:], name="features")
+    output = tail(features) if tail is not None else features
+    classifier = build_head(head, output.shape[1:], classes)
+    return keras.Model(features, classifier(output), name="trained")
+
+
+def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Build a head, as the model "classifier", and check what the plugin made.
+
+    Raises:
+        UserError: it does not fit the features or the classes.
+    """
+    import keras
+
+    try:
+        made = head.build(feature_shape, classes)
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
+        ) from error
+    for layer in made._flatten_layers():
+        if not type(layer).__module__.startswith("keras."):
+            raise UserError(
+                f"head {head.name!r} uses a layer of its own, {type(layer).__name__}, without which its "
+                "model would not load: use Keras' layers and keras.ops"
+            )
+    width = made.output_shape[-1]
+    if len(made.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
+        raise UserError(
+            f"head {head.name!r} does not fit {classes} classes: its output has shape {made.output_shape}, "
+            f"expected (batch, {classes})"
+        )
+    return keras.Model(made.inputs, made.outputs[0], name="classifier")
+
+
+def assemble(frozen: FrozenPart, trained: keras.Model) -> keras.Model:
+    """The whole network, made of Keras' own layers only: "resize", "frozen", "head".
+
+    Its input is "image", uint8 RGB (batch, height, width, 3) of any size; its output is
+    (batch, classes) probabilities. "head" takes features to the same probabilities: it holds "tail",
+    if anything of the backbone was trained, and "classifier".
+    """
+    import keras
+
+    features = keras.Input(trained.input_shape[1:], name="features")
+    probabilities = features
+    for layer in trained.layers[1:]:
+        probabilities = layer(probabilities)
+    if probabilities.shape[-1] == 1:
+        probabilities = keras.ops.concatenate([1 - probabilities, probabilities], axis=-1)
+    image = keras.Input((None, None, 3), dtype="uint8", name="image")
+    size = frozen.provenance.image_size
+    # As Pillow's bilinear filter, which extraction uses: antialiased, to whole numbers.
+    resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name="resize")
+    whole = keras.Model(features, probabilities, name="head")
+    # Resizing's own default is training=True, which Keras hands on to all layers after it when the model is
+    # called, or exported, without `training`: dropout would then be at work.
+    resized = resize(image, training=False)
+    return keras.Model(image, whole(frozen.build()(resized)), name="tlray")
