@@ -169,7 +169,7 @@ def networks(cluster: RayCluster, node: Node, running: subprocess.Popen[str]) ->
     """The actors on a node that have loaded the network, as long as the command runs."""
     if running.poll() is not None:
         raise AssertionError(running.communicate())
-    actors = cluster.actors("_NetworkActor")
+    actors = cluster.actors("NetworkActor")
     return [one["actor_id"] for one in actors if (one["state"], one["node_id"]) == ("ALIVE", node.id)]
 
 

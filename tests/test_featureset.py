@@ -20,8 +20,9 @@ import pytest
 from tests.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
-from tlray.features import feature_set
-from tlray.features.feature_set import ERRORS, FORMAT, MANIFEST, FeatureSet, Rows, error_name, part_name
+from tlray.features import part_files
+from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, Rows
+from tlray.features.part_files import ERRORS, error_name, part_name
 from tlray.models.provenance import Provenance
 
 PROVENANCE = Provenance(
@@ -74,13 +75,13 @@ def cut(features: np.ndarray, batch: int = 32) -> Iterator[np.ndarray]:
 def write(
     folder: Folder, features: np.ndarray, *, shard: int = 0, store: str = "float32", start: int = 0
 ) -> None:
-    feature_set.write_part(
+    part_files.write_part(
         folder, shard, rows(len(features), start), cut(features), features.shape[1:], store, METADATA
     )
 
 
 def read(folder: Folder, shard: int = 0) -> pa.Table:
-    tables = list(feature_set.read_shard(folder, shard, JOB))
+    tables = list(part_files.read_shard(folder, shard, JOB))
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
@@ -155,13 +156,13 @@ def test_large_features_become_row_groups_of_a_bounded_size(folder):
 
 def test_reading_is_bounded_too(folder):
     write(folder, numbers(2500, (2,)))
-    assert [table.num_rows for table in feature_set.read_shard(folder, 0, JOB)] == [1024, 1024, 452]
+    assert [table.num_rows for table in part_files.read_shard(folder, 0, JOB)] == [1024, 1024, 452]
 
 
 @pytest.mark.parametrize("given", [31, 33, 0])
 def test_another_number_of_features_than_rows_writes_nothing(folder, given):
     with pytest.raises((JobError, pa.ArrowInvalid)):
-        feature_set.write_part(folder, 0, rows(32), cut(numbers(given)), SHAPE, "float32", METADATA)
+        part_files.write_part(folder, 0, rows(32), cut(numbers(given)), SHAPE, "float32", METADATA)
     assert folder.names() == []
 
 
@@ -171,21 +172,21 @@ def test_features_that_fail_on_their_way_write_nothing(folder):
         raise JobError("not finite")
 
     with pytest.raises(JobError, match="not finite"):
-        feature_set.write_part(folder, 0, rows(64), features(), SHAPE, "float32", METADATA)
+        part_files.write_part(folder, 0, rows(64), features(), SHAPE, "float32", METADATA)
     assert folder.names() == []
 
 
 def test_a_shard_of_bad_images_only(folder):
     """A file with no rows is still a file: it says that the shard is done."""
     write(folder, numbers(0))
-    assert feature_set.count_rows(folder, [0], JOB) == [0]
-    assert sum(table.num_rows for table in feature_set.read_shard(folder, 0, JOB)) == 0
+    assert part_files.count_rows(folder, [0], JOB) == [0]
+    assert sum(table.num_rows for table in part_files.read_shard(folder, 0, JOB)) == 0
     assert pq.read_table(folder.join(part_name(0))).num_rows == 0
 
 
 def test_read_parts_keeps_the_order(folder):
     features = write_set(folder)
-    tables = list(feature_set.read_parts(folder, 3, JOB))
+    tables = list(part_files.read_parts(folder, 3, JOB))
     found = Rows.join([Rows.of(table) for table in tables], (0, *SHAPE))
     assert found.paths == [f"{i:05d}.png" for i in range(120)]
     np.testing.assert_array_equal(found.features, features)
@@ -194,8 +195,8 @@ def test_read_parts_keeps_the_order(folder):
 def test_count_rows(folder):
     write_set(folder, (5, 0, 40))
     shards = [2, 0, 1]
-    assert feature_set.count_rows(folder, shards, JOB) == [40, 5, 0]
-    assert feature_set.count_rows(folder, [], JOB) == []
+    assert part_files.count_rows(folder, shards, JOB) == [40, 5, 0]
+    assert part_files.count_rows(folder, [], JOB) == []
 
 
 # Other readers
@@ -258,25 +259,25 @@ def test_a_damaged_part(folder, how):
         read(folder)
     if how != "overwritten":  # Counting reads no more than the footer.
         with pytest.raises(JobError, match=re.escape(part_name(0))):
-            feature_set.count_rows(folder, [0], JOB)
+            part_files.count_rows(folder, [0], JOB)
 
 
 def test_a_missing_part(folder):
     write(folder, numbers(10))
     with pytest.raises(JobError, match=re.escape(part_name(1))):
-        list(feature_set.read_parts(folder, 2, JOB))
+        list(part_files.read_parts(folder, 2, JOB))
     with pytest.raises(JobError, match=re.escape(part_name(1))):
-        feature_set.count_rows(folder, [0, 1], JOB)
+        part_files.count_rows(folder, [0, 1], JOB)
 
 
 @pytest.mark.parametrize("metadata", [{"job": {**JOB, "images": "/others"}}, {}, {"job": None}])
 def test_a_part_of_another_job(folder, metadata):
     features = numbers(10)
-    feature_set.write_part(folder, 0, rows(10), cut(features), SHAPE, "float32", metadata)
+    part_files.write_part(folder, 0, rows(10), cut(features), SHAPE, "float32", metadata)
     with pytest.raises(JobError, match=re.escape(part_name(0))):
         read(folder)
     with pytest.raises(JobError, match=re.escape(part_name(0))):
-        feature_set.count_rows(folder, [0], JOB)
+        part_files.count_rows(folder, [0], JOB)
 
 
 def test_a_part_of_another_program(folder):
@@ -285,7 +286,7 @@ def test_a_part_of_another_program(folder):
     with pytest.raises(JobError):
         read(folder)
     with pytest.raises(JobError):
-        feature_set.count_rows(folder, [0], JOB)
+        part_files.count_rows(folder, [0], JOB)
 
 
 # Error files
@@ -297,10 +298,10 @@ def errors(*paths: str) -> pa.Table:
 
 
 def test_errors_come_back_with_their_shard(folder):
-    feature_set.write_errors(folder, 0, errors(), METADATA)
-    feature_set.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
-    feature_set.write_errors(folder, 100000, errors("日本"), METADATA)
-    found = feature_set.read_errors(folder, 100001)
+    part_files.write_errors(folder, 0, errors(), METADATA)
+    part_files.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
+    part_files.write_errors(folder, 100000, errors("日本"), METADATA)
+    found = part_files.read_errors(folder, 100001)
     assert found["path"].to_pylist() == ["x", "new\nline", "日本"]
     assert found["shard"].to_pylist() == [3, 3, 100000]
     assert found["message"].to_pylist()[0] == "message of x"
@@ -308,41 +309,41 @@ def test_errors_come_back_with_their_shard(folder):
 
 
 def test_errors_of_shards_that_are_being_added_do_not_count_yet(folder):
-    feature_set.write_errors(folder, 0, errors("a"), METADATA)
-    feature_set.write_errors(folder, 1, errors("b"), METADATA)
-    assert feature_set.read_errors(folder, 1)["path"].to_pylist() == ["a"]
+    part_files.write_errors(folder, 0, errors("a"), METADATA)
+    part_files.write_errors(folder, 1, errors("b"), METADATA)
+    assert part_files.read_errors(folder, 1)["path"].to_pylist() == ["a"]
 
 
 def test_no_errors_at_all(folder):
-    found = feature_set.read_errors(folder, 100)
+    found = part_files.read_errors(folder, 100)
     assert found.num_rows == 0
     assert found.schema.names == [*ERRORS.names, "shard"]
 
 
 def test_errors_open_as_one_table(folder):
-    feature_set.write_errors(folder, 0, errors(), METADATA)
-    feature_set.write_errors(folder, 1, errors("a", "b"), METADATA)
+    part_files.write_errors(folder, 0, errors(), METADATA)
+    part_files.write_errors(folder, 1, errors("a", "b"), METADATA)
     assert pq.read_table(folder.join("errors")).schema.names == ERRORS.names
     assert json.loads(pq.read_schema(folder.join(error_name(1))).metadata[b"tlray"]) == METADATA
 
 
 def test_errors_without_split_and_label(folder):
     table = pa.table({name: pa.array([None], pa.null()) for name in ERRORS.names})
-    feature_set.write_errors(folder, 0, table, METADATA)
-    assert feature_set.read_errors(folder, 100).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
+    part_files.write_errors(folder, 0, table, METADATA)
+    assert part_files.read_errors(folder, 100).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
 
 
 def test_unfinished_error_files_are_not_read(folder):
-    feature_set.write_errors(folder, 0, errors("a"), METADATA)
+    part_files.write_errors(folder, 0, errors("a"), METADATA)
     folder.write("errors/.part-00001.parquet.0123abcd.tmp", b"half")
-    assert feature_set.read_errors(folder, 100).num_rows == 1
+    assert part_files.read_errors(folder, 100).num_rows == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 and half of it"])
 def test_a_damaged_error_file(folder, data):
     folder.write(error_name(0), data)
     with pytest.raises(JobError, match=re.escape(error_name(0))):
-        feature_set.read_errors(folder, 100)
+        part_files.read_errors(folder, 100)
 
 
 # The whole set
@@ -460,7 +461,7 @@ def test_a_set_without_labels(folder):
     features = numbers(5)
     write_set(folder, (5,))
     unlabelled = listed([str(i) for i in range(5)], [None] * 5, [None] * 5)
-    feature_set.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
+    part_files.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
     found = load(FeatureSet.open(folder.uri))
     assert (found.paths, found.features.shape) == ([], (0, *SHAPE))
 
@@ -468,7 +469,7 @@ def test_a_set_without_labels(folder):
 def test_a_part_of_another_job_is_never_mixed_in(folder):
     write_set(folder)
     metadata = {"job": {**JOB, "provenance": {**PROVENANCE.to_json(), "cut": "block4_pool"}}}
-    feature_set.write_part(folder, 1, rows(3), cut(numbers(3)), SHAPE, "float32", metadata)
+    part_files.write_part(folder, 1, rows(3), cut(numbers(3)), SHAPE, "float32", metadata)
     with pytest.raises(JobError):
         load(FeatureSet.open(folder.uri))
 
@@ -528,15 +529,15 @@ def test_a_copy_of_another_shard_is_noticed(folder):
         write(folder, numbers(4), shard=shard)
     folder.write(part_name(1), folder.read(part_name(0)))
     with pytest.raises(JobError, match="copy of shard 0"):
-        feature_set.reconcile(folder, [4, 4], JOB)
+        part_files.reconcile(folder, [4, 4], JOB)
 
 
 def test_errors_are_read_side_by_side(tmp_path):
     folder, storage = Folder.open(str(tmp_path)), SlowStorage()
     for shard in range(12):
         table = pa.table({name: [f"{name} {shard}"] for name in ERRORS.names})
-        feature_set.write_errors(folder, shard, table, METADATA)
-    found = feature_set.read_errors(storage.folder(tmp_path), 11)
+        part_files.write_errors(folder, shard, table, METADATA)
+    found = part_files.read_errors(storage.folder(tmp_path), 11)
     assert dict(zip(found["shard"].to_pylist(), found["path"].to_pylist(), strict=True)) == {
         shard: f"path {shard}" for shard in range(11)
     }

@@ -40,7 +40,7 @@ STALLED = 300.0
 """Seconds without a new file after which a command is taken to hang."""
 PATIENCE = 120.0
 """Seconds until nothing may be left of a command: two of Ray's agents take up to a minute to notice."""
-ACTOR = "ray::MapWorker(MapBatches(_NetworkActor))"
+ACTOR = "ray::MapWorker(MapBatches(NetworkActor))"
 NODES = 2
 """Of the cluster, beside its head, which has no CPUs."""
 ON_CLUSTER = 0.3

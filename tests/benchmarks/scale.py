@@ -33,9 +33,9 @@ from tlray.cluster import nodes, session
 from tlray.core.config import ExtractConfig
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.features import feature_set, inference, shard_source
+from tlray.features import inference, part_files, shard_source
 from tlray.features.bottleneck import Shard
-from tlray.features.inference import Pass
+from tlray.features.inference_tasks import InferenceJob
 from tlray.features.plan import row_bytes
 from tlray.images import decoder
 from tlray.images.diff import COLUMNS, Known
@@ -196,8 +196,8 @@ class Scale:
             features = np.random.default_rng(0).random((1024, 1700), np.float32)  # 7 MB: VGG16 at 150 px
             names = pa.table({name: [""] * 1024 for name in ("path", "split", "label")})
             part = (names, iter([features]), (1700,), "float32", {"job": JOB})
-            asked("a part written", 1, feature_set.write_part, out, 0, *part)
-            asked("a part counted", 1, feature_set.count_rows, out, [0], JOB)
+            asked("a part written", 1, part_files.write_part, out, 0, *part)
+            asked("a part counted", 1, part_files.count_rows, out, [0], JOB)
             index = Index.start(out.child("index-of"), synthetic(9000), 32, JOB)
             asked("a piece of the index written", 1, index.finish)
             asked("two pieces opened", 2, Index.open, index.folder)
@@ -275,18 +275,18 @@ def write_files(folder: Folder, sizes: list[int]) -> None:
         bad = shard % 2
         rows = pa.table({name: pa.array([str(row) for row in range(size - bad)]) for name in names})
         features = iter([np.zeros((size - bad, *shape), np.float32)])
-        feature_set.write_part(folder, shard, rows, features, shape, "float32", {"job": JOB})
+        part_files.write_part(folder, shard, rows, features, shape, "float32", {"job": JOB})
         if bad:
-            error = {name: ["x"] for name in feature_set.ERRORS.names}
-            feature_set.write_errors(folder, shard, pa.table(error), {"job": JOB})
+            error = {name: ["x"] for name in part_files.ERRORS.names}
+            part_files.write_errors(folder, shard, pa.table(error), {"job": JOB})
 
 
 def named(folder: Folder, sizes: list[int]) -> None:
-    assert len([name for name in folder.names() if feature_set.shard_of(name) is not None]) == len(sizes)
+    assert len([name for name in folder.names() if part_files.shard_of(name) is not None]) == len(sizes)
 
 
 def reconciled(folder: Folder, sizes: list[int]) -> None:
-    feature_set.reconcile(folder, sizes, JOB)
+    part_files.reconcile(folder, sizes, JOB)
 
 
 def decode_all(files: list[bytes], side: int) -> float:
@@ -379,7 +379,7 @@ def idle(count: int, out: str) -> None:
     folder = Folder.open(out)
     index = Index.start(folder, synthetic(count), 1, JOB, copies=1024)
     index.finish()
-    work = Pass(
+    work = InferenceJob(
         root=folder,
         index=index,
         out=folder,
@@ -395,20 +395,20 @@ def idle(count: int, out: str) -> None:
         if done >= 100 and (done - 100) % ((count - 100) // 4) == 0:  # The first ones start processes.
             print(done, time.process_time(), _memory("VmRSS"))
 
-    inference._decode, inference._NetworkActor = _pass_on, _Idle  # type: ignore[assignment, misc]
+    inference.decode_shard, inference.NetworkActor = _pass_on, _Idle  # type: ignore[assignment, misc]
     with session.connect(None) as connected:
         connected()
         inference._run(work, set(), lambda: None, nodes.pool(None, 1.0), progress)  # type: ignore[arg-type, return-value]
 
 
-def _pass_on(row: pa.Table, job: Pass) -> pa.Table:
+def _pass_on(row: pa.Table, job: InferenceJob) -> pa.Table:
     return row
 
 
 class _Idle:
     """In the place of the actor."""
 
-    def __init__(self, job: Pass, load_network: Callable[[], Any]) -> None:
+    def __init__(self, job: InferenceJob, load_network: Callable[[], Any]) -> None:
         pass
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -15,8 +15,8 @@ from tlray.cluster import session
 from tlray.core.config import MAX_PIXELS
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
-from tlray.features import feature_set
-from tlray.features.inference import Pass
+from tlray.features import feature_set, part_files
+from tlray.features.inference_tasks import InferenceJob
 from tlray.images import decoder
 from tlray.images.reader import Reader
 
@@ -34,7 +34,7 @@ def check_target(root: Folder, target: Folder) -> None:
         raise UserError(f"--annotate: cannot write to {target.uri}: {error.strerror or error}") from error
 
 
-def annotate(job: Pass, target: Folder, *, address: str | None) -> None:
+def annotate(job: InferenceJob, target: Folder, *, address: str | None) -> None:
     """Annotate every image of a finished pass of a model, a shard in each Ray task.
 
     Raises:
@@ -103,10 +103,10 @@ def copy_name(path: str) -> str:
     return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
 
 
-def _shard(row: dict[str, Any], job: Pass, target: Folder) -> dict[str, Any]:
+def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, Any]:
     shard = int(row["shard"])
     classes, read_image = job.metadata["classes"], Reader(job.root)
-    for table in feature_set.read_shard(job.out, shard, job.metadata["job"]):
+    for table in part_files.read_shard(job.out, shard, job.metadata["job"]):
         rows = feature_set.Rows.of(table)
         for path, probabilities in zip(rows.paths, rows.features, strict=True):
             best = int(np.argmax(probabilities))

@@ -19,7 +19,7 @@ from tlray.core.manifest import package_versions, stamp, versions
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.evaluation import annotate
-from tlray.features import bottleneck, feature_set, inference
+from tlray.features import bottleneck, feature_set, inference, inference_tasks, part_files
 from tlray.features.bottleneck import Shard
 from tlray.images import decoder, reader
 from tlray.images.bad_image import BadImage
@@ -34,7 +34,7 @@ SUFFIXES = (".parquet", ".csv")
 
 def start(
     model: Model, root: Folder, images: Iterable[Listed], source: str, work: Folder, config: RunConfig
-) -> inference.Pass:
+) -> inference_tasks.InferenceJob:
     """Begin, or go on with, a pass of a model over images; its "features" are probabilities.
 
     Args:
@@ -59,7 +59,7 @@ def start(
         "max_pixels": config.max_pixels,
     }
     index = Index.start(work, images, config.batch_size, job)
-    return inference.Pass(
+    return inference_tasks.InferenceJob(
         root=root,
         index=index,
         out=work,
@@ -76,7 +76,10 @@ def start(
 
 
 def run(
-    work: inference.Pass, model: Model, progress: inference.Progress, connected: session.Connected
+    work: inference_tasks.InferenceJob,
+    model: Model,
+    progress: inference.Progress,
+    connected: session.Connected,
 ) -> list[Shard]:
     """Do what is left of a pass of a model; errors as of `pipeline.run`."""
     precision = work.metadata["job"]["precision"]
@@ -206,9 +209,9 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
     }
 
 
-def tables(work: inference.Pass) -> Iterator[pa.Table]:
+def tables(work: inference_tasks.InferenceJob) -> Iterator[pa.Table]:
     """All rows of a finished pass, a bounded number at a time."""
-    return feature_set.read_parts(work.out, len(work.index.shard_sizes), work.metadata["job"])
+    return part_files.read_parts(work.out, len(work.index.shard_sizes), work.metadata["job"])
 
 
 def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Table]:

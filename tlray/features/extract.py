@@ -14,8 +14,9 @@ from tlray.cluster import session
 from tlray.core.config import ExtractConfig
 from tlray.core.manifest import dump, package_versions, versions
 from tlray.core.storage import Folder
-from tlray.features import inference
-from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, part_name
+from tlray.features import inference, inference_tasks
+from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet
+from tlray.features.part_files import part_name
 from tlray.images import diff
 from tlray.images.index import Index
 from tlray.images.listing import Images
@@ -69,7 +70,7 @@ def extract(
     }
     with folder.locked():
         with session.connect(address, ahead=ahead) as connected:
-            work = inference.Pass(
+            work = inference_tasks.InferenceJob(
                 root=source.root,
                 index=Index.start(folder, source, config.batch_size, job, extend=extend),
                 out=folder,
@@ -100,7 +101,9 @@ def extract(
     return {"out": folder.uri, **result}
 
 
-def _finish(work: inference.Pass, provenance: Provenance, errors: pa.Table, result: dict[str, Any]) -> None:
+def _finish(
+    work: inference_tasks.InferenceJob, provenance: Provenance, errors: pa.Table, result: dict[str, Any]
+) -> None:
     """Write the manifest, which makes the set complete."""
     labels = work.index.count("split", "label")
     kept = labels - Counter(zip(errors["split"].to_pylist(), errors["label"].to_pylist(), strict=True))

@@ -21,7 +21,7 @@ from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.features import feature_set, throughput
+from tlray.features import part_files, throughput
 from tlray.features.throughput import Cost, Kind
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
@@ -178,5 +178,5 @@ def row_bytes(features: Any, store: str) -> float:
     rows = pa.table({name: pa.array([""] * len(features)) for name in ("path", "split", "label")})
     with tempfile.TemporaryDirectory(prefix="tlray-") as name:
         folder = Folder.open(name)
-        feature_set.write_part(folder, 0, rows, iter([features]), features.shape[1:], store, {})
-        return os.path.getsize(folder.join(feature_set.part_name(0))) / len(features)
+        part_files.write_part(folder, 0, rows, iter([features]), features.shape[1:], store, {})
+        return os.path.getsize(folder.join(part_files.part_name(0))) / len(features)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from tlray.core.errors import JobError
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.features import feature_set
+from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
@@ -95,7 +95,7 @@ def _check_files(data: FeatureSet, index: Index) -> int:
     """Check that the files hold what the index and the manifest say; return the number of error rows."""
     # Not what an unfinished `extract --extend` has added.
     sizes = index.shard_sizes[: data.manifest["shards"]]
-    errors = feature_set.reconcile(data.folder, sizes, data.manifest["job"]).num_rows
+    errors = part_files.reconcile(data.folder, sizes, data.manifest["job"]).num_rows
     rows = sum(sizes) - errors
     said = data.manifest["rows"], data.manifest["errors"]
     if (rows, errors) != said:
@@ -111,10 +111,10 @@ def _sample(data: FeatureSet, count: int) -> Rows:
     draw = random.Random(0)
     shards = sorted(draw.sample(range(data.manifest["shards"]), min(_SHARDS, data.manifest["shards"])))
     job = data.manifest["job"]
-    sizes = feature_set.count_rows(data.folder, shards, job)
+    sizes = part_files.count_rows(data.folder, shards, job)
     chosen = set(draw.sample(range(sum(sizes)), min(count, sum(sizes))))
     found, seen = [], 0
-    for table in (table for shard in shards for table in feature_set.read_shard(data.folder, shard, job)):
+    for table in (table for shard in shards for table in part_files.read_shard(data.folder, shard, job)):
         wanted = [seen + row in chosen for row in range(table.num_rows)]
         seen += table.num_rows
         if any(wanted):

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import keras
 
 Arrays = Sequence[npt.NDArray[np.float32]]
-
-
 INPUT = "input"
 """The cut before the first layer."""
 

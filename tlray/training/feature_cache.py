@@ -19,7 +19,7 @@ import ray
 from tlray.core.config import FinetuneConfig
 from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder
-from tlray.features import feature_set, inference
+from tlray.features import inference, inference_tasks, part_files
 from tlray.features.bottleneck import Shard
 from tlray.features.feature_set import Rows
 from tlray.images.augment import Views
@@ -73,7 +73,7 @@ class Preparation:
         """
         counts = Counter(map(self._use, self.images))
         found: dict[str, Rows] = {}
-        errors = [feature_set.ERRORS.empty_table()]
+        errors = [part_files.ERRORS.empty_table()]
         passes: list[Shard] = []
         for use in ("training", "validation"):
             found[use] = Rows.join([], (0, 1))
@@ -105,7 +105,7 @@ class Preparation:
     def _only_looks(self, use: str) -> bool:
         return self.config.streams and use == "training"
 
-    def _pass(self, use: str, out: Folder, images: int) -> inference.Pass:
+    def _pass(self, use: str, out: Folder, images: int) -> inference_tasks.InferenceJob:
         views = self.views if use == "training" and not self.config.streams else None
         copies = (self.config.views or 1) if views else 1
         job = {"pass": use}
@@ -116,7 +116,7 @@ class Preparation:
         if not self._only_looks(use):
             row_bytes = np.dtype(provenance.store).itemsize * math.prod(self.origin.feature_shape) * copies
             holdout.check_memory(index.images, row_bytes, self.uri)
-        return inference.Pass(
+        return inference_tasks.InferenceJob(
             root=self.images.root,
             index=index,
             out=out,
@@ -135,12 +135,12 @@ class Preparation:
         )
 
 
-def _rows(done: inference.Pass) -> Rows:
-    parts = feature_set.read_parts(done.out, len(done.index.shard_sizes), done.metadata["job"])
+def _rows(done: inference_tasks.InferenceJob) -> Rows:
+    parts = part_files.read_parts(done.out, len(done.index.shard_sizes), done.metadata["job"])
     return Rows.join(list(map(Rows.of, parts)), (0, 1))
 
 
-def _good(done: inference.Pass, errors: pa.Table) -> pa.Table:
+def _good(done: inference_tasks.InferenceJob, errors: pa.Table) -> pa.Table:
     """Where the images are that have become rows, in the order of those."""
     listed = pa.concat_tables(done.index.tables("path", "offset", "modified"))
     return listed.filter(pc.invert(pc.is_in(listed["path"], errors["path"].combine_chunks())))

@@ -12,7 +12,7 @@ from tlray.cluster import session
 from tlray.core.config import FinetuneConfig, option
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
-from tlray.features import feature_set, inference
+from tlray.features import inference, part_files
 from tlray.features.feature_set import FeatureSet
 from tlray.images.augment import Augmentation, Views
 from tlray.images.index import piece_name
@@ -131,7 +131,7 @@ def _from_features(
     classes = _classes(config, origin, features.classes, features.folder.uri)
     rows, validation = holdout.load(features, config)
     prepared = Prepared(
-        training=rows, validation=validation, source=None, errors=feature_set.ERRORS.empty_table()
+        training=rows, validation=validation, source=None, errors=part_files.ERRORS.empty_table()
     )
     return _Data(
         origin=origin,

@@ -10,7 +10,8 @@ from tlray.cluster import session
 from tlray.core.config import FitConfig
 from tlray.core.runtime import has_hidden_gpus
 from tlray.core.storage import Folder
-from tlray.features.feature_set import ERRORS, FeatureSet
+from tlray.features.feature_set import FeatureSet
+from tlray.features.part_files import ERRORS
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
 from tlray.training import holdout, model_folder, train

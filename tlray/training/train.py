@@ -21,7 +21,8 @@ from tlray.core.manifest import dump, package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import bottleneck
 from tlray.features.bottleneck import Shard
-from tlray.features.feature_set import Rows, write_errors
+from tlray.features.feature_set import Rows
+from tlray.features.part_files import write_errors
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head

@@ -17,7 +17,7 @@ import tlray_efficientnet_lite
 from tlray_efficientnet_lite import EfficientNetLiteFromPyPI, read_checkpoint
 
 from tlray.core.config import NetworkConfig
-from tlray.models import compiled, frozen
+from tlray.models import compiled
 from tlray.models.compiled import compile_network
 from tlray.models.frozen import FrozenPart
 from tlray.models.registry import backbone
@@ -96,7 +96,7 @@ def test_the_network_splits_at_every_cut(name, monkeypatch):
 
 @pytest.mark.slow
 def test_the_fastest_precision_is_float32(monkeypatch):
-    monkeypatch.setattr(frozen, "fastest_precision", lambda: "bfloat16")
+    monkeypatch.setattr(compiled, "fastest_precision", lambda: "bfloat16")
     lite, other = backbone("efficientnet-lite0"), backbone("vgg16")
     assert [compiled.chosen_precision(one, "auto") for one in (lite, other)] == ["float32", "bfloat16"]
     assert compiled.chosen_precision(lite, "bfloat16") == "bfloat16"
