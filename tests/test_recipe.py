@@ -31,7 +31,7 @@ from tlray.core.config import (
 from tlray.core.errors import JobError, UserError
 from tlray.recipes import preflight, recipe
 from tlray.recipes.stage import COMMANDS
-from tlray.training import train
+from tlray.training import checks
 
 PUBLISHED = {
     "vgg16-features-tensorboard": ["0.90", "30 epochs"],
@@ -581,7 +581,7 @@ def test_run_goes_through_the_stages(calls):
         *("connect", "extract", "fit", "finetune", "evaluate", "predict", "disconnect"),
     ]
     connect, *stages, _ = (given for _, given in calls)
-    assert connect == {"address": "here:1", "cpus": train.cpus(TrainConfig(workers=2), True)}
+    assert connect == {"address": "here:1", "cpus": checks.cpus(TrainConfig(workers=2), True)}
     assert all(given["address"] == "here:1" for given in stages)
     places = [{key: given[key] for key in given if isinstance(given[key], str)} for given in stages]
     assert [{**place, "address": None} for place in places] == [
@@ -635,7 +635,7 @@ def test_every_recipe_runs(calls, name):
 )
 def test_a_local_ray_has_a_place_for_all(calls, sets, needed):
     workers, streaming = needed
-    cpus = train.cpus(TrainConfig(workers=workers), streaming)
+    cpus = checks.cpus(TrainConfig(workers=workers), streaming)
     recipe.run("mine.toml", "images", "out", sets)
     assert calls[0] == ("connect", {"address": None, "cpus": cpus})
 

@@ -110,8 +110,9 @@ class Checkpoints:
 @pytest.fixture
 def train(keras, tmp_path, monkeypatch):
     """Train a head on FEATURES in this process; returns what the worker brings home, and the reports."""
-    from tlray.training.worker import loop
+    from tlray.training.worker import dataset, loop
     from tlray.training.worker.collective import Workers
+    from tlray.training.worker.task import Task
 
     monkeypatch.chdir(tmp_path)
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=13))
@@ -119,14 +120,14 @@ def train(keras, tmp_path, monkeypatch):
     def run(config=CONFIG, checkpoints=None, features=None, **options):
         reports = []
         options = {"class_weights": None, "learning_rate": config.learning_rate, **options}
-        task = loop.Task(
+        task = Task(
             config=config,
             head=registry.head(config.head),
             classes=2,
             frozen=frozen,
             end="pixels",
             start=None,
-            features=features or (lambda batches, epochs: loop.InMemory(FEATURES)),
+            features=features or (lambda batches, epochs: dataset.InMemory(FEATURES)),
             targets=CLASSES,
             validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
             checkpoint_seconds=0,
@@ -237,11 +238,11 @@ def test_early_stopping_stops_and_keeps_what_was_asked_for(keras, train):
 
 
 def test_every_epoch_takes_its_view(keras, train):
-    from tlray.training.worker import loop
+    from tlray.training.worker import dataset
 
     seen = []
 
-    class Recorded(loop.InMemory):
+    class Recorded(dataset.InMemory):
         def take(self, epoch, step, rows):
             found = super().take(epoch, step, rows)
             seen.append((epoch, found.mean()))

@@ -14,7 +14,7 @@ from tlray.images.listing import Images
 from tlray.models import frozen, layers, registry
 from tlray.models.model import MANIFEST
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage
-from tlray.training import train
+from tlray.training import checks
 
 _MADE = ("train", "test")
 """The splits that a fraction makes."""
@@ -33,7 +33,7 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
         labels = sorted({image.label for image in source if image.label is not None})
         for stage in stages:
             if isinstance(stage.config, TrainConfig):
-                train.check(stage.config, labels, images)
+                checks.check(stage.config, labels, images)
     _check_splits(stages, by_name, source, images)
     for stage in stages:
         output = stage.output(out)
@@ -56,7 +56,7 @@ def _check_settings(settings: Any) -> None:
         Augmentation.parse(augment)
     if isinstance(settings, TrainConfig):
         # The classes are not known yet.
-        train.check(replace(settings, classes=None), ("", ""), "")
+        checks.check(replace(settings, classes=None), ("", ""), "")
 
 
 def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:

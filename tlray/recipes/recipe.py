@@ -156,13 +156,13 @@ def _run(
 
 def _cpus(stages: Iterable[Stage]) -> int:
     """What a local Ray must be able to run at once: the most that any stage needs."""
-    from tlray.training import train
+    from tlray.training import checks
 
     needed = [2]
     for settings in (stage.config for stage in stages):
         if isinstance(settings, TrainConfig):
             streams = isinstance(settings, FinetuneConfig) and settings.streams
-            needed.append(train.cpus(settings, streams))
+            needed.append(checks.cpus(settings, streams))
     return max(needed)
 
 

@@ -18,7 +18,7 @@ from tlray.images.augment import Augmentation, Views
 from tlray.images.index import piece_name
 from tlray.images.listing import Images
 from tlray.models.assemble import trained_part
-from tlray.training import holdout, model_folder, train
+from tlray.training import checks, holdout, model_folder, train
 from tlray.training.feature_cache import Preparation, Prepared
 from tlray.training.model_folder import WORK, identity
 from tlray.training.starting_point import Origin
@@ -66,10 +66,12 @@ def finetune(
         return result
     # Built once here, so that a head that does not fit is told before hours of work.
     trained_part(origin.frozen, origin.end, origin.head, len(found.classes))
-    cpus = train.cpus(config, config.streams)
+    cpus = checks.cpus(config, config.streams)
     with model_folder.claimed(folder, job), session.connect(address, cpus=cpus) as connected:
         connected()
-        train.check_workers(config, config.streams)
+        from tlray.training import ray_workers
+
+        ray_workers.check(config.least_workers, config.streams)
         ready = found.rows(folder.child(WORK))
         return train.run(
             train.Training(
@@ -195,14 +197,14 @@ def _check_same_split(origin: Origin, facts: dict[str, Any]) -> None:
 def _classes(config: FinetuneConfig, origin: Origin, labels: list[str], where: str) -> list[str]:
     """All classes, in the order of the model's output."""
     if origin.classes is None:
-        return train.check(config, labels, where)
-    train.check(replace(config, classes=None), labels, where)
+        return checks.check(config, labels, where)
+    checks.check(replace(config, classes=None), labels, where)
     if strangers := sorted(set(labels) - set(origin.classes)):
         raise UserError(
             f"{where} has classes that the model does not know ({', '.join(strangers[:5])}): "
             f"it knows {', '.join(origin.classes[:10])}; start with a new --head"
         )
-    if train.check(config, origin.classes, where) != origin.classes:
+    if checks.check(config, origin.classes, where) != origin.classes:
         raise UserError(
             f"--classes {config.classes}: the model's order is {','.join(origin.classes)}; leave the option "
             "away, or start with a new --head"

@@ -14,7 +14,7 @@ from tlray.features.feature_set import FeatureSet
 from tlray.features.part_files import ERRORS
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
-from tlray.training import holdout, model_folder, train
+from tlray.training import checks, holdout, model_folder, train
 
 _CHECKPOINT_SECONDS = 10
 """Epochs of a head are short: to keep the state after each would cost more than to train again."""
@@ -50,7 +50,7 @@ def fit(
     started = time.monotonic()
     data = FeatureSet.open(features)
     head = registry.head(config.head)
-    classes = train.check(config, data.classes, data.folder.uri)
+    classes = checks.check(config, data.classes, data.folder.uri)
     folder = Folder.open(out)
     job = {
         **data.identity,
@@ -63,7 +63,7 @@ def fit(
     # To start Ray Train takes longer than to train a head (tests/benchmarks), and one worker has nobody to
     # share with. GPUs that were hidden from this process are there for a worker.
     alone = config.workers == 1 and not (address or session.is_connected() or has_hidden_gpus())
-    cpus = train.cpus(config, streaming=False)
+    cpus = checks.cpus(config, streaming=False)
     with model_folder.claimed(folder, job), session.connect(address, cpus=cpus, ahead=not alone) as connected:
         rows, validation = holdout.load(data, config)
         if not alone:

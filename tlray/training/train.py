@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from tlray.core.config import TrainConfig
-from tlray.core.errors import JobError, TlrayError, UserError, unknown
+from tlray.core.errors import JobError, TlrayError
 from tlray.core.manifest import dump, package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import bottleneck
@@ -29,15 +28,11 @@ from tlray.models.interfaces import Head
 from tlray.models.layers import Arrays
 from tlray.models.model import FORMAT, MANIFEST
 from tlray.training.model_folder import RESULT, WORK, result
-from tlray.training.view_stream import STREAM_CPUS, Source
+from tlray.training.view_stream import Source
 from tlray.training.worker import early_stopping
+from tlray.training.worker.task import Trained
 
 Report = Callable[[dict[str, float]], None]
-OPTIMIZERS = (
-    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
-    *("ftrl", "lion", "muon", "nadam", "rmsprop", "sgd"),
-)
-"""Keras' own, by the names that `keras.optimizers.get` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,49 +59,6 @@ class Training:
     """Whether each training row has several views, (rows, views, *shape)."""
     checkpoint_seconds: float = 0
     """The least time between checkpoints; 0 is one after each epoch."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the first worker brings home; here, so that reading it loads no Keras."""
-
-    files: dict[str, bytes]
-    """Of the model's folder, by name."""
-    history: list[dict[str, float]]
-    counts: dict[str, int]
-    """trainable_tensors, tensors, trainable_parameters, parameters: of the whole network."""
-    seconds: float
-    """That the epochs took."""
-    waited: float
-    """Seconds of these that a step waited for its features to be made."""
-
-
-def check(config: TrainConfig, classes: Sequence[str], where: str) -> list[str]:
-    """The classes in the order that the user wants.
-
-    Raises:
-        UserError: the settings ask for what is not there, or there are fewer than two classes.
-    """
-    if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
-        raise unknown("optimizer", config.optimizer, OPTIMIZERS)
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise UserError(
-            "--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'"
-        )
-    if len(classes) < 2:
-        what = f"one class ({classes[0]})" if classes else "no labels"
-        raise UserError(
-            f"{where} has {what}: a head needs at least two classes; "
-            "give images with one folder for each class"
-        )
-    if config.classes is None:
-        return list(classes)
-    asked = [name.strip() for name in config.classes.split(",")]
-    if sorted(asked) != sorted(classes):
-        raise UserError(
-            f"--classes {config.classes}: expected each class of {where} once: {','.join(classes)}"
-        )
-    return asked
 
 
 def run(
@@ -192,18 +144,6 @@ def _told(training: Training, trained: Trained) -> dict[str, Any]:
     }
 
 
-def check_workers(config: TrainConfig, streaming: bool) -> None:
-    """Raise UserError if this Ray has not the CPUs and GPUs for the least number of workers."""
-    from tlray.training import ray_workers
-
-    ray_workers.check(config.least_workers, streaming)
-
-
-def cpus(config: TrainConfig, streaming: bool) -> int:
-    """The CPUs that a local Ray needs for a training and the passes before it."""
-    return max(2, int(config.workers * (1 + STREAM_CPUS if streaming else 1) + 1))
-
-
 def _on_workers(training: Training, work: Folder, report: Report) -> Trained:
     """Train with Ray Train; the arrays lie in Ray's object store, once for each node."""
     import ray
@@ -276,24 +216,26 @@ def _loop(settings: Mapping[str, Any], worker: Any, get: Callable[[Any], Any]) -
 
     prepare_keras(max(1, len(os.sched_getaffinity(0)) // worker.count))
     from tlray.training.view_stream import Stream
-    from tlray.training.worker import loop as keras_worker
+    from tlray.training.worker import loop
     from tlray.training.worker.collective import Workers
+    from tlray.training.worker.dataset import InMemory
+    from tlray.training.worker.task import Task
 
     given = dict(settings)
     source, views = given.pop("source"), given.pop("views")
     features, targets = get(given.pop("training"))
     frozen = given.pop("frozen")
     validation = given.pop("validation")
-    task = keras_worker.Task(
+    task = Task(
         **given,
         frozen=replace(frozen, arrays=get(frozen.arrays)),
         features=lambda batches, epochs: (
-            Stream(source, batches, epochs) if source else keras_worker.InMemory(features, views)
+            Stream(source, batches, epochs) if source else InMemory(features, views)
         ),
         targets=targets,
         validation=get(validation) if validation else None,
     )
-    return keras_worker.train(
+    return loop.train(
         task,
         rank=worker.rank,
         workers=Workers(worker.count),
