@@ -17,8 +17,10 @@ from PIL import Image
 from rich.cells import cell_len
 
 from tlray.core.storage import Folder
-from tlray.evaluation import plots, report
-from tlray.evaluation.report import ClassScore, Evaluation, Mistake, summary, write_report
+from tlray.evaluation import plots, scores
+from tlray.evaluation.report import write_report
+from tlray.evaluation.scores import ClassScore, Evaluation, Mistake
+from tlray.evaluation.summary import percent, shown, summary
 
 HOSTILE = "<script>alert('x')</script>"
 JPEG = b"\xff\xd8 thumbnail \xff\xd9"
@@ -241,7 +243,7 @@ def test_a_class_never_predicted_is_among_the_weakest_and_an_absent_one_is_not()
     [(1.0, "100.0 %"), (0.99996, "99.9 %"), (0.966, "96.6 %"), (0.0, "0.0 %"), (math.nan, "-")],
 )
 def test_only_the_whole_is_100_percent(share, text):
-    assert report._percent(share) == text
+    assert percent(share) == text
 
 
 # The pictures
@@ -520,14 +522,14 @@ def test_hostile_names_stay_text(written):
     assert b"\r" not in raw
     assert "\u202e".encode() not in raw
     assert "\\r\\n\\u202e" in page.text
-    for cells, name in zip(page.stages(), (report._shown(evil), HOSTILE), strict=True):
+    for cells, name in zip(page.stages(), (shown(evil), HOSTILE), strict=True):
         assert cells[1] == f"from {name} on with {name}"
         assert cells[3] == f"{name} new views in each epoch"
         assert cells[5] == f"2 best {name}"
     images = page.attributes("img")
     assert len(images) == len(harmless.attributes("img"))
     assert all(set(image) <= {"src", "alt", "style"} for image in images)
-    assert images[-1]["alt"] == report._shown(evil)
+    assert images[-1]["alt"] == shown(evil)
 
 
 def test_page_of_many_classes_names_the_weakest_and_folds_the_rest(written):
@@ -574,7 +576,7 @@ def test_nothing_evaluated(written):
 def test_page_stays_small_with_many_mistakes(written):
     mistake = Mistake(path="a.jpg", label="cats", predicted="dogs", probability=0.9)
     page = Page(written(evaluation(mistakes=(mistake,) * 500))["index.html"])
-    assert len(page.attributes("figure")) == report.TILES
+    assert len(page.attributes("figure")) == scores.TILES
     assert "More in report.json" in page.text
 
 

@@ -22,7 +22,7 @@ def evaluate(
 ) -> Result:
     """Loss, accuracy, precision and recall of each class, the confusion matrix and the worst mistakes."""
     from tlray.evaluation.evaluate import evaluate
-    from tlray.evaluation.report import summary
+    from tlray.evaluation.summary import summary
 
     with Progress("evaluating") as progress:
         found = evaluate(model, data, config, out=out, address=run.address, progress=progress)

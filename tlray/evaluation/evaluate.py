@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import io
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tlray.cluster import session
 from tlray.core.config import EvaluateConfig
-from tlray.core.errors import JobError, UserError
+from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.evaluation import predict
-from tlray.evaluation.report import TILES, ClassScore, Evaluation, Mistake, write_report
+from tlray.evaluation import model_inference
+from tlray.evaluation.report import write_report
+from tlray.evaluation.scores import Evaluation, Tally
 from tlray.features import inference
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import decoder
@@ -73,18 +71,20 @@ def evaluate(
         rows = _from_features(trained, features, split)
         root = _images_of(features)
     else:
-        source = trained.images(data)
+        source = model_inference.images_of(trained, data)
         counts = Counter((image.split, image.label) for image in source)
         split = _check(counts, config.split, data, trained)
         rows = _from_images(trained, source, folder.uri, split, report, config, address, progress)
         root = source.root
-    tally = _Tally(trained.classes)
+    tally = Tally(trained.classes)
     for batch in rows:
         tally.add(batch)
     chosen = [(label, count) for (of, label), count in counts.items() if split in (None, of)]
     images = sum(count for label, count in chosen if label is not None)
+    # In the order of the paths: what is near in an archive is read together.
+    thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in tally.worst)) if root else {}
     found = tally.evaluation(
-        root,
+        thumbnails,
         model=trained.folder.uri,
         data=folder.uri,
         split=split,
@@ -102,72 +102,6 @@ def evaluate(
     )
     write_report(found, report)
     return found
-
-
-class _Tally:
-    """What is kept of the rows that were seen: a few numbers of each, and the worst mistakes."""
-
-    def __init__(self, classes: list[str]) -> None:
-        self.classes = classes
-        self.true: list[npt.NDArray[np.int64]] = []
-        self.predicted: list[npt.NDArray[np.int64]] = []
-        self.loss = 0.0
-        self.rows = 0
-        self.worst: list[tuple[float, str, int, int]] = []
-
-    def add(self, batch: Rows) -> None:
-        """Take in rows whose "features" are probabilities."""
-        number: dict[str | None, int] = {label: index for index, label in enumerate(self.classes)}
-        true = np.array([number[label] for label in batch.labels], np.int64)
-        predicted = batch.features.argmax(axis=1)
-        given = batch.features[np.arange(len(true)), true].astype(np.float64)
-        # Clipped as scikit-learn's log_loss does: float32 knows no smaller distance from 1.
-        self.loss -= float(np.log(np.clip(given, np.finfo(np.float32).eps, 1)).sum())
-        self.true.append(true)
-        self.predicted.append(predicted)
-        self.rows += len(true)
-        for row in np.flatnonzero(true != predicted):
-            probability = float(batch.features[row, predicted[row]])
-            heapq.heappush(self.worst, (probability, batch.paths[row], int(true[row]), int(predicted[row])))
-            if len(self.worst) > TILES:
-                heapq.heappop(self.worst)
-
-    def evaluation(self, root: Folder | None, *, started: float, **facts: Any) -> Evaluation:
-        """The scores of all rows; thumbnails come from `root`, if the images are there."""
-        from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
-
-        if not self.rows:
-            raise JobError("no image of these could be decoded: there is nothing to evaluate")
-        # In the order of the paths: what is near in an archive is read together.
-        thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in self.worst)) if root else {}
-        true, predicted = np.concatenate(self.true), np.concatenate(self.predicted)
-        numbers = list(range(len(self.classes)))
-        scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=np.nan)
-        return Evaluation(
-            rows=self.rows,
-            loss=self.loss / self.rows,
-            accuracy=float(accuracy_score(true, predicted)),
-            classes=tuple(self.classes),
-            confusion_matrix=tuple(map(tuple, confusion_matrix(true, predicted, labels=numbers).tolist())),
-            scores=tuple(
-                ClassScore(label=label, precision=precision, recall=recall, f1=f1, support=support)
-                for label, precision, recall, f1, support in zip(
-                    self.classes, *(column.tolist() for column in scores), strict=True
-                )
-            ),
-            mistakes=tuple(
-                Mistake(
-                    path=path,
-                    label=self.classes[label],
-                    predicted=self.classes[wrong],
-                    probability=probability,
-                    thumbnail=thumbnails.get(path),
-                )
-                for probability, path, label, wrong in sorted(self.worst, reverse=True)
-            ),
-            seconds=round(time.monotonic() - started, 3),
-            **facts,
-        )
 
 
 def _check(counts: Counter[tuple[str | None, ...]], asked: str | None, data: str, model: Model) -> str | None:
@@ -224,10 +158,10 @@ def _from_images(
     key = hashlib.sha256(job.encode()).hexdigest()[:8]
     parts = report.child(f".parts-{key}")
     with session.connect(address) as connected:
-        work = predict.start(model, source.root, chosen, what, parts, config)
-        predict.run(work, model, progress, connected)
+        work = model_inference.start(model, source.root, chosen, what, parts, config)
+        model_inference.run(work, model, progress, connected)
         inference.reconcile(work)
-    yield from map(Rows.of, predict.tables(work))
+    yield from map(Rows.of, model_inference.tables(work))
     parts.remove()
 
 

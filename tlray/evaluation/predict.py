@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -13,82 +13,21 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tlray.cluster import session
-from tlray.core.config import PredictConfig, RunConfig
+from tlray.core.config import PredictConfig
 from tlray.core.errors import JobError, UserError
-from tlray.core.manifest import package_versions, stamp, versions
+from tlray.core.manifest import stamp
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.evaluation import annotate
-from tlray.features import bottleneck, feature_set, inference, inference_tasks, part_files
-from tlray.features.bottleneck import Shard
+from tlray.evaluation import annotate, model_inference
+from tlray.features import bottleneck, feature_set, inference
 from tlray.images import decoder, reader
 from tlray.images.bad_image import BadImage
-from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
-from tlray.models.compiled import compile_network, fastest_precision
-from tlray.models.model import NETWORK, Model, load, loader, without_resize
+from tlray.models.compiled import compile_network
+from tlray.models.model import NETWORK, Model, load, without_resize
 
 SUFFIXES = (".parquet", ".csv")
-
-
-def start(
-    model: Model, root: Folder, images: Iterable[Listed], source: str, work: Folder, config: RunConfig
-) -> inference_tasks.InferenceJob:
-    """Begin, or go on with, a pass of a model over images; its "features" are probabilities.
-
-    Args:
-        model: the model.
-        root: of the images.
-        images: listed for a new job.
-        source: what the images are of, to know the job again.
-        work: the folder for the part files.
-        config: how to run.
-
-    Raises:
-        UserError: the folder holds something else, or there are no images.
-    """
-    precision: str = config.precision
-    if precision == "auto":
-        precision = "float32" if model.provenance.precision == "float32" else fastest_precision()
-    job = {
-        "model": model.folder.uri,
-        "model_created": model.manifest["created"],
-        "images": source,
-        "precision": precision,
-        "max_pixels": config.max_pixels,
-    }
-    index = Index.start(work, images, config.batch_size, job)
-    return inference_tasks.InferenceJob(
-        root=root,
-        index=index,
-        out=work,
-        image_size=model.provenance.image_size,
-        max_pixels=config.max_pixels,
-        batch_size=config.batch_size,
-        store="float32",
-        metadata={"job": job, "classes": model.classes, "versions": versions()},
-        packages=package_versions(),
-        actors=config.actor_range,
-        gpus_per_actor=config.gpus_per_actor,
-        max_bad_fraction=config.max_bad_fraction,
-    )
-
-
-def run(
-    work: inference_tasks.InferenceJob,
-    model: Model,
-    progress: inference.Progress,
-    connected: session.Connected,
-) -> list[Shard]:
-    """Do what is left of a pass of a model; errors as of `pipeline.run`."""
-    precision = work.metadata["job"]["precision"]
-    return inference.run(
-        work,
-        lambda: loader(model.folder.read(NETWORK), work.image_size, precision),
-        progress,
-        connected,
-    )
 
 
 def predict(
@@ -123,7 +62,7 @@ def predict(
     """
     started = time.monotonic()
     trained = Model.open(model)
-    source = trained.images(images)
+    source = model_inference.images_of(trained, images)
     if not out.endswith(SUFFIXES):
         raise UserError(f"--out {out}: expected a file name ending in {' or '.join(SUFFIXES)}")
     place = Folder.open(out)
@@ -144,15 +83,15 @@ def predict(
             raise UserError(f"--split {config.split}: {images} has no such split: it has {there}")
     with parts.locked():
         with session.connect(address) as connected:
-            work = start(trained, source.root, chosen, what, parts, config)
-            done = run(work, trained, progress, connected)
+            work = model_inference.start(trained, source.root, chosen, what, parts, config)
+            done = model_inference.run(work, trained, progress, connected)
             errors = inference.reconcile(work)
         if errors.num_rows == work.index.images:
             raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
         if config.annotate is not None:
             annotate.annotate(work, Folder.open(config.annotate), address=address)
         columns = _columns(trained.classes, config.top)
-        _write(target, name, map(columns, tables(work)), trained)
+        _write(target, name, map(columns, model_inference.tables(work)), trained)
         stem, _, suffix = name.rpartition(".")
         target.remove(f"{stem}.errors.{suffix}")  # of an earlier job of that name
         if errors.num_rows:
@@ -207,11 +146,6 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
         "images_per_second": round(1 / seconds, 3),
         **bottleneck.judge([]),
     }
-
-
-def tables(work: inference_tasks.InferenceJob) -> Iterator[pa.Table]:
-    """All rows of a finished pass, a bounded number at a time."""
-    return part_files.read_parts(work.out, len(work.index.shard_sizes), work.metadata["job"])
 
 
 def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Table]:

@@ -15,7 +15,6 @@ from tlray.core.errors import UserError
 from tlray.core.manifest import check_manifest
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.images.listing import Images
 from tlray.models.compiled import Network, compile_network
 from tlray.models.provenance import Provenance
 
@@ -71,17 +70,6 @@ class Model:
     @property
     def classes(self) -> list[str]:
         return list(self.manifest["classes"])
-
-    def images(self, uri: str) -> Images:
-        """The images there, split as for training if they are those that the model was trained on.
-
-        Raises:
-            UserError: as of `Images.open`.
-        """
-        images = Images.open(uri)
-        if Folder.open(uri).uri != self.manifest["images"]:
-            return images
-        return images.assign(self.manifest["split"], self.manifest["split_seed"])
 
 
 def load(data: bytes) -> keras.Model:

@@ -31,7 +31,7 @@ def demo(out: str, *, address: str | None = None) -> dict[str, Any]:
     """
     from tlray.evaluation.evaluate import evaluate
     from tlray.evaluation.predict import predict
-    from tlray.evaluation.report import summary
+    from tlray.evaluation.summary import summary
     from tlray.features.extract import extract
     from tlray.training.fit import fit
 

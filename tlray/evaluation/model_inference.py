@@ -1,0 +1,95 @@
+"""A model over images: what predict and evaluate share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.csv
+
+from tlray.cluster import session
+from tlray.core.config import RunConfig
+from tlray.core.manifest import package_versions, versions
+from tlray.core.storage import Folder
+from tlray.features import inference, inference_tasks, part_files
+from tlray.features.bottleneck import Shard
+from tlray.images.index import Index
+from tlray.images.listing import Images, Listed
+from tlray.models.compiled import fastest_precision
+from tlray.models.model import NETWORK, Model, loader
+
+
+def start(
+    model: Model, root: Folder, images: Iterable[Listed], source: str, work: Folder, config: RunConfig
+) -> inference_tasks.InferenceJob:
+    """Begin, or go on with, a pass of a model over images; its "features" are probabilities.
+
+    Args:
+        model: the model.
+        root: of the images.
+        images: listed for a new job.
+        source: what the images are of, to know the job again.
+        work: the folder for the part files.
+        config: how to run.
+
+    Raises:
+        UserError: the folder holds something else, or there are no images.
+    """
+    precision: str = config.precision
+    if precision == "auto":
+        precision = "float32" if model.provenance.precision == "float32" else fastest_precision()
+    job = {
+        "model": model.folder.uri,
+        "model_created": model.manifest["created"],
+        "images": source,
+        "precision": precision,
+        "max_pixels": config.max_pixels,
+    }
+    index = Index.start(work, images, config.batch_size, job)
+    return inference_tasks.InferenceJob(
+        root=root,
+        index=index,
+        out=work,
+        image_size=model.provenance.image_size,
+        max_pixels=config.max_pixels,
+        batch_size=config.batch_size,
+        store="float32",
+        metadata={"job": job, "classes": model.classes, "versions": versions()},
+        packages=package_versions(),
+        actors=config.actor_range,
+        gpus_per_actor=config.gpus_per_actor,
+        max_bad_fraction=config.max_bad_fraction,
+    )
+
+
+def run(
+    work: inference_tasks.InferenceJob,
+    model: Model,
+    progress: inference.Progress,
+    connected: session.Connected,
+) -> list[Shard]:
+    """Do what is left of a pass of a model; errors as of `pipeline.run`."""
+    precision = work.metadata["job"]["precision"]
+    return inference.run(
+        work,
+        lambda: loader(model.folder.read(NETWORK), work.image_size, precision),
+        progress,
+        connected,
+    )
+
+
+def tables(work: inference_tasks.InferenceJob) -> Iterator[pa.Table]:
+    """All rows of a finished pass, a bounded number at a time."""
+    return part_files.read_parts(work.out, len(work.index.shard_sizes), work.metadata["job"])
+
+
+def images_of(model: Model, uri: str) -> Images:
+    """The images there, split as for training if they are those that the model was trained on.
+
+    Raises:
+        UserError: as of `Images.open`.
+    """
+    images = Images.open(uri)
+    if Folder.open(uri).uri != model.manifest["images"]:
+        return images
+    return images.assign(model.manifest["split"], model.manifest["split_seed"])
