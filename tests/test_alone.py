@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tlray.core.storage import Folder
-from tlray.training.local_worker import Alone
+from tlray.training.local_worker import LocalWorker
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -21,7 +21,7 @@ def work(request, tmp_path):
     fsspec.filesystem("memory").rm("/alone-test", recursive=True)
 
 
-def contents(worker: Alone) -> dict[str, bytes] | None:
+def contents(worker: LocalWorker) -> dict[str, bytes] | None:
     with worker.latest() as folder:
         if folder is None:
             return None
@@ -39,17 +39,17 @@ def state(tmp_path) -> Path:
 
 
 def test_the_last_checkpoint_comes_back_in_another_process(work, state):
-    assert contents(Alone(work, print)) is None
-    first = Alone(work, print)
+    assert contents(LocalWorker(work, print)) is None
+    first = LocalWorker(work, print)
     for number in range(12):
         (state / "state.npz").write_bytes(b"%d" % number)
         first.save(str(state))
-    assert contents(Alone(work, print)) == {"state.npz": b"11", "logs/events": b"2"}
+    assert contents(LocalWorker(work, print)) == {"state.npz": b"11", "logs/events": b"2"}
     assert len(work.names("alone")) == 1
 
 
 def test_a_checkpoint_that_was_not_finished_is_none(work, state, monkeypatch):
-    worker = Alone(work, print)
+    worker = LocalWorker(work, print)
     worker.save(str(state))
     before = contents(worker)
     (state / "state.npz").write_bytes(b"new")
@@ -63,12 +63,12 @@ def test_a_checkpoint_that_was_not_finished_is_none(work, state, monkeypatch):
         patched.setattr(Folder, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             worker.save(str(state))
-    assert contents(Alone(work, print)) == before
+    assert contents(LocalWorker(work, print)) == before
     worker.save(str(state))
-    assert contents(Alone(work, print)) == {"state.npz": b"new", "logs/events": b"2"}
+    assert contents(LocalWorker(work, print)) == {"state.npz": b"new", "logs/events": b"2"}
 
 
 def test_what_was_restored_is_not_taken_for_a_whole_checkpoint(work, state, tmp_path):
     """A copy that is saved again must not bring the mark along, which has to come last."""
-    Alone(work, print).save(str(state))
-    assert set(contents(Alone(work, print))) == {"state.npz", "logs/events"}
+    LocalWorker(work, print).save(str(state))
+    assert set(contents(LocalWorker(work, print))) == {"state.npz", "logs/events"}

@@ -21,7 +21,7 @@ from tlray.core import config
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features.feature_set import FORMAT as FEATURES
-from tlray.images.diff import told as changed
+from tlray.images.diff import counts as changed
 from tlray.models.model import FORMAT as MODEL
 
 CONFIGS = {

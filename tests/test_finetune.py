@@ -211,7 +211,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
 
     from tlray.images import decoder
     from tlray.images.augment import Augmentation, Views
-    from tlray.training.view_stream import Source, Stream
+    from tlray.training.view_stream import ViewSource, ViewStream
     from tlray.training.worker.batches import GlobalBatches
 
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=SIZE))
@@ -223,7 +223,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
     views = Views(Augmentation.parse("strong"), 7)
     root = Folder.open(str(tmp_path))
     read_image = Reader(root)
-    source = Source(
+    source = ViewSource(
         max_pixels=10_000,
         root=root,
         images=ray_module.put(pa.table(places)),
@@ -233,7 +233,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
     )
     for rank in (0, 1):
         batches = GlobalBatches(rows=len(paths), batch_size=24, workers=2, rank=rank, seed=3)
-        stream = Stream(source, batches, range(1, 3))
+        stream = ViewStream(source, batches, range(1, 3))
         steps = [(epoch, step) for epoch in (1, 2) for step in range(batches.steps)]
         for epoch, step in steps:
             rows, weights = batches.slice(batches.order(epoch), step)

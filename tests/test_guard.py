@@ -57,7 +57,7 @@ def picture(size: tuple[int, int] = (20, 20)) -> bytes:
 
 
 def test_beside_decodes_the_same_pixels_and_gives_the_same_reasons():
-    with sandbox.Beside() as beside:
+    with sandbox.DecoderProcess() as beside:
         np.testing.assert_array_equal(beside(picture(), 8, 400), decoder.decode(picture(), 8))
         with pytest.raises(BadImage) as bad:
             beside(b"none", 8, 400)
@@ -77,7 +77,7 @@ def picture(size):
     return stream.getvalue()
 
 if __name__ == "__main__":
-    with sandbox.Beside() as beside:
+    with sandbox.DecoderProcess() as beside:
         for size in [(20, 20), {CRASHING}, (20, 20), {HANGING}, (20, 20)]:
             try:
                 print(beside(picture(size), 8, 400).shape)

@@ -336,7 +336,7 @@ def test_a_listing_goes_on_though_images_are_gone(folder, left):
     Index.start(folder, images, 32, JOB)
     index = Index.start(folder, images[:left], 32, JOB)
     assert index.complete
-    assert index.known.told()["removed"] == 64 * 128 - left
+    assert index.known.counts()["removed"] == 64 * 128 - left
     assert rows(index) == images[: 64 * 128] == rows(Index.open(folder))
 
 
@@ -385,10 +385,10 @@ def test_new_images_come_in_shards_behind_the_others(folder, count):
         range(len(index.shard_sizes))
     )
     told = {"added": 200, "replaced": 0, "removed": 0, "replaced_paths": []}
-    assert index.known.told() == told
+    assert index.known.counts() == told
     again = extend(folder, [*images, *new])
     assert again.complete
-    assert again.known.told() == {**told, "added": 0}
+    assert again.known.counts() == {**told, "added": 0}
     assert again.shard_sizes == index.shard_sizes
 
 
@@ -435,7 +435,7 @@ def test_an_image_that_was_replaced_is_noticed(folder, changed, replaced):
     images = listing(300)
     start(folder, images)
     images[200] = images[200]._replace(**changed)
-    told = extend(folder, images[1:]).known.told()
+    told = extend(folder, images[1:]).known.counts()
     paths = [images[200].path] * replaced
     assert told == {"added": 0, "replaced": replaced, "removed": 1, "replaced_paths": paths}
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tlray.features.bottleneck import Shard, judge, judge_training, sentence
+from tlray.features.bottleneck import ShardTiming, judge, judge_training, sentence
 
-SHARD = Shard(
+SHARD = ShardTiming(
     rows=100,
     errors=0,
     read_seconds=0.5,

@@ -271,7 +271,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
     """The moments over two workers' padded slices are those of the whole batch, and so are gradients."""
     import tensorflow as tf
 
-    from tlray.training.worker.collective import Network
+    from tlray.training.worker.collective import SyncedModel
 
     rows = tf.constant(np.random.default_rng(1).normal(3, 2, (5, 4)), tf.float32)
 
@@ -289,7 +289,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
 
     layer = keras.layers.BatchNormalization()
     inputs = keras.Input((4,))
-    network = Network(inputs, layer(inputs), name="trained")
+    network = SyncedModel(inputs, layer(inputs), name="trained")
     theirs, mine = rows[3:], tf.concat([rows[:3], tf.fill((2, 4), 99.0)], 0)
     mean = tf.reduce_mean(rows, 0)
     others = [

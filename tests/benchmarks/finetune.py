@@ -23,7 +23,7 @@ from tlray.models.assemble import trained_part
 from tlray.recipes.demo import write_digits
 from tlray.training.finetune import finetune
 from tlray.training.fit import fit
-from tlray.training.starting_point import Origin
+from tlray.training.starting_point import StartingPoint
 from tlray.training.worker.batches import GlobalBatches
 
 SIZE, BATCH, EPOCHS, RATE = 150, 20, 4, 1e-5
@@ -97,7 +97,7 @@ def _keras(images: Path, model: Path) -> dict[str, Any]:
 def _keras_tail(images: Path, model: Path) -> dict[str, Any]:
     """The same by what comes after the cut, from features in memory."""
     pixels, targets = _arrays(images)
-    origin = Origin.decide(CONFIG, str(model), None)
+    origin = StartingPoint.decide(CONFIG, str(model), None)
     features = origin.frozen.build().predict(pixels, batch_size=32, verbose=0)
     tail = trained_part(origin.frozen, origin.end, origin.head, 2)
     tail.get_layer("classifier").set_weights(origin.start)

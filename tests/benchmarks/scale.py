@@ -34,11 +34,11 @@ from tlray.core.config import ExtractConfig
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.features import inference, part_files, shard_source
-from tlray.features.bottleneck import Shard
+from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob
 from tlray.features.plan import row_bytes
 from tlray.images import decoder
-from tlray.images.diff import COLUMNS, Known
+from tlray.images.diff import COLUMNS, IndexDiff
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
@@ -261,11 +261,11 @@ def counted(folder: Folder) -> None:
 
 
 def take_in(folder: Folder) -> None:
-    Known(Index.open(folder).tables(*COLUMNS))
+    IndexDiff(Index.open(folder).tables(*COLUMNS))
 
 
 def compare(folder: Folder, count: int) -> None:
-    for _ in Known(Index.open(folder).tables(*COLUMNS)).new(synthetic(count)):
+    for _ in IndexDiff(Index.open(folder).tables(*COLUMNS)).new(synthetic(count)):
         raise AssertionError("an image is new")
 
 
@@ -414,7 +414,7 @@ class _Idle:
     def __call__(self, row: pa.Table) -> pa.Table:
         now = time.time()
         place = ("actor" * 8, "node" * 8, "host", "CPU")
-        return pa.Table.from_pylist([vars(Shard(1, 0, 0.0, 0.0, 0.0, 0.0, *place, now, now))])
+        return pa.Table.from_pylist([vars(ShardTiming(1, 0, 0.0, 0.0, 0.0, 0.0, *place, now, now))])
 
 
 _COST = ("seconds", "CPU seconds", "µs of CPU an image", "MB", "bytes of memory an image")

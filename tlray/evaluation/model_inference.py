@@ -12,7 +12,7 @@ from tlray.core.config import RunConfig
 from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import inference, inference_tasks, part_files
-from tlray.features.bottleneck import Shard
+from tlray.features.bottleneck import ShardTiming
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import fastest_precision
@@ -67,8 +67,8 @@ def run(
     model: Model,
     progress: inference.Progress,
     connected: session.Connected,
-) -> list[Shard]:
-    """Do what is left of a pass of a model; errors as of `pipeline.run`."""
+) -> list[ShardTiming]:
+    """Do what is left of a pass of a model; errors as of `inference.run`."""
     precision = work.metadata["job"]["precision"]
     return inference.run(
         work,

@@ -54,7 +54,7 @@ def predict(
         progress: called after each shard.
 
     Returns:
-        JSON values: out, and what `pipeline.told` says.
+        JSON values: out, and what `inference.counts` says.
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -97,7 +97,7 @@ def predict(
         if errors.num_rows:
             _write(target, f"{stem}.errors.{suffix}", [errors], trained)
         parts.remove()
-    return {"out": place.uri, **inference.told(work, done, errors, time.monotonic() - started)}
+    return {"out": place.uri, **inference.counts(work, done, errors, time.monotonic() - started)}
 
 
 def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]:

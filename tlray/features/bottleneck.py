@@ -23,7 +23,7 @@ _HELP = {
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardTiming:
     """What became of one shard, and the seconds it cost."""
 
     rows: int
@@ -45,7 +45,7 @@ class Shard:
     ended: float
 
 
-def judge(shards: Sequence[Shard]) -> dict[str, Any]:
+def judge(shards: Sequence[ShardTiming]) -> dict[str, Any]:
     """What limited a pass, as JSON values.
 
     Returns:
@@ -89,8 +89,8 @@ def judge(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def _by_node(shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    found: defaultdict[tuple[str, str], list[Shard]] = defaultdict(list)
+def _by_node(shards: Sequence[ShardTiming]) -> list[dict[str, Any]]:
+    found: defaultdict[tuple[str, str], list[ShardTiming]] = defaultdict(list)
     for shard in shards:
         found[shard.host, shard.node].append(shard)
     return [
@@ -105,7 +105,7 @@ def _by_node(shards: Sequence[Shard]) -> list[dict[str, Any]]:
     ]
 
 
-def judge_training(passes: Sequence[Shard], training: float, waited: float) -> dict[str, Any]:
+def judge_training(passes: Sequence[ShardTiming], training: float, waited: float) -> dict[str, Any]:
     """What limited a fine-tuning, as JSON values.
 
     Args:

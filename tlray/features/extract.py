@@ -45,8 +45,8 @@ def extract(
         progress: called after each shard.
 
     Returns:
-        JSON values: out, what `pipeline.told` says, and passed_over: files that are no images by their name
-        (0 if they were listed before). With `extend` also what `tlray.images.diff.told` says.
+        JSON values: out, what `inference.counts` says, and passed_over: files whose names are of no image
+        (0 if they were listed before). With `extend` also what `tlray.images.diff.counts` says.
 
     Raises:
         UserError: the job cannot be; nothing was written.
@@ -87,7 +87,7 @@ def extract(
             done = inference.run(work, frozen.loader, progress, connected)
             errors = inference.reconcile(work)
         result = {
-            **inference.told(work, done, errors, time.monotonic() - started),
+            **inference.counts(work, done, errors, time.monotonic() - started),
             "passed_over": source.others,
         }
         shards = len(work.index.shard_sizes)
@@ -97,7 +97,7 @@ def extract(
             _finish(work, frozen.provenance, errors, result)
     if extend:
         known = work.index.known
-        result |= known.told() if known else diff.told(added=work.index.images)
+        result |= known.counts() if known else diff.counts(added=work.index.images)
     return {"out": folder.uri, **result}
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from tlray.cluster import nodes, session
 from tlray.core.errors import JobError, UserError
 from tlray.features import bottleneck, part_files
-from tlray.features.bottleneck import Shard
+from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
 from tlray.images.reader import ImageProbe
 from tlray.models.compiled import Network
@@ -35,7 +35,7 @@ def run(
     loader: Callable[[], Callable[[], Network]],
     progress: Progress,
     connected: session.Connected,
-) -> list[Shard]:
+) -> list[ShardTiming]:
     """Bring all shards that have no file to files, and list the images that are not listed yet meanwhile.
 
     Args:
@@ -73,7 +73,7 @@ def _run(
     load_network: Callable[[], Network],
     pool: nodes.Pool,
     progress: Progress,
-) -> list[Shard]:
+) -> list[ShardTiming]:
     import ray.data
 
     from tlray.features import shard_source
@@ -112,13 +112,13 @@ def _run(
             job.index.stop()
 
 
-def _consume(results: Dataset, job: InferenceJob, done: set[int], progress: Progress) -> list[Shard]:
+def _consume(results: Dataset, job: InferenceJob, done: set[int], progress: Progress) -> list[ShardTiming]:
     """Run the dataset and follow what comes out of it."""
-    found: list[Shard] = []
+    found: list[ShardTiming] = []
     images = errors = 0
     before = sum(job.index.shard_sizes[shard] for shard in done)
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for shard in (Shard(**row) for row in batch.to_pylist()):
+        for shard in (ShardTiming(**row) for row in batch.to_pylist()):
             found.append(shard)
             images += shard.rows + shard.errors
             errors += shard.errors
@@ -133,7 +133,7 @@ def reconcile(job: InferenceJob) -> pa.Table:
     """Check that every image has become a row or an error, by what is in the files.
 
     Returns:
-        All error rows, with the columns of `featureset.ERRORS`.
+        All error rows, with the columns of `part_files.ERRORS`.
 
     Raises:
         JobError: an image is missing or is there twice, a file is damaged or of another job, or
@@ -154,11 +154,11 @@ def _check_bad(job: InferenceJob, errors: int) -> None:
         )
 
 
-def told(job: InferenceJob, done: list[Shard], errors: pa.Table, seconds: float) -> dict[str, Any]:
+def counts(job: InferenceJob, done: list[ShardTiming], errors: pa.Table, seconds: float) -> dict[str, Any]:
     """What a job tells of a pass that is finished, as JSON values.
 
     Returns:
-        images, rows, errors, seconds, images_per_second (of this run), and what `verdict.judge` finds.
+        images, rows, errors, seconds, images_per_second (of this run), and what `bottleneck.judge` finds.
     """
     return {
         "images": job.index.images,

@@ -16,7 +16,7 @@ from tlray.cluster import nodes
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
 from tlray.features import part_files
-from tlray.features.bottleneck import Shard
+from tlray.features.bottleneck import ShardTiming
 from tlray.images import sandbox
 from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
@@ -144,7 +144,7 @@ class NetworkActor:
         metadata = {"classes": sorted(set(rows["label"].drop_null().to_pylist())), **job.metadata}
         features = self._features(pixels)
         part_files.write_part(job.out, shard, rows, features, self.shape, job.store, metadata)
-        done = Shard(
+        done = ShardTiming(
             rows=len(pixels),
             errors=errors.num_rows,
             read_seconds=table["read_seconds"][0].as_py(),

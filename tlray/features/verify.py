@@ -15,7 +15,7 @@ from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
-from tlray.images.diff import COLUMNS, Known
+from tlray.images.diff import COLUMNS, IndexDiff
 from tlray.images.index import Index
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
@@ -40,7 +40,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
 
     Returns:
         JSON values: rows, errors, sample, largest_error (relative, of a row), tolerance, and what
-        `tlray.images.diff.told` says of the images that are there now.
+        `tlray.images.diff.counts` says of the images that are there now.
 
     Raises:
         UserError: there is no finished set, or its network is not installed here.
@@ -54,7 +54,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
     index = Index.open(data.folder)
     errors = _check_files(data, index)
     # Copies have other times.
-    known = Known(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
+    known = IndexDiff(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
     for _ in known.new(source):
         pass
     rows = _sample(data, sample)
@@ -87,7 +87,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
         "sample": len(pixels),
         "largest_error": float(differences[worst]),
         "tolerance": tolerance,
-        **known.told(),
+        **known.counts(),
     }
 
 

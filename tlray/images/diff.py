@@ -21,7 +21,7 @@ _MIX = 0x5851F42D4C957F2D
 """Odd and large: sizes times it differ by more than times do."""
 
 
-class Known:
+class IndexDiff:
     """The images of an index, in 17 bytes each (40 while they are sorted), to compare with those there now.
 
     A path is known by its 64-bit hash. Among 100 million images a million new ones are all told to be
@@ -69,13 +69,13 @@ class Known:
         state: npt.NDArray[np.int64] = size * _MIX + time if self._by_time else size
         return state
 
-    def told(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, Any]:
         """What `new` has found, when it has come to its end."""
         removed = int(len(self._seen) - self._seen.sum())
-        return told(self._added, self._replaced, removed, self._examples)
+        return counts(self._added, self._replaced, removed, self._examples)
 
 
-def told(added: int, replaced: int = 0, removed: int = 0, paths: Sequence[str] = ()) -> dict[str, Any]:
+def counts(added: int, replaced: int = 0, removed: int = 0, paths: Sequence[str] = ()) -> dict[str, Any]:
     """What has changed, as JSON values.
 
     Returns:

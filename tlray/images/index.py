@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder
-from tlray.images.diff import COLUMNS, Known
+from tlray.images.diff import COLUMNS, IndexDiff
 from tlray.images.listing import Listed
 from tlray.images.reader import Place
 
@@ -64,7 +64,7 @@ class Index:
         """In those shards."""
         self.complete = False
         """Whether all images are listed."""
-        self.known: Known | None = None
+        self.known: IndexDiff | None = None
         """What an earlier run had listed, if this one lists on."""
         self._rest: Iterator[_Piece] = iter(())
         self._stopping = Event()
@@ -106,7 +106,7 @@ class Index:
         if folder.is_file(piece_name(0)):
             index._read(job)
             if extend or not index.complete:
-                index.known = Known(index.tables(*COLUMNS))
+                index.known = IndexDiff(index.tables(*COLUMNS))
                 index._rest = _pieces(index.known.new(images), size, len(index.shard_sizes))
                 first = next(index._rest)
                 if first[0] or not index.complete:

@@ -12,7 +12,7 @@ Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
-class Ahead(Generic[Key, Result]):
+class Prefetch(Generic[Key, Result]):
     """Results of a function by its argument, a bounded number of them ahead."""
 
     def __init__(self, work: Callable[[Key, Event], Result], threads: int) -> None:
@@ -27,7 +27,7 @@ class Ahead(Generic[Key, Result]):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead") if threads else None
         self._begun: dict[Key, Future[Result]] = {}
 
-    def __enter__(self) -> Ahead[Key, Result]:
+    def __enter__(self) -> Prefetch[Key, Result]:
         return self
 
     def __exit__(

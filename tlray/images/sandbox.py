@@ -38,7 +38,7 @@ def decoding() -> Iterator[Decode]:
     if global_worker.core_worker.get_current_task_attempt_number() == 0:
         yield in_time
         return
-    with Beside() as beside:
+    with DecoderProcess() as beside:
         yield beside
 
 
@@ -55,10 +55,10 @@ def in_time(data: bytes, image_size: int, max_pixels: int) -> npt.NDArray[np.uin
             faulthandler.cancel_dump_traceback_later()
 
 
-class Beside:
+class DecoderProcess:
     """Decodes in another process, a new one after each that came to an end."""
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> DecoderProcess:
         self._start()
         return self
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import csv, fs
 
 from tlray.core.errors import UserError
-from tlray.images.archives.base import Names
+from tlray.images.archives.base import Duplicates
 from tlray.images.filetypes import SPLITS
 
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 def check(filesystem: fs.FileSystem, table: str) -> None:
     """Raise UserError for a table that has no rows, or a bad one: now rather than after hours."""
-    seen = Names()
+    seen = Duplicates()
     for row in rows(filesystem, table):
         seen.add(row.path)
     if not len(seen):

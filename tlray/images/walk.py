@@ -15,7 +15,7 @@ from pyarrow import fs
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.prefetch import Ahead
+from tlray.images.prefetch import Prefetch
 
 _THREADS = 8
 """That open folders and archives of an object store ahead, each one at a time."""
@@ -73,7 +73,7 @@ def walk(root: Folder, start: Entry, archived: Callable[[Entry], Iterator[Found]
         return chain(list(takewhile(lambda _: not over.is_set(), islice(images, _FOUND_AHEAD))), images)
 
     pending, opening = [start], [start]
-    with Ahead(opened, 0 if root.is_local else _THREADS) as ahead:
+    with Prefetch(opened, 0 if root.is_local else _THREADS) as ahead:
         while pending:
             entry = pending.pop()
             if not entry.opens:
@@ -89,7 +89,7 @@ def walk(root: Folder, start: Entry, archived: Callable[[Entry], Iterator[Found]
                 yield from found
 
 
-def _next(opening: list[Entry], ahead: Ahead[Entry, _Below | Iterator[Found]]) -> Iterator[Entry]:
+def _next(opening: list[Entry], ahead: Prefetch[Entry, _Below | Iterator[Found]]) -> Iterator[Entry]:
     """What is opened next, as far as is known; the first of it stands last in the list."""
     pending = opening[-_THREADS:]
     while pending:

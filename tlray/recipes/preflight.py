@@ -37,7 +37,7 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
     _check_splits(stages, by_name, source, images)
     for stage in stages:
         output = stage.output(out)
-        if COMMANDS[stage.command].recognises or not is_written(output):
+        if COMMANDS[stage.command].resumes or not is_written(output):
             continue
         for model in stage.places(images, out).values():
             if model != images and not Folder.open(model).is_file(MANIFEST):

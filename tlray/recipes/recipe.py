@@ -131,7 +131,7 @@ def _run(
     from tlray.recipes import preflight
 
     command, output = COMMANDS[stage.command], stage.output(out)
-    if not command.recognises and preflight.is_written(output):
+    if not command.resumes and preflight.is_written(output):
         return {"out": output, "skipped": True}
     job = getattr(import_module(command.module), stage.command)
     with ExitStack() as shown:
@@ -140,15 +140,15 @@ def _run(
             shown.close()  # What was gone through before the training is done.
             report(stage, metrics)
 
-        hears: dict[str, Any] = {"report": epoch}
-        if "progress" in command.hears:
-            hears["progress"] = shown.enter_context(progress(stage.name))
+        callbacks: dict[str, Any] = {"report": epoch}
+        if "progress" in command.callbacks:
+            callbacks["progress"] = shown.enter_context(progress(stage.name))
         found = job(
             **stage.places(images, out),
             out=output,
             config=stage.config,
             address=address,
-            **{name: hears[name] for name in command.hears},
+            **{name: callbacks[name] for name in command.callbacks},
         )
     values = found if isinstance(found, dict) else found.to_json()
     return {"out": output, **{name: values[name] for name in _FIGURES if name in values}}

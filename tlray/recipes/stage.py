@@ -46,7 +46,7 @@ class Command:
     module: str
     config: type[Any]
     inputs: tuple[Input, ...]
-    hears: tuple[str, ...]
+    callbacks: tuple[str, ...]
     """How the job tells of its progress: the names of its parameters."""
     split: Callable[[Any], str | None]
     """The split that its input must have."""
@@ -54,7 +54,7 @@ class Command:
     """The inputs from which it takes splits that an earlier stage assigned."""
     suffix: str = ""
     """Of its output."""
-    recognises: bool = True
+    resumes: bool = True
     """Whether the job may be run again over its finished output."""
 
     @property
@@ -78,14 +78,14 @@ COMMANDS = {
         module="tlray.features.extract",
         config=config.ExtractConfig,
         inputs=(Input("images", default=IMAGES),),
-        hears=("progress",),
+        callbacks=("progress",),
         split=lambda settings: None,
     ),
     "fit": Command(
         module="tlray.training.fit",
         config=config.FitConfig,
         inputs=(Input("features", ("extract",)),),
-        hears=("report",),
+        callbacks=("report",),
         split=_validation,
         splits_of=("features",),
     ),
@@ -93,7 +93,7 @@ COMMANDS = {
         module="tlray.training.finetune",
         config=config.FinetuneConfig,
         inputs=(Input("data", ("extract",), IMAGES), Input("model", _MODEL, optional=True)),
-        hears=("progress", "report"),
+        callbacks=("progress", "report"),
         split=_validation,
         splits_of=("data", "model"),
     ),
@@ -101,7 +101,7 @@ COMMANDS = {
         module="tlray.evaluation.evaluate",
         config=config.EvaluateConfig,
         inputs=(Input("model", _MODEL), Input("data", ("extract",), IMAGES)),
-        hears=("progress",),
+        callbacks=("progress",),
         split=lambda settings: settings.split,
         splits_of=("data", "model"),
     ),
@@ -109,11 +109,11 @@ COMMANDS = {
         module="tlray.evaluation.predict",
         config=config.PredictConfig,
         inputs=(Input("model", _MODEL), Input("images", default=IMAGES)),
-        hears=("progress",),
+        callbacks=("progress",),
         split=lambda settings: settings.split,
         splits_of=("model",),
         suffix=".parquet",
-        recognises=False,
+        resumes=False,
     ),
 }
 

@@ -20,15 +20,15 @@ from tlray.core.config import FinetuneConfig
 from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import inference, inference_tasks, part_files
-from tlray.features.bottleneck import Shard
+from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import Rows
 from tlray.images.augment import Views
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import Network
 from tlray.training import holdout
-from tlray.training.starting_point import Origin
-from tlray.training.view_stream import Source
+from tlray.training.starting_point import StartingPoint
+from tlray.training.view_stream import ViewSource
 
 _BATCH = 32
 """Images that go through the frozen network at once."""
@@ -43,16 +43,16 @@ class Prepared:
     training: Rows
     """Without features worth having, if there is a source."""
     validation: Rows
-    source: Source | None
+    source: ViewSource | None
     """Where the training rows' features come from in each epoch."""
     errors: pa.Table
-    """The images that cannot be decoded, with the columns of `featureset.ERRORS`."""
-    passes: Sequence[Shard] = ()
+    """The images that cannot be decoded, with the columns of `part_files.ERRORS`."""
+    passes: Sequence[ShardTiming] = ()
     """What was done of the images for it, in this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
+class FeatureCache:
     """What a fine-tuning needs of its images, decided on in full."""
 
     images: Images
@@ -60,7 +60,7 @@ class Preparation:
     uri: str
     """Where they are, for messages."""
     config: FinetuneConfig
-    origin: Origin
+    origin: StartingPoint
     views: Views | None
     """Of the training images: `config.views` of each are kept, or without a number new ones are streamed."""
 
@@ -74,7 +74,7 @@ class Preparation:
         counts = Counter(map(self._use, self.images))
         found: dict[str, Rows] = {}
         errors = [part_files.ERRORS.empty_table()]
-        passes: list[Shard] = []
+        passes: list[ShardTiming] = []
         for use in ("training", "validation"):
             found[use] = Rows.join([], (0, 1))
             if counts[use]:
@@ -89,7 +89,7 @@ class Preparation:
         source = None
         if self.config.streams:
             assert self.views is not None
-            source = Source(
+            source = ViewSource(
                 root=self.images.root,
                 images=listed,
                 views=self.views,

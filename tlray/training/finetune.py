@@ -19,9 +19,9 @@ from tlray.images.index import piece_name
 from tlray.images.listing import Images
 from tlray.models.assemble import trained_part
 from tlray.training import checks, holdout, model_folder, train
-from tlray.training.feature_cache import Preparation, Prepared
+from tlray.training.feature_cache import FeatureCache, Prepared
 from tlray.training.model_folder import WORK, identity
-from tlray.training.starting_point import Origin
+from tlray.training.starting_point import StartingPoint
 
 
 def finetune(
@@ -67,7 +67,7 @@ def finetune(
     # Built once here, so that a head that does not fit is told before hours of work.
     trained_part(origin.frozen, origin.end, origin.head, len(found.classes))
     cpus = checks.cpus(config, config.streams)
-    with model_folder.claimed(folder, job), session.connect(address, cpus=cpus) as connected:
+    with model_folder.reserved(folder, job), session.connect(address, cpus=cpus) as connected:
         connected()
         from tlray.training import ray_workers
 
@@ -108,7 +108,7 @@ def finetune(
 class _Data:
     """Images or features, and the network that fits them."""
 
-    origin: Origin
+    origin: StartingPoint
     classes: list[str]
     identity: Any
     """JSON value that says which data these are."""
@@ -128,7 +128,7 @@ def _from_features(
                 f"{option(name)} {value}: {features.folder.uri} is a feature set; that needs the images: "
                 "give those, or leave the option away"
             )
-    origin = Origin.decide(config, model, features)
+    origin = StartingPoint.decide(config, model, features)
     _check_same_split(origin, features.facts)
     classes = _classes(config, origin, features.classes, features.folder.uri)
     rows, validation = holdout.load(features, config)
@@ -150,7 +150,7 @@ def _from_images(
     views = Views(Augmentation.parse(config.augment), config.seed) if config.augment is not None else None
     images, uri = Images.open(data), Folder.open(data).uri
     images.check_outside(out)
-    origin = Origin.decide(config, model, None)
+    origin = StartingPoint.decide(config, model, None)
     facts: dict[str, Any] = {"images": uri, "split": config.split, "split_seed": config.seed}
     if config.split is None and origin.model is not None and origin.model.manifest["images"] == uri:
         facts = {name: origin.model.manifest[name] for name in facts}  # What it has not seen, it shall not.
@@ -166,7 +166,7 @@ def _from_images(
     if splits:
         holdout.check_parts(config, uri, splits)
     classes = _classes(config, origin, sorted(labels), uri)
-    preparation = Preparation(images=images, uri=uri, config=config, origin=origin, views=views)
+    preparation = FeatureCache(images=images, uri=uri, config=config, origin=origin, views=views)
     return _Data(
         origin=origin,
         classes=classes,
@@ -176,7 +176,7 @@ def _from_images(
     )
 
 
-def _check_same_split(origin: Origin, facts: dict[str, Any]) -> None:
+def _check_same_split(origin: StartingPoint, facts: dict[str, Any]) -> None:
     """Raise UserError if a model would be trained on images that it has held out so far."""
     if origin.model is None or origin.model.manifest["images"] != facts["images"]:
         return
@@ -194,7 +194,7 @@ def _check_same_split(origin: Origin, facts: dict[str, Any]) -> None:
         )
 
 
-def _classes(config: FinetuneConfig, origin: Origin, labels: list[str], where: str) -> list[str]:
+def _classes(config: FinetuneConfig, origin: StartingPoint, labels: list[str], where: str) -> list[str]:
     """All classes, in the order of the model's output."""
     if origin.classes is None:
         return checks.check(config, labels, where)

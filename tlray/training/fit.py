@@ -64,7 +64,10 @@ def fit(
     # share with. GPUs that were hidden from this process are there for a worker.
     alone = config.workers == 1 and not (address or session.is_connected() or has_hidden_gpus())
     cpus = checks.cpus(config, streaming=False)
-    with model_folder.claimed(folder, job), session.connect(address, cpus=cpus, ahead=not alone) as connected:
+    with (
+        model_folder.reserved(folder, job),
+        session.connect(address, cpus=cpus, ahead=not alone) as connected,
+    ):
         rows, validation = holdout.load(data, config)
         if not alone:
             connected()

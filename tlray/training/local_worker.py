@@ -14,7 +14,7 @@ _WHOLE = "whole"
 """Written last into the folder of a checkpoint."""
 
 
-class Alone:
+class LocalWorker:
     """Stands where otherwise a worker of Ray Train does."""
 
     rank, count = 0, 1

@@ -26,7 +26,7 @@ RESULT = (
 
 
 @contextmanager
-def claimed(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
+def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
     """Claim a model's folder for a job, or go on with the same job there.
 
     A UserError that leaves the block leaves nothing behind.

@@ -21,7 +21,7 @@ from tlray.core.storage import Folder
 from tlray.training.view_stream import STREAM_CPUS
 
 Report = Callable[[dict[str, float]], None]
-Loop = Callable[[Mapping[str, Any], "Worker"], Any]
+Loop = Callable[[Mapping[str, Any], "RayWorker"], Any]
 """Called in each worker with the settings."""
 
 
@@ -31,7 +31,7 @@ _RESIZE_SECONDS = 60
 """How often it is looked whether there is room for more workers, which costs the epoch that is under way."""
 
 
-class Worker:
+class RayWorker:
     """One of the training processes, as Ray Train sees it; its checkpoints lie in the run's storage."""
 
     def __init__(self, report: Report) -> None:
@@ -139,7 +139,7 @@ def run(
     def work(config: Mapping[str, Any]) -> Any:
         nodes.agree(packages)  # Raised, unlike what all workers would find: the others must end too.
         try:
-            return loop(config, Worker(epochs.put))
+            return loop(config, RayWorker(epochs.put))
         except (TlrayError, ValueError, TypeError) as error:
             return error  # Raised, it would be tried again, and come again.
         except Exception as error:

@@ -25,7 +25,7 @@ _NETWORK = ("backbone", "weights", "image_size", "preprocess")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class StartingPoint:
     """What a fine-tuning starts from; nothing of the images is known yet."""
 
     frozen: FrozenPart
@@ -38,7 +38,7 @@ class Origin:
     model: Model | None = None
 
     @classmethod
-    def decide(cls, config: FinetuneConfig, model: str | None, features: FeatureSet | None) -> Origin:
+    def decide(cls, config: FinetuneConfig, model: str | None, features: FeatureSet | None) -> StartingPoint:
         """Find the network, its cut and the head.
 
         Args:
@@ -107,7 +107,7 @@ class Origin:
         small = self.trains_backbone and known
         return config.learning_rate or (_LEARNING_RATE if small else self.head.learning_rate)
 
-    def _on(self, features: FeatureSet, config: FinetuneConfig) -> Origin:
+    def _on(self, features: FeatureSet, config: FinetuneConfig) -> StartingPoint:
         """The same, with the precision in which these features are there."""
         own, theirs = self.frozen.provenance, features.provenance
         for name, default in (("precision", "auto"), ("store", "float32")):
@@ -123,25 +123,25 @@ class Origin:
         return replace(self, frozen=replace(self.frozen, provenance=own))
 
 
-def _new(config: FinetuneConfig, head: str) -> Origin:
+def _new(config: FinetuneConfig, head: str) -> StartingPoint:
     backbone = registry.backbone(config.backbone or DEFAULT)
     cut = cut_before(backbone, config.from_) if config.from_ else None
     options = {name: getattr(config, name) for name in (*_NETWORK, "precision", "store")}
     frozen = FrozenPart.decide(NetworkConfig(**options, cut=cut), seed=config.seed)
-    return Origin(frozen=frozen, end=backbone.cuts[-1], head=registry.head(head))
+    return StartingPoint(frozen=frozen, end=backbone.cuts[-1], head=registry.head(head))
 
 
-def _from_features(config: FinetuneConfig, head: str, features: FeatureSet) -> Origin:
+def _from_features(config: FinetuneConfig, head: str, features: FeatureSet) -> StartingPoint:
     frozen = FrozenPart.of(features.provenance)
     _check_network(config, features.provenance, features.folder.uri)
     cut = cut_before(frozen.backbone, config.from_) if config.from_ else features.provenance.cut
     frozen = replace(frozen, provenance=replace(frozen.provenance, cut=cut))
     # Without --from, only the head is trained, wherever the cut is.
     end = frozen.backbone.cuts[-1] if config.from_ else cut
-    return Origin(frozen=frozen, end=end, head=registry.head(head))
+    return StartingPoint(frozen=frozen, end=end, head=registry.head(head))
 
 
-def _trained(config: FinetuneConfig, model: Model) -> Origin:
+def _trained(config: FinetuneConfig, model: Model) -> StartingPoint:
     made = model.provenance
     _check_network(config, made, model.folder.uri)
     backbone = registry.backbone(made.backbone)
@@ -158,7 +158,7 @@ def _trained(config: FinetuneConfig, model: Model) -> Origin:
         # Some of what is frozen now was trained before.
         provenance = replace(provenance, weights=model.folder.uri, weights_sha256=digest(arrays))
     classifier = whole.get_layer("head").get_layer("classifier")
-    return Origin(
+    return StartingPoint(
         frozen=FrozenPart(backbone, arrays, provenance),
         end=end,
         head=registry.head(config.head or model.manifest["head"]),

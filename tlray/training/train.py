@@ -19,7 +19,7 @@ from tlray.core.errors import JobError, TlrayError
 from tlray.core.manifest import dump, package_versions, versions
 from tlray.core.storage import Folder
 from tlray.features import bottleneck
-from tlray.features.bottleneck import Shard
+from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import Rows
 from tlray.features.part_files import write_errors
 from tlray.models import registry
@@ -28,7 +28,7 @@ from tlray.models.interfaces import Head
 from tlray.models.layers import Arrays
 from tlray.models.model import FORMAT, MANIFEST
 from tlray.training.model_folder import RESULT, WORK, result
-from tlray.training.view_stream import Source
+from tlray.training.view_stream import ViewSource
 from tlray.training.worker import early_stopping
 from tlray.training.worker.task import Trained
 
@@ -53,7 +53,7 @@ class Training:
     """Without features worth having, if there is a source."""
     validation: Rows
     """There may be none."""
-    source: Source | None = None
+    source: ViewSource | None = None
     """Where the features of the training rows come from, if not with them."""
     views: bool = False
     """Whether each training row has several views, (rows, views, *shape)."""
@@ -72,7 +72,7 @@ def run(
     before: Sequence[Mapping[str, Any]],
     started: float,
     report: Report,
-    passes: Sequence[Shard] = (),
+    passes: Sequence[ShardTiming] = (),
     alone: bool = False,
 ) -> dict[str, Any]:
     """Train on the Ray this process is connected to, or alone in this process, and write the model.
@@ -82,7 +82,7 @@ def run(
         folder: of the model, claimed.
         job: stands in the manifest.
         facts: more for the manifest: images, split, split_seed.
-        errors: the images that could not be decoded, with the columns of `featureset.ERRORS`.
+        errors: the images that could not be decoded, with the columns of `part_files.ERRORS`.
         stage: what to say of this stage of the model's training.
         before: the stages before this one.
         started: when the command was, by `time.monotonic`.
@@ -165,11 +165,11 @@ def _on_workers(training: Training, work: Folder, report: Report) -> Trained:
 
 def _here(training: Training, work: Folder, report: Report) -> Trained:
     """Train in this process."""
-    from tlray.training.local_worker import Alone
+    from tlray.training.local_worker import LocalWorker
 
     try:
         trained: Trained = _loop(
-            _shared(training, lambda value: value), Alone(work, report), lambda value: value
+            _shared(training, lambda value: value), LocalWorker(work, report), lambda value: value
         )
     except TlrayError:
         raise
@@ -215,7 +215,7 @@ def _loop(settings: Mapping[str, Any], worker: Any, get: Callable[[Any], Any]) -
     from tlray.core.runtime import prepare_keras
 
     prepare_keras(max(1, len(os.sched_getaffinity(0)) // worker.count))
-    from tlray.training.view_stream import Stream
+    from tlray.training.view_stream import ViewStream
     from tlray.training.worker import loop
     from tlray.training.worker.collective import Workers
     from tlray.training.worker.dataset import InMemory
@@ -230,7 +230,7 @@ def _loop(settings: Mapping[str, Any], worker: Any, get: Callable[[Any], Any]) -
         **given,
         frozen=replace(frozen, arrays=get(frozen.arrays)),
         features=lambda batches, epochs: (
-            Stream(source, batches, epochs) if source else InMemory(features, views)
+            ViewStream(source, batches, epochs) if source else InMemory(features, views)
         ),
         targets=targets,
         validation=get(validation) if validation else None,

@@ -36,7 +36,7 @@ _MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ViewSource:
     """What every stream needs to know of the training images."""
 
     root: Folder
@@ -48,10 +48,10 @@ class Source:
     load_network: Callable[[], Network]
 
 
-class Stream:
+class ViewStream:
     """The features of one worker's batches, in their order."""
 
-    def __init__(self, source: Source, batches: GlobalBatches, epochs: range) -> None:
+    def __init__(self, source: ViewSource, batches: GlobalBatches, epochs: range) -> None:
         self._features = _stream(source, batches, epochs)
         self.waited = 0.0
         """Seconds that were spent waiting for features."""
@@ -67,7 +67,7 @@ class Stream:
 
 
 def _stream(
-    source: Source, batches: GlobalBatches, epochs: range
+    source: ViewSource, batches: GlobalBatches, epochs: range
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
     """The epoch, step and features of every step."""
     steps = max(1, _BLOCK_ROWS // batches.slots)
@@ -81,7 +81,7 @@ def _stream(
 
 
 def _run(
-    source: Source, batches: GlobalBatches, blocks: list[dict[str, int]]
+    source: ViewSource, batches: GlobalBatches, blocks: list[dict[str, int]]
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
     import ray.data
 
@@ -116,7 +116,7 @@ def _run(
             start += rows
 
 
-def _decode(batch: dict[str, npt.NDArray[Any]], source: Source, batches: GlobalBatches) -> pa.Table:
+def _decode(batch: dict[str, npt.NDArray[Any]], source: ViewSource, batches: GlobalBatches) -> pa.Table:
     """The views of a block of steps, as pixels."""
     import ray
 

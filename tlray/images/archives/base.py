@@ -95,7 +95,7 @@ def open_file(root: Folder, path: str) -> pa.NativeFile:
     return root.filesystem.open_input_file(place)
 
 
-class Names:
+class Duplicates:
     """Finds names that come twice, in 8 bytes each."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Names:
         return None
 
 
-class Places:
+class HashIndex:
     """Where names are, in 16 bytes each."""
 
     def __init__(self, found: Iterable[tuple[str, int]]) -> None:

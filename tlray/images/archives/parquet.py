@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import Damaged, Found, Names, Places, open_file
+from tlray.images.archives.base import Damaged, Duplicates, Found, HashIndex, open_file
 from tlray.images.bad_image import MAX_BYTES, BadImage
 
 _IMAGE, _KEYS, _LABELS = ("image", "img"), ("__key__", "key"), ("label", "cls")
@@ -103,7 +103,7 @@ class Parquet:
         self._ahead: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
         """The row group that it goes through, and the row that comes next."""
-        self._places: Places | None = None
+        self._places: HashIndex | None = None
 
     @classmethod
     def open(cls, root: Folder, path: str) -> Parquet | None:
@@ -122,7 +122,7 @@ class Parquet:
         return None if columns is None else cls(file, stream.size(), columns)
 
     def images(self) -> Iterator[Found | str]:
-        columns, seen, row = self._columns, Names(), 0
+        columns, seen, row = self._columns, Duplicates(), 0
         wanted = [columns.key, columns.label, columns.split]
         for key, label, split in self._cells(*wanted):
             if columns.key is not None:
@@ -157,7 +157,7 @@ class Parquet:
         if self.has_names:
             if self._places is None:
                 keys = self._cells(self._columns.key)
-                self._places = Places((key or "", row) for row, (key,) in enumerate(keys))
+                self._places = HashIndex((key or "", row) for row, (key,) in enumerate(keys))
             yield from self._places.of(name)
 
     def _row(self, row: int) -> tuple[str, bytes | None] | None:

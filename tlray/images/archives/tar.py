@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import Damaged, File, Found, Names, Places
+from tlray.images.archives.base import Damaged, Duplicates, File, Found, HashIndex
 from tlray.images.bad_image import MAX_BYTES, BadImage
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -58,10 +58,10 @@ class Tar:
 
     def __init__(self, root: Folder, path: str) -> None:
         self._file = File(root, path)
-        self._places: Places | None = None
+        self._places: HashIndex | None = None
 
     def images(self) -> Iterator[Found | str]:
-        seen = Names()
+        seen = Duplicates()
         for found in self._samples():
             if isinstance(found, Found):
                 seen.add(found.name)
@@ -124,7 +124,7 @@ class Tar:
     def _places_of(self, name: str) -> Iterator[int]:
         if self._places is None:
             members = self._members()
-            self._places = Places((member.name, member.offset) for member in members if _is_image(member))
+            self._places = HashIndex((member.name, member.offset) for member in members if _is_image(member))
         yield from self._places.of(name)
 
     def _label(self, member: _Member) -> str | None:

@@ -44,7 +44,7 @@ class Workers:
         )
 
 
-class Network(keras.Model):
+class SyncedModel(keras.Model):
     """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
 
     def share_statistics(self, workers: Workers) -> None:

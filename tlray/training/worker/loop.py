@@ -19,7 +19,7 @@ from tlray.models.model import NETWORK
 from tlray.training.worker import early_stopping
 from tlray.training.worker.batches import GlobalBatches
 from tlray.training.worker.checkpoint import State, seeds
-from tlray.training.worker.collective import Network, Workers, averaging
+from tlray.training.worker.collective import SyncedModel, Workers, averaging
 from tlray.training.worker.dataset import InMemory, Slices
 from tlray.training.worker.metrics import GlobalEpochs, RowMean
 from tlray.training.worker.task import Checkpoints, Task, Trained
@@ -105,12 +105,12 @@ def train(
         return _finish(state, task, seconds, waited) if rank == 0 else None
 
 
-def _build(task: Task) -> Network:
+def _build(task: Task) -> SyncedModel:
     """The trained part, with the weights it starts from."""
     part = trained_part(task.frozen, task.end, task.head, task.classes)
     if task.start is not None:
         part.get_layer("classifier").set_weights(task.start)
-    return Network(part.input, part.output, name=part.name)
+    return SyncedModel(part.input, part.output, name=part.name)
 
 
 def _held_out(task: Task, seen: Slices) -> tf.data.Dataset | None:
@@ -162,7 +162,7 @@ def _drop_differently(model: keras.Model, rank: int) -> None:
         variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
 
 
-def _compile(model: Network, task: Task, steps: int, workers: Workers) -> list[RowMean]:
+def _compile(model: SyncedModel, task: Task, steps: int, workers: Workers) -> list[RowMean]:
     """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
     binary = model.output_shape[-1] == 1
     loss = task.head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
