@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from annotated_doc import Doc
 
+from tlray.core.config import CLUSTER, OUTPUT, settings
 from tlray.core.config import option as option_name
 from tlray.core.errors import TlrayError
 from tlray.core.manifest import dump
@@ -29,8 +30,8 @@ INTERRUPTED = 130
 class _Output:
     """What every command takes."""
 
-    json: Annotated[bool, Doc("print one JSON object on stdout, and nothing else there")] = False
-    debug: Annotated[bool, Doc("show tracebacks and what libraries have to say")] = False
+    json: Annotated[bool, Doc("Print one JSON object on stdout, and nothing else there."), OUTPUT] = False
+    debug: Annotated[bool, Doc("Show tracebacks, and the messages of Ray and TensorFlow."), OUTPUT] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,10 @@ class OnRay:
     address: Annotated[
         str | None,
         Doc(
-            "of a running Ray cluster; without it RAY_ADDRESS, which Ray sets for a job, or else a local "
-            "Ray is started, and stopped at the end"
+            "Address of a running Ray cluster. Default: RAY_ADDRESS, which Ray sets for a submitted job; "
+            "else a local Ray is started, and stopped at the end."
         ),
+        CLUSTER,
     ] = os.environ.get("RAY_ADDRESS")
 
 
@@ -81,7 +83,7 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(**given: Any) -> None:
         def build(group: Any) -> Any:
-            return group(**{field.name: given[field.name] for field in fields(group)})
+            return group(**{field.name: given[field.name] for field in fields(group) if field.name in given})
 
         with _reported(as_json=given["json"], debug=given["debug"]):
             arguments = {name: given[name] for name in signature.parameters if name not in groups}
@@ -129,20 +131,21 @@ class _reported:  # noqa: N801 - used like a function
 
 
 def _options(group: type[Any]) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    found = []
+    found, known = [], settings(group)
     for field in fields(group):
-        kind, doc = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
+        setting = known[field.name]
+        if not setting.is_option:
+            continue
         # Named, or typer would add --no-json to a flag.
         option = typer.Option(
-            option_name(field.name), help=doc.documentation, show_default=field.default is not None
+            option_name(field.name), help=setting.help, show_default=field.default is not None
         )
         found.append(
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=Annotated[kind, option],
+                annotation=Annotated[setting.kind, option],
             )
         )
     return found

@@ -1,26 +1,54 @@
-"""What the user can ask of each job: the one place where its settings, their defaults and help stand.
+"""What the user can ask of each job: the one place where its settings, their defaults and help are written.
 
-The command line is made from these classes (`tlray.cli.options`), and recipes are read into them
-(`tlray.recipes.recipe`), so they import nothing heavy.
+The command line is made from these classes (`tlray.cli.options`), recipes are read into them
+(`tlray.recipes.recipe`), and Python callers give the same settings as keywords. They import nothing heavy.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 from annotated_doc import Doc
 
-from tlray.core.errors import UserError
+from tlray.core.errors import UserError, unknown
+from tlray.core.schema import coerced
 
 MAX_PIXELS = 100_000_000
-"""Width times height above which an image is refused unread, unless the user says otherwise."""
-_POSITIVE = (
-    *("image_size", "max_pixels", "batch_size", "top", "views"),
-    *("epochs", "learning_rate", "early_stopping", "workers", "min_workers"),
-)
-_FRACTIONS = ("split", "max_bad_fraction")
+"""Width times height above which an image is refused unread, unless the user allows more."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The heading under which `--help` shows a setting."""
+
+    title: str
+
+
+IMAGES = Group("Images and labels")
+NETWORK = Group("Network")
+TRAINING = Group("Training")
+OUTPUT = Group("Output")
+CLUSTER = Group("Cluster")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a setting may be."""
+
+    contain: Callable[[float], bool]
+    expected: str
+
+
+POSITIVE = Bounds(lambda value: 0 < value < math.inf, "more than 0")
+FRACTION = Bounds(lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
+SHARE = Bounds(lambda value: 0 < value <= 1, "more than 0 and at most 1")
+SEED = Bounds(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+NOT_AN_OPTION = object()
+"""Marks a setting that only recipes and Python callers have."""
 
 
 def option(field: str) -> str:
@@ -28,154 +56,272 @@ def option(field: str) -> str:
     return f"--{field.rstrip('_').replace('_', '-')}"
 
 
+class Setting(NamedTuple):
+    """What the annotation of a setting says."""
+
+    kind: Any
+    """Its type."""
+    help: str
+    group: Group
+    bounds: Bounds | None
+    is_option: bool
+    """Whether it is on the command line; the others are for recipes and Python callers."""
+
+
+def settings(config: type[Any]) -> dict[str, Setting]:
+    """The settings of a config class, by the names of its fields."""
+    hints = get_type_hints(config, include_extras=True)
+    found = {}
+    for field in fields(config):
+        doc, group, *markers = hints[field.name].__metadata__
+        bounds = next((marker for marker in markers if isinstance(marker, Bounds)), None)
+        kind = hints[field.name].__origin__
+        found[field.name] = Setting(kind, doc.documentation, group, bounds, NOT_AN_OPTION not in markers)
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Checked:
-    """Checks the numbers, whichever of them a class has."""
+class Config:
+    """Settings, checked.
+
+    Raises:
+        UserError: a value has the wrong type, or is out of its bounds.
+    """
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if field.name in _POSITIVE and not value > 0:
-                raise UserError(f"{option(field.name)} {value}: expected more than 0")
-            if field.name in _FRACTIONS and not 0 <= value <= 1:
-                raise UserError(f"{option(field.name)} {value}: expected a fraction from 0 to 1")
-            if field.name == "seed" and not 0 <= value < 2**32:
-                raise UserError(f"--seed {value}: expected a whole number from 0 to 4294967295")
+        for name, setting in settings(type(self)).items():
+            try:
+                value = coerced(getattr(self, name), setting.kind)
+            except ValueError as error:
+                raise UserError(f"{option(name)} {getattr(self, name)!r}: expected {error}") from error
+            object.__setattr__(self, name, value)
+            if setting.bounds is not None and value is not None and not setting.bounds.contain(value):
+                raise UserError(f"{option(name)} {value}: expected {setting.bounds.expected}")
+
+
+C = TypeVar("C", bound=Config)
+
+
+def configured(kind: type[C], config: C | None, given: Mapping[str, Any]) -> C:
+    """The settings of a Python caller: a config object, keywords, or both.
+
+    Args:
+        kind: the config class of the job.
+        config: the settings to start from; without it the defaults.
+        given: settings by name; they replace those of `config`.
+
+    Raises:
+        UserError: there is no such setting (the message names the nearest), or a value is wrong.
+    """
+    known = settings(kind)
+    for name in given:
+        if name not in known:
+            raise unknown("setting", name, known)
+    return kind(**given) if config is None else replace(config, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Backbone(_Checked):
+class BackboneConfig(Config):
     """The whole network without its head, and how it sees the images."""
 
-    backbone: Annotated[str | None, Doc("the network; see `tlray plugins list`; vgg16 if not given")] = None
+    backbone: Annotated[
+        str | None, Doc("Network to run. `tlray plugins list` shows all. Default: vgg16."), NETWORK
+    ] = None
     weights: Annotated[
         str | None,
-        Doc("a name the backbone knows, `none` (random), a weights file or a model; or the backbone's own"),
+        Doc(
+            "Weights to start from: a name that the network knows, `none` for random ones, a weights file, "
+            "or a model. Default: the network's own, e.g. imagenet."
+        ),
+        NETWORK,
     ] = None
-    image_size: Annotated[int | None, Doc("side of the square input in pixels; or the backbone's own")] = None
+    image_size: Annotated[
+        int | None,
+        Doc("Side of the square that images are resized to, in pixels. Default: the network's own."),
+        NETWORK,
+        POSITIVE,
+    ] = None
     preprocess: Annotated[
         Literal["imagenet", "rescale", "raw"] | None,
-        Doc("what the weights were trained with (imagenet, the default), pixels times 1/255, or as they are"),
+        Doc(
+            "What is done to the pixels first: `imagenet` does what the weights were trained with, `rescale` "
+            "multiplies by 1/255, `raw` does nothing. Default: imagenet."
+        ),
+        NETWORK,
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Frozen(_Checked):
-    """How the frozen part of a network is run, and what is kept of it."""
+class FrozenConfig(Config):
+    """How the frozen part of a network is run, and in which format its output is stored."""
 
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Doc("what the frozen network computes in; auto: bfloat16 where hardware and network are good for it"),
+        Doc(
+            "Number format that the frozen network computes in. `auto` takes bfloat16 where the hardware has "
+            "it and the network is good at it, else float32."
+        ),
+        NETWORK,
     ] = "auto"
-    store: Annotated[Literal["float32", "float16"], Doc("what the features are kept in")] = "float32"
+    store: Annotated[
+        Literal["float32", "float16"], Doc("Number format that features are stored in."), OUTPUT
+    ] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass(_Checked):
-    """How a network goes through images: on which processes, and what becomes of bad images."""
+class InferenceConfig(Config):
+    """How a network is run over images: in which processes, and what becomes of bad images."""
 
     actors: Annotated[
         str | None,
         Doc(
-            "processes that hold the network: N, or MIN-MAX to follow a cluster that grows; "
-            "if not given, one for each GPU, or for each node where there is none"
+            "Processes that hold the network: a number, or MIN-MAX to grow with the cluster. Default: one "
+            "for each GPU, or one for each node if there is no GPU."
         ),
+        CLUSTER,
     ] = None
-    gpus_per_actor: Annotated[float, Doc("share of a GPU for each of them, e.g. 0.5: two on a GPU")] = 1.0
+    gpus_per_actor: Annotated[
+        float, Doc("GPUs for each of these processes. 0.5 puts two on one GPU."), CLUSTER, SHARE
+    ] = 1.0
 
     max_pixels: Annotated[
-        int, Doc("an image of more pixels (width times height) is bad: it could fill the memory")
+        int,
+        Doc(
+            "Largest image, as width times height. A larger one counts as bad, because it could fill the "
+            "memory."
+        ),
+        IMAGES,
+        POSITIVE,
     ] = MAX_PIXELS
     max_bad_fraction: Annotated[
-        float, Doc("the job fails when more than this fraction of the images cannot be decoded")
+        float, Doc("The job fails if more than this fraction of the images is bad."), IMAGES, FRACTION
     ] = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.actors is not None and self.actor_range is None:
             raise UserError(f"--actors {self.actors}: expected a number, e.g. 4, or two, e.g. 1-8")
-        if not 0 < self.gpus_per_actor <= 1:
-            raise UserError(f"--gpus-per-actor {self.gpus_per_actor:g}: expected more than 0 and at most 1")
 
     @property
     def actor_range(self) -> tuple[int, int] | None:
-        """The least and the most actors, if they are given and make sense."""
-        found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", self.actors or "")
-        if not found:
+        """The least and the most actors; None if they are not given, or make no sense."""
+        numbers = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", self.actors or "")
+        if not numbers:
             return None
-        least, most = int(found[1]), int(found[2] or found[1])
+        least, most = int(numbers[1]), int(numbers[2] or numbers[1])
         return (least, most) if 1 <= least <= most else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source(_Pass):
-    """How images are taken in."""
+class _Split(InferenceConfig):
+    """How images without splits get them."""
 
     split: Annotated[
-        float | None, Doc("assign this fraction of the images to `train` and the rest to `test`, by path")
+        float | None,
+        Doc("Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`."),
+        IMAGES,
+        FRACTION,
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(_Backbone, _Frozen):
+class NetworkConfig(BackboneConfig, FrozenConfig):
     """The frozen part of a network."""
 
     cut: Annotated[
-        str | None, Doc("the layer whose output is kept, or `input`; the network's end if not given")
+        str | None,
+        Doc("Layer whose output is stored, or `input` for the pixels. Default: the end of the network."),
+        NETWORK,
     ] = None
-    batch_size: Annotated[int, Doc("images that go through the network at once")] = 32
+    batch_size: Annotated[int, Doc("Images that go through the network at once."), NETWORK, POSITIVE] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(NetworkConfig, _Source):
-    """`tlray extract`."""
+class ExtractConfig(NetworkConfig, _Split):
+    """The settings of `tlray extract` and `tlray plan`."""
 
-    seed: Annotated[int, Doc("of the split")] = 0
+    seed: Annotated[int, Doc("Seed of the random split."), IMAGES, SEED] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
-    """How the trained part is trained."""
+class TrainConfig(Config):
+    """How the trained part of a network is trained."""
 
-    epochs: Annotated[int, Doc("how often the training rows are seen, at most")] = 30
-    batch_size: Annotated[int, Doc("rows of one step, over all workers together")] = 32
-    optimizer: Annotated[str | None, Doc("a Keras optimizer, e.g. adam; or the head's own")] = None
+    epochs: Annotated[int, Doc("Number of passes over the training rows, at most."), TRAINING, POSITIVE] = 30
+    batch_size: Annotated[
+        int, Doc("Rows of one training step, over all workers together."), TRAINING, POSITIVE
+    ] = 32
+    optimizer: Annotated[
+        str | None, Doc("Keras optimizer, e.g. adam. Default: the head's own."), TRAINING
+    ] = None
     learning_rate: Annotated[
-        float | None, Doc("step size; or the head's own, and 1e-5 for the layers of a trained network")
+        float | None,
+        Doc("Learning rate. Default: the head's own, or 1e-5 if layers of the network are trained further."),
+        TRAINING,
+        POSITIVE,
     ] = None
     decay: Annotated[
         str | None,
-        Doc("`cosine` (the step size falls to 0), or a rate R: it is divided by 1 + R times the steps taken"),
+        Doc(
+            "How the learning rate falls: `cosine` brings it to 0 over all epochs; a number R divides it by "
+            "1 + R times the steps taken. Default: it stays."
+        ),
+        TRAINING,
     ] = None
-    early_stopping: Annotated[int | None, Doc("stop when --monitor has not improved for so many epochs")] = (
-        None
-    )
+    early_stopping: Annotated[
+        int | None,
+        Doc("Stop after this many epochs in a row in which the validation loss has not improved."),
+        TRAINING,
+        POSITIVE,
+    ] = None
     monitor: Annotated[
         Literal["val_loss", "val_accuracy", "loss", "accuracy"],
-        Doc("what tells the best epoch, for --early-stopping and --keep"),
+        Doc("The metric that decides which epoch is the best, for early-stopping and keep."),
+        TRAINING,
+        NOT_AN_OPTION,
     ] = "val_loss"
     keep: Annotated[
         Literal["best", "last"] | None,
-        Doc("whose epoch's weights are kept; best with --early-stopping, else last, if not given"),
+        Doc("Epoch whose weights the model gets. Default: best with --early-stopping, else last."),
+        TRAINING,
     ] = None
     validation: Annotated[
         str | None,
-        Doc("hold this fraction of the training rows out for validation, by path; or the name of a split"),
+        Doc(
+            "Rows to validate on: a fraction of the training rows, chosen by path, or the name of a split. "
+            "Default: the split `validation`, if there is one."
+        ),
+        IMAGES,
     ] = None
     classes: Annotated[
-        str | None, Doc("all classes in the order of the model's output, e.g. cats,dogs; sorted if not given")
+        str | None,
+        Doc(
+            "All classes in the order of the model's output, separated by commas. Default: in alphabetical "
+            "order."
+        ),
+        IMAGES,
     ] = None
-    class_weights: Annotated[bool, Doc("let every class count the same in the loss, however rare")] = False
-    workers: Annotated[int, Doc("training processes; any number gives the same weights")] = 1
+    class_weights: Annotated[
+        bool, Doc("Give every class the same weight in the loss, however many images it has."), TRAINING
+    ] = False
+    workers: Annotated[
+        int, Doc("Training processes. Any number gives the same weights."), CLUSTER, POSITIVE
+    ] = 1
     min_workers: Annotated[
         int | None,
-        Doc("begin, and go on when nodes are lost, with as few of them; new ones join in; all if not given"),
+        Doc(
+            "Begin with this many workers if there is no room for all, and go on with as few when nodes are "
+            "lost; new nodes are taken in. Default: all of --workers are needed."
+        ),
+        CLUSTER,
+        POSITIVE,
     ] = None
-    tensorboard: Annotated[bool, Doc("also write TensorBoard logs, into the model folder")] = False
+    tensorboard: Annotated[bool, Doc("Also write TensorBoard logs into the model's folder."), OUTPUT] = False
     seed: Annotated[
-        int, Doc("of the initial weights, the order of the rows, the dropout, and splits and views if any")
+        int,
+        Doc("Seed of the initial weights, the order of the rows, dropout, random splits and views."),
+        TRAINING,
+        SEED,
     ] = 0
 
     def __post_init__(self) -> None:
@@ -199,7 +345,7 @@ class TrainConfig(_Checked):
 
     @property
     def validation_fraction(self) -> float | None:
-        """The fraction in `validation`; None if it is none or the name of a split."""
+        """The fraction in `validation`; None if it is not given, or is the name of a split."""
         fraction = _number(self.validation)
         return fraction if fraction == fraction else None
 
@@ -213,7 +359,7 @@ class TrainConfig(_Checked):
 
 
 def _number(text: str | None) -> float:
-    """The number that is written there; not a number if it is none."""
+    """The number that a text is; not-a-number if it is none."""
     try:
         return float(text or "nan")
     except ValueError:
@@ -222,34 +368,52 @@ def _number(text: str | None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(TrainConfig):
-    """`tlray fit`."""
+    """The settings of `tlray fit`."""
 
-    head: Annotated[str, Doc("the network that is trained; see `tlray plugins list`")] = "dense-256"
+    head: Annotated[
+        str, Doc("Classifier to train on the features. `tlray plugins list` shows all."), NETWORK
+    ] = "dense-256"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(_Backbone, _Frozen, _Source, TrainConfig):
-    """`tlray finetune`."""
+class FinetuneConfig(BackboneConfig, FrozenConfig, _Split, TrainConfig):
+    """The settings of `tlray finetune`."""
 
     from_: Annotated[
         str | None,
-        Doc("the first layer that is trained, or `input` for all; only what the model trained, if not given"),
+        Doc(
+            "Layer to start training at; layers before it stay frozen. `input` trains everything. Default: "
+            "what --model was trained from."
+        ),
+        NETWORK,
     ] = None
     head: Annotated[
-        str | None, Doc("start with a new head of this name instead of the model's; needed without --model")
+        str | None,
+        Doc("New classifier to start with. Default: that of --model; without --model it must be given."),
+        NETWORK,
     ] = None
     augment: Annotated[
         str | None,
-        Doc("new random views of the training images in each epoch: a name, or e.g. rotation=40,flip"),
+        Doc(
+            "Train on random views of the images: `flip`, `light`, `strong`, or a list such as "
+            "rotation=40,flip. Default: the images as they are."
+        ),
+        IMAGES,
     ] = None
     views: Annotated[
-        int | None, Doc("make so many views of each image once, keep their features, and go through them")
+        int | None,
+        Doc(
+            "With --augment: compute this many views of each image once, and reuse them. Default: new views "
+            "in each epoch."
+        ),
+        IMAGES,
+        POSITIVE,
     ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.views is not None and self.augment is None:
-            raise UserError(f"--views {self.views}: of what? Add --augment, or leave it away")
+            raise UserError(f"--views {self.views}: of what? Add --augment, or leave --views away")
         if self.streams and self.least_workers < self.workers:
             raise UserError(
                 f"--min-workers {self.min_workers}: each worker needs room for the network that feeds it "
@@ -258,40 +422,52 @@ class FinetuneConfig(_Backbone, _Frozen, _Source, TrainConfig):
 
     @property
     def streams(self) -> bool:
-        """Whether the training images are gone through again in each epoch."""
+        """Whether new views of the training images are computed in each epoch."""
         return self.augment is not None and self.views is None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(_Pass):
+class RunConfig(InferenceConfig):
     """How a trained model is run over images."""
 
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Doc("what the backbone computes in; auto: reduced only if it was when the model was trained"),
+        Doc(
+            "Number format that the backbone computes in. `auto` takes float32, unless the model was trained "
+            "on features of lower precision."
+        ),
+        NETWORK,
     ] = "auto"
-    batch_size: Annotated[int, Doc("images that go through the network at once")] = 32
+    batch_size: Annotated[int, Doc("Images that go through the network at once."), NETWORK, POSITIVE] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunConfig):
-    """`tlray evaluate`."""
+    """The settings of `tlray evaluate`."""
 
     split: Annotated[
         str | None,
         Doc(
-            "evaluate this split; if not given: test, else validation. Images without splits that the "
-            "model was trained on are split as for training"
+            "Split to evaluate. Default: test, else validation. Images that the model was trained on are "
+            "split as they were then."
         ),
+        IMAGES,
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(RunConfig):
-    """`tlray predict`."""
+    """The settings of `tlray predict`."""
 
-    split: Annotated[str | None, Doc("only the images of this split")] = None
+    split: Annotated[str | None, Doc("Predict only the images of this split."), IMAGES] = None
     annotate: Annotated[
-        str | None, Doc("a folder to write copies of the pictures to, with class and percent on them")
+        str | None,
+        Doc("Folder for copies of the images that have the predicted class and its probability on them."),
+        OUTPUT,
     ] = None
-    top: Annotated[int | None, Doc("keep the K most probable classes of each image instead of all")] = None
+    top: Annotated[
+        int | None,
+        Doc("Write the K most probable classes of each image, instead of the probabilities of all."),
+        OUTPUT,
+        POSITIVE,
+    ] = None

@@ -13,6 +13,7 @@ from typing import Any
 
 from tlray.core.config import FinetuneConfig, TrainConfig
 from tlray.core.errors import UserError, unknown
+from tlray.core.schema import described
 from tlray.recipes.stage import COMMANDS, Stage, build, check_name, unknown_key
 
 _HEADER = ("title", "reproduces", "source", "published", "command", "differs")
@@ -232,7 +233,7 @@ def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
         known = [name for keys in ([stage] if dot else tables) for name in kinds[keys]]
         raise unknown_key(where, given, dict.fromkeys(known))
     chosen = [name for name in able if given in tables[name]] or able
-    if len({kinds[name][given] for name in chosen}) > 1:
+    if len({described(kinds[name][given]) for name in chosen}) > 1:
         ways = " or ".join(f"--set {name}.{given}={text}" for name in chosen)
         raise UserError(f"{where} means different things to the stages: name one, {ways}")
     for name in chosen:

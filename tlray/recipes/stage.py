@@ -8,23 +8,16 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from tlray.core import config
 from tlray.core.config import option
 from tlray.core.errors import UserError
+from tlray.core.schema import coerced
 
 IMAGES = "IMAGES"
 """Stands in a recipe for the images that are given when it is run."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((float, int), "a number"),
-    str: ((str, float, int), "text"),
-}
-"""For each type of a setting, what TOML may hold, and how that is called."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +52,9 @@ class Command:
 
     @property
     def kinds(self) -> dict[str, Any]:
-        """The keys a stage may have, each with the type of its value, of which None is no part."""
-        hints = get_type_hints(self.config, include_extras=True)
+        """The keys that a stage may have, each with the type of its value."""
         inputs = {given.name: str for given in self.inputs if given.makers}
-        return {**inputs, **{key(name): _without_none(hint.__args__[0]) for name, hint in hints.items()}}
+        return {**inputs, **{key(name): found.kind for name, found in config.settings(self.config).items()}}
 
 
 def _validation(settings: config.TrainConfig) -> str | None:
@@ -147,11 +139,14 @@ class Stage:
             if given.optional and given.name in places:
                 words += [option(given.name), places[given.name]]
         words += ["--out", self.output(out)]
+        only_here, settings = "", config.settings(type(self.config))
         for name in self.given:
             value = getattr(self.config, name)
-            if value is not False:
-                words += [option(name)] if value is True else [option(name), str(value)]
-        return shlex.join(words)
+            if settings[name].is_option:
+                words += [option(name)] * (value is not False) + [str(value)] * (not isinstance(value, bool))
+            elif value != getattr(type(self.config), name):
+                only_here += f"  # and {key(name)} = {value}, which is no option"
+        return shlex.join(words) + only_here
 
 
 def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str, str]) -> Stage:
@@ -236,19 +231,7 @@ def _expected(needed: Input, earlier: Mapping[str, str]) -> str:
 
 def _coerce(where: str, value: Any, kind: Any) -> Any:
     """The value as a setting of that type holds it."""
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        if value not in choices:
-            raise UserError(f"{where} = {value!r}: expected {', '.join(choices[:-1])} or {choices[-1]}")
-        return value
-    accepted, expected = _TYPES[kind]
-    # Of exactly these types: to Python, true is a whole number.
-    if type(value) not in accepted:
-        raise UserError(f"{where} = {value!r}: expected {expected}")
-    return kind(value)
-
-
-def _without_none(kind: Any) -> Any:
-    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    (kind,) = (member for member in members if member is not NoneType)
-    return kind
+    try:
+        return coerced(value, kind)
+    except ValueError as error:
+        raise UserError(f"{where} = {value!r}: expected {error}") from error

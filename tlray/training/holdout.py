@@ -101,8 +101,8 @@ def _check_watched(config: TrainConfig, validates: bool) -> None:
     used = config.keeps_best or config.early_stopping is not None
     if used and config.monitor.startswith("val_") and not validates:
         raise UserError(
-            f"--monitor {config.monitor}: there are no validation rows: add --validation 0.2, "
-            "give images with train/ and validation/, or monitor loss or accuracy"
+            f"{config.monitor} decides which epoch is the best, but there are no validation rows: add "
+            "--validation 0.2, or give images with train/ and validation/"
         )
 
 
