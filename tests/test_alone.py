@@ -45,7 +45,7 @@ def test_the_last_checkpoint_comes_back_in_another_process(work, state):
         (state / "state.npz").write_bytes(b"%d" % number)
         first.save(str(state))
     assert contents(LocalWorker(work, print)) == {"state.npz": b"11", "logs/events": b"2"}
-    assert len(work.names("alone")) == 1
+    assert len(work.names("local")) == 1
 
 
 def test_a_checkpoint_that_was_not_finished_is_none(work, state, monkeypatch):

@@ -36,6 +36,7 @@ from tlray.features.verify import verify
 from tlray.images import walk
 from tlray.images.archives import base, parquet, tar
 from tlray.images.bad_image import BadImage
+from tlray.images.diff import Changes
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 from tlray.training.fit import fit
@@ -710,24 +711,25 @@ def test_features_are_those_of_loose_files_and_later_ones_are_added(mixed, pictu
     shutil.copytree(mixed[0], folder)
     out = str(tmp_path / "set")
     found = extract(str(folder), out, CONFIG)
-    assert (found["images"], found["rows"], found["errors"]) == (152, 150, 2)
+    assert (found.images, found.rows, found.errors) == (152, 150, 2)
     assert read(out) == {path: loose[name] for path, name in paths_of.items()}
     errors = pq.read_table(f"{out}/errors").sort_by("path").to_pylist()
     assert [(row["path"], row["label"], row["error"]) for row in errors] == [
         ("bad.tar/a/1.png", "a", "NotAnImage"),
         ("bad.tar/a/2.png", "a", "EmptyFile"),
     ]
-    assert verify(out, str(folder), sample=40)["largest_error"] == 0
+    assert verify(out, str(folder), sample=40).largest_error == 0
     told = plan(str(folder), CONFIG, sample=30)
-    assert (told["images"], told["bytes_read"] > 0) == (152, True)
+    assert (told.images, told.bytes_read > 0) == (152, True)
     # A tar file that is new, and one that was written anew with a picture more.
     write_tar(folder / "later.tar", [("c/9.png", pictures["c/002.png"])])
     write_tar(
         folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b""), ("a/3.png", pictures["a/000.png"])]
     )
     found = extract(str(folder), out, CONFIG, extend=True)
-    assert (found["images"], found["added"], found["replaced"], found["removed"]) == (154, 2, 2, 0)
-    assert found["replaced_paths"] == ["bad.tar/a/1.png", "bad.tar/a/2.png"]
+    assert found.images == 154
+    paths = ["bad.tar/a/1.png", "bad.tar/a/2.png"]
+    assert found.changes == Changes(added=2, replaced=2, replaced_paths=paths)
     assert read(out)["later.tar/c/9.png"] == loose["c/002.png"]
     assert read(out)["bad.tar/a/3.png"] == loose["a/000.png"]
 
@@ -807,6 +809,6 @@ def test_features_from_a_bucket_with_faults_are_those_of_loose_files(mixed, loos
     upload(server, mixed[0], "bucket/mixed")
     with server.failing("500", "503", "reset", "cut", fraction=0.2, seed=3):
         found = extract("s3://bucket/mixed", str(tmp_path / "set"), CONFIG)
-    assert (found["images"], found["rows"], found["errors"]) == (152, 150, 2)
+    assert (found.images, found.rows, found.errors) == (152, 150, 2)
     assert read(str(tmp_path / "set")) == {path: loose[name] for path, name in mixed[1].items()}
     assert verify(str(tmp_path / "set"), "s3://bucket/mixed", sample=20)["largest_error"] == 0

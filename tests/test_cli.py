@@ -15,14 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 import tlray
-from tlray.cli import app
-from tlray.cli.extract import changes
+from tests.support.manifests import feature_set_json, model_json
+from tlray.cli import app, summaries
 from tlray.core import config
 from tlray.core.errors import JobError, UserError
+from tlray.core.results import ImageError, InferenceCounts, TrainingTime
 from tlray.core.storage import Folder
-from tlray.features.feature_set import FORMAT as FEATURES
-from tlray.images.diff import counts as changed
-from tlray.models.model import FORMAT as MODEL
+from tlray.images.diff import Changes
+from tlray.training.model_folder import TrainResult
 
 CONFIGS = {
     "extract": config.ExtractConfig,
@@ -62,12 +62,6 @@ class Store(WeightsProvider):
         np.savez(folder / "w.npz", *ARRAYS)
         return folder / "w.npz"
 '''
-PROVENANCE = {
-    **dict.fromkeys(("backbone", "package", "weights_sha256", "preprocess", "precision", "store"), "x"),
-    "weights": "known",
-    "cut": "end",
-    "image_size": 8,
-}
 
 
 def commands(group: Any, above: str = "") -> dict[str, Any]:
@@ -118,13 +112,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (here / "text" / "notes.txt").write_text("no image")
     for name in ("features", "unfinished"):
         (here / name / "index" / "part-00000.parquet").write_bytes(b"")
-    manifest = {
-        **{"provenance": PROVENANCE, "classes": ["a", "b"], "job": {}, "history": [], "created": "now"},
-        **{"end": "end", "stages": [], "images": "elsewhere", "split": None, "split_seed": None},
-        **{"head": "linear", "feature_shape": [2], "splits": {}, "shards": 0, "rows": 0, "errors": 0},
-    }
-    for name, kind in (("features", FEATURES), ("model", MODEL)):
-        (here / name / "manifest.json").write_text(json.dumps({"format": kind, **manifest}))
+    for name, manifest in (("features", feature_set_json()), ("model", model_json())):
+        (here / name / "manifest.json").write_text(json.dumps(manifest))
     (here / "model" / "model.keras").write_bytes(b"")
     monkeypatch.chdir(here)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
@@ -335,25 +324,25 @@ MISSING = [
     ("fit empty --out out", "empty", "feature set"),
     ("fit text/notes.txt --out out", "notes.txt", "feature set"),
     ("fit unfinished --out out", "unfinished", "not finished"),
-    ("fit model --out out", "model", FEATURES),
+    ("fit model --out out", "model", "expected a feature set (did you swap"),
     ("finetune missing --out out --head linear", "missing", "folder"),
     ("finetune empty --model missing --out out", "missing", "model"),
-    ("finetune text --model features --out out", "features", MODEL),
+    ("finetune text --model features --out out", "features", "expected a model (did you swap"),
     ("finetune unfinished --out out --head linear", "unfinished", "not finished"),
     ("evaluate missing text", "missing", "model"),
     ("evaluate empty text", "empty", "model"),
-    ("evaluate features text", "features", MODEL),
+    ("evaluate features text", "features", "expected a model (did you swap"),
     ("evaluate model missing", "missing", "folder"),
     ("evaluate model empty", "empty", "image"),
     ("evaluate model unfinished", "unfinished", "not finished"),
     ("predict missing text --out p.csv", "missing", "model"),
-    ("predict features text --out p.csv", "features", MODEL),
+    ("predict features text --out p.csv", "features", "expected a model (did you swap"),
     ("predict model missing --out p.csv", "missing", "folder"),
     ("predict model empty --out p.csv", "empty", "image"),
     ("predict model missing.png", "missing.png", "image"),
     ("verify missing --images text", "missing", "feature set"),
     ("verify empty --images text", "empty", "feature set"),
-    ("verify model --images text", "model", FEATURES),
+    ("verify model --images text", "model", "expected a feature set (did you swap"),
     ("verify features --images missing", "missing", "folder"),
     ("inspect missing", "missing", "feature set or a model"),
     ("inspect empty", "empty", "feature set"),
@@ -405,7 +394,7 @@ def test_inspect(place):
     assert "is a model" in result.stdout
     assert "weights_sha256" in result.stdout
     result = invoke("inspect", "features", "--json")
-    assert json.loads(result.stdout)["format"] == FEATURES
+    assert json.loads(result.stdout)["format"] == "tlray-features/1"
 
 
 # Every kind of failure ends the command with one message and a status
@@ -454,37 +443,49 @@ def test_debug_shows_where_it_comes_from(monkeypatch, error, status, words):
 
 
 def test_a_result_as_text_and_as_json(monkeypatch):
-    found = {
-        "rows": 1200,
-        "epochs": 2,
-        "seconds": 1.5,
-        "kept_epoch": 1,
-        "stopped_epoch": 1,
-        "errors": 0,
-        "trainable_tensors": 4,
-        "tensors": 30,
-        "metrics": {"loss": 0.25},
-        "out": "/y",
-        "limited_by": "training",
-        "time": {"training": 1.25, "waited": 0.0},
-    }
+    trained = TrainResult(
+        rows=1200,
+        validation_rows=0,
+        epochs=2,
+        seconds=1.5,
+        kept_epoch=1,
+        stopped_epoch=1,
+        errors=4,
+        trainable_tensors=4,
+        tensors=30,
+        metrics={"loss": 0.25, "val_loss": None},
+        history=[],
+        limited_by="training",
+        time=TrainingTime(training=1.25, waited=0.0),
+        out="/y",
+        was_complete=False,
+        first_errors=[ImageError(path="a/1.png", stage="read", error="EmptyFile", message="it has no bytes")],
+        errors_uri="/y/errors",
+    )
 
-    def fit(features: str, out: str, given: config.FitConfig, *, address: Any, report: Any) -> dict[str, Any]:
-        assert (features, out, address) == ("x", "y", "here:1")
+    def fit(features: str, out: str, given: config.FitConfig, *, address: Any, report: Any) -> TrainResult:
+        assert (features, out, address) == ("x", "my y", "here:1")
         assert given == config.FitConfig(epochs=2, learning_rate=0.5, head="linear")
         report({"epoch": 1, "loss": 0.25})
-        return found
+        return trained
 
     monkeypatch.setattr("tlray.training.fit.fit", fit)
     options = ["--epochs", "2", "--learning-rate", "0.5", "--head", "linear", "--address", "here:1"]
-    result = invoke("fit", "x", "--out", "y", *options)
+    result = invoke("fit", "x", "--out", "my y", *options)
     assert result.exit_code == 0
-    assert "1,200 rows, 4 of 30 tensors" in result.stdout
-    assert "stopped after epoch 2 (1 as Keras counts, from zero)" in result.stdout
-    assert "training-bound: training 1.2 s, 0.0 of it waiting" in result.stdout
+    assert result.stdout.splitlines() == [
+        "1,200 rows, 4 of 30 tensors trained, 2 epochs in 1.5 s",
+        "stopped early after epoch 2 (1 as Keras counts)",
+        "training-bound: training 1.2 s, 0.0 of it waiting; to speed up, add --workers, on GPUs or nodes",
+        "kept epoch 1: loss 0.2500, val_loss not finite",
+        "4 images could not be used; all of them are in /y/errors",
+        "  a/1.png: it has no bytes (EmptyFile)",
+        "model: /y",
+        "now: tlray evaluate 'my y' IMAGES",
+    ]
     assert "loss 0.2500" in result.stderr
-    result = invoke("fit", "x", "--out", "y", *options, "--json")
-    assert json.loads(result.stdout) == found
+    result = invoke("fit", "x", "--out", "my y", *options, "--json")
+    assert json.loads(result.stdout) == trained.to_json()
     assert result.stdout.count("\n") == 1
 
 
@@ -496,22 +497,39 @@ def test_the_script_exits_with_the_status(place):
 
 
 @pytest.mark.parametrize(
-    ("found", "text"),
+    ("counts", "lines"),
     [
-        ((0, 0, 0), ""),
-        ((1200, 0, 0), "images since they were listed: 1,200 new\n"),
+        ((0, 0, 0), []),
+        ((1200, 0, 0), ["images since they were listed: 1,200 new"]),
         (
             (0, 1, 2),
-            "images since they were listed: 1 of another size or time (a), 2 removed; "
-            "the features that are there are kept\n",
+            [
+                "images since they were listed: 1 of another size or time (a), 2 removed; "
+                "the features that are there are kept"
+            ],
         ),
         (
             (0, 4, 0),
-            "images since they were listed: 4 of another size or time (a, b, c, ...); "
-            "the features that are there are kept\n",
+            [
+                "images since they were listed: 4 of another size or time (a, b, c, ...); "
+                "the features that are there are kept"
+            ],
         ),
     ],
 )
-def test_what_has_changed_among_the_images(found, text):
-    added, replaced, removed = found
-    assert changes(changed(added, replaced, removed, ["a", "b", "c"][:replaced])) == text
+def test_what_has_changed_among_the_images(counts, lines):
+    added, replaced, removed = counts
+    paths = ["a", "b", "c"][:replaced]
+    changes = Changes(added=added, replaced=replaced, removed=removed, replaced_paths=paths)
+    assert summaries.changes(changes) == lines
+    assert summaries.changes(None) == []
+
+
+def test_a_set_that_was_complete_is_said_to_be():
+    counts = InferenceCounts(
+        images=1200, rows=1199, errors=1, seconds=0.5, images_per_second=0.0, limited_by="nothing", time=None
+    )
+    (line,) = summaries.counts(counts, was_complete=True)
+    assert line == "complete already, so there was nothing to do: 1,200 images: 1,199 rows, 1 errors"
+    (line,) = summaries.counts(counts)
+    assert line.endswith("1 errors in 0.5 s (0.0 images/s)")

@@ -45,7 +45,7 @@ def test_the_object_store_is_full(images, tmp_path):
     config = ExtractConfig(backbone="grey-pixels", image_size=512)
     assert STORE_BYTES < 128 * 512 * 512 * 3
     found = extract(str(images), str(tmp_path / "set"), config)
-    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
     parts = (tmp_path / "set").glob("part-*")
     paths = [path for part in parts for path in pq.read_table(part, columns=["path"])["path"].to_pylist()]
     assert len(set(paths)) == len(paths) == IMAGES

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.slow_storage import SlowStorage
+from tests.support.manifests import feature_set_json
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features import part_files
-from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, Rows
+from tlray.features.feature_set import FORMAT, MANIFEST, ExtractJob, FeatureSet, Rows
 from tlray.features.part_files import ERRORS, error_name, part_name
 from tlray.models.provenance import Provenance
 
@@ -36,7 +37,14 @@ PROVENANCE = Provenance(
     precision="float32",
     store="float32",
 )
-JOB = {"format": FORMAT, "images": "/images", "provenance": PROVENANCE.to_json()}
+JOB = ExtractJob(
+    format=FORMAT,
+    images="/images",
+    split=None,
+    seed=None,
+    max_pixels=100,
+    provenance=PROVENANCE.to_json(),
+).to_json()
 METADATA = {"job": JOB, "classes": ["a", "b"], "versions": {"tlray": "0.1.0"}}
 SHAPE = (2, 3, 4)
 
@@ -87,7 +95,7 @@ def read(folder: Folder, shard: int = 0) -> pa.Table:
 
 def load(data: FeatureSet, split: str | None = None) -> Rows:
     """All labelled rows of a split."""
-    return Rows.join(list(data.batches(split)), (0, *SHAPE))
+    return Rows.join(list(data.batches(split, labelled=True)), (0, *SHAPE))
 
 
 def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: Any) -> np.ndarray:
@@ -97,18 +105,14 @@ def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: A
         features.append(numbers(size, start=done))
         write(folder, features[-1], shard=shard, start=done)
         done += size
-    manifest = {
-        "format": FORMAT,
-        "job": JOB,
-        "provenance": PROVENANCE.to_json(),
-        "feature_shape": list(SHAPE),
-        "classes": ["a", "b"],
-        "splits": {"train": 40, "test": 40},
-        "created": "now",
-        "shards": len(sizes),
-        "rows": done,
-        "errors": 0,
-    }
+    manifest = feature_set_json(
+        job=JOB,
+        provenance=PROVENANCE.to_json(),
+        feature_shape=list(SHAPE),
+        splits={"train": 40, "test": 40},
+        shards=len(sizes),
+        rows=done,
+    )
     folder.write(MANIFEST, json.dumps({**manifest, **changed}).encode())
     return np.concatenate(features)
 
@@ -433,9 +437,11 @@ def test_a_part_made_to_do_harm(folder, column, kind):
 
 def test_a_manifest_of_something_else(folder):
     write_set(folder, format="tlray-model/1")
-    with pytest.raises(UserError, match="tlray-model/1") as caught:
+    with pytest.raises(UserError, match=r"is a model; expected a feature set \(did you swap the two\?\)"):
         FeatureSet.open(folder.uri)
-    assert FORMAT in str(caught.value)
+    write_set(folder, format="tlray-features/9")
+    with pytest.raises(UserError, match=r"the format tlray-features/9; .* anew with `tlray extract`"):
+        FeatureSet.open(folder.uri)
 
 
 @pytest.mark.parametrize("split", ["train", "test", None, "validation"])
@@ -446,7 +452,7 @@ def test_batches_are_the_labelled_rows_of_a_split(folder, split):
         i for i, row in enumerate(all_rows) if row["label"] is not None and split in (None, row["split"])
     ]
     data = FeatureSet.open(folder.uri)
-    found = list(data.batches(split))
+    found = list(data.batches(split, labelled=True))
     assert all(batch.paths for batch in found)
     together = load(data, split)
     assert (

@@ -175,7 +175,7 @@ def test_a_feature_set_at_the_cut_and_two_workers_give_the_same(images, model, t
     config = replace(TUNE, workers=2)
     found = finetune(str(tmp_path / "features"), str(tmp_path / "two"), config, model=str(model))
     close(tmp_path / "two", tuned, 1e-5)
-    assert found["rows"] == TRAINING
+    assert found.rows == TRAINING
     for on in (tmp_path / "features", images):
         report = tmp_path / f"report-{on.name}"
         scores = evaluate(str(tuned), str(on), EvaluateConfig(precision="float32"), out=str(report))
@@ -269,22 +269,22 @@ def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, r
         finetune(str(folder), str(tmp_path / "model"), replace(config, max_bad_fraction=0.0))
     # The same job, which goes on with what was done.
     found = finetune(str(folder), str(tmp_path / "model"), config)
-    assert found["rows"] + found["validation_rows"] == TRAINING
-    assert found["errors"] == 1
+    assert found.rows + found.validation_rows == TRAINING
+    assert found.errors == 1
     assert pq.read_table(tmp_path / "model" / "errors")["path"].to_pylist() == ["3/bad.png"]
-    assert found["trainable_tensors"] == found["tensors"]
+    assert found.trainable_tensors == found.tensors
     scores = evaluate(str(tmp_path / "model"), str(folder), EvaluateConfig(precision="float32"))
     assert scores.split == "test"
-    assert scores.evaluated == found["validation_rows"]
-    assert scores.accuracy == pytest.approx(found["metrics"]["val_accuracy"], abs=1e-6)
-    assert scores.loss == pytest.approx(found["metrics"]["val_loss"], rel=1e-3)
+    assert scores.evaluated == found.validation_rows
+    assert scores.accuracy == pytest.approx(found.metrics["val_accuracy"], abs=1e-6)
+    assert scores.loss == pytest.approx(found.metrics["val_loss"], rel=1e-3)
     predicted = predict(
         str(tmp_path / "model"),
         str(folder),
         str(tmp_path / "p.csv"),
         PredictConfig(split="test"),
     )
-    assert predicted["rows"] == found["validation_rows"]
+    assert predicted.rows == found.validation_rows
     with pytest.raises(UserError, match="no such split: it has test, train"):
         predict(
             str(tmp_path / "model"),

@@ -106,7 +106,7 @@ def test_a_job_loses_only_the_images_that_end_their_processes(environment, tmp_p
     done = subprocess.run([*command, *settings], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["images"], found["rows"], found["errors"]) == (140, 137, 3)
+    assert (found.images, found.rows, found.errors) == (140, 137, 3)
     errors = pq.read_table(tmp_path / "set" / "errors").to_pydict()
     assert dict(zip(errors["path"], errors["error"], strict=True)) == {
         "005.png": "DecoderCrash",

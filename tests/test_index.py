@@ -21,6 +21,7 @@ from tests.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder
+from tlray.images.diff import Changes
 from tlray.images.index import SCHEMA, Index, piece_name
 from tlray.images.listing import Images, Listed
 
@@ -336,7 +337,7 @@ def test_a_listing_goes_on_though_images_are_gone(folder, left):
     Index.start(folder, images, 32, JOB)
     index = Index.start(folder, images[:left], 32, JOB)
     assert index.complete
-    assert index.known.counts()["removed"] == 64 * 128 - left
+    assert index.known.changes().removed == 64 * 128 - left
     assert rows(index) == images[: 64 * 128] == rows(Index.open(folder))
 
 
@@ -384,11 +385,10 @@ def test_new_images_come_in_shards_behind_the_others(folder, count):
     assert [shard for table in index.shards(()) for shard in set(table["shard"].to_pylist())] == list(
         range(len(index.shard_sizes))
     )
-    told = {"added": 200, "replaced": 0, "removed": 0, "replaced_paths": []}
-    assert index.known.counts() == told
+    assert index.known.changes() == Changes(added=200)
     again = extend(folder, [*images, *new])
     assert again.complete
-    assert again.known.counts() == {**told, "added": 0}
+    assert again.known.changes() == Changes(added=0)
     assert again.shard_sizes == index.shard_sizes
 
 
@@ -435,9 +435,9 @@ def test_an_image_that_was_replaced_is_noticed(folder, changed, replaced):
     images = listing(300)
     start(folder, images)
     images[200] = images[200]._replace(**changed)
-    told = extend(folder, images[1:]).known.counts()
     paths = [images[200].path] * replaced
-    assert told == {"added": 0, "replaced": replaced, "removed": 1, "replaced_paths": paths}
+    expected = Changes(added=0, replaced=replaced, removed=1, replaced_paths=paths)
+    assert extend(folder, images[1:]).known.changes() == expected
 
 
 # Damage

@@ -28,12 +28,13 @@ from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictC
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.evaluate import evaluate
-from tlray.evaluation.predict import predict, predict_one
+from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
 from tlray.features.plan import plan
 from tlray.features.verify import verify
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
+from tlray.images.diff import Changes
 from tlray.images.index import Index
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import fastest_precision
@@ -192,9 +193,9 @@ def test_bad_files_become_errors_and_nothing_is_lost(images, features, ray, tmp_
     found = extract(str(mixed), out, CONFIG)
     rows = read(tmp_path / "set")
     errors = pq.read_table(tmp_path / "set" / "errors").to_pydict()
-    assert found["rows"] == len(rows)
-    assert found["errors"] == len(errors["path"])
-    assert found["images"] == found["rows"] + found["errors"] == 60 + len(expected)
+    assert found.rows == len(rows)
+    assert found.errors == len(errors["path"])
+    assert found.images == found.rows + found.errors == 60 + len(expected)
     stages = dict(zip(errors["path"], errors["stage"], strict=True))
     assert len(stages) == len(errors["path"])
     outcome = {f"3/{name}": what for name, what in expected.items() if what != "ok"}
@@ -222,7 +223,7 @@ def test_two_thousand_damaged_files_become_rows_or_errors(ray, tmp_path):
     rows = read(tmp_path / "set")
     errors = pq.read_table(tmp_path / "set" / "errors")["path"].to_pylist()
     assert sorted([*rows, *errors]) == sorted(path.name for path in images.iterdir())
-    assert (found["rows"], found["errors"]) == (len(rows), len(errors))
+    assert (found.rows, found.errors) == (len(rows), len(errors))
     assert min(len(rows), len(errors)) > 200
     for path in images.iterdir():
         try:
@@ -252,7 +253,7 @@ import os, pickle, sys
 from tlray.core.runtime import prepare_keras
 prepare_keras()
 import keras.src.saving.saving_lib
-from tlray.features import feature_set
+from tlray.features import feature_set, part_files
 from tlray.recipes import recipe
 from tlray.models.model import NETWORK, Model, load
 
@@ -267,7 +268,7 @@ except PermissionError:
     print("refused")
 features, model = sys.argv[1:]
 data = feature_set.FeatureSet.open(features)
-print(sum(len(rows.paths) for rows in data.batches(None)), feature_set.read_errors(data.folder, 99).num_rows)
+print(sum(len(rows.paths) for rows in data.batches()), part_files.read_errors(data.folder, 99).num_rows)
 print(len(load(Model.open(model).folder.read(NETWORK)).layers))
 print(len(recipe.read("vgg16-features").stages))
 """
@@ -281,7 +282,7 @@ def test_finished_work_is_kept_and_the_rest_is_done(images, features, ray, tmp_p
     out = tmp_path / "set"
     extract(str(images), str(out), CONFIG)
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
-    assert extract(str(images), str(out), CONFIG)["images_per_second"] == 0
+    assert extract(str(images), str(out), CONFIG).was_complete
     (out / "manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     (out / ".part-00001.parquet.0.tmp").write_bytes(b"half a file")  # of a writer that was killed
@@ -319,7 +320,7 @@ def test_work_goes_on_while_images_are_listed_and_after_the_listing_failed(
             extract(str(source), str(out), config)
     before = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     found = extract(str(source), str(out), config)
-    assert (found["images"], found["rows"], found["errors"]) == (8300, 8300, 0)
+    assert (found.images, found.rows, found.errors) == (8300, 8300, 0)
     assert len(read(out)) == 8300
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(os.listdir(out / "index")) == ["part-00000.parquet", "part-00001.parquet"]
@@ -340,15 +341,14 @@ def test_images_that_came_later_are_extracted_alone(images, features, ray, tmp_p
     replaced, removed = sorted(source.glob("validation/*/*.png"))[:2]
     shutil.copy(images / "test" / "1" / os.listdir(images / "test" / "1")[0], replaced)
     removed.unlink()
-    told = {"replaced": 1, "removed": 1, "replaced_paths": [str(replaced.relative_to(source))]}
+    changes = Changes(added=0, replaced=1, removed=1, replaced_paths=[str(replaced.relative_to(source))])
     job = json.loads((out / "manifest.json").read_text())["job"]
     Index.start(
         Folder.open(str(out)), Images.open(str(source)), 32, job, extend=True
     )  # A run that is killed.
     found = verify(str(out), str(source), sample=4)
-    assert (found["rows"], found["added"]) == (ROWS + 120 - len(late), 0)
-    assert {name: found[name] for name in told} == told
-    assert extract(str(source), str(out), CONFIG)["errors"] == 1
+    assert (found.rows, found.changes) == (ROWS + 120 - len(late), changes)
+    assert extract(str(source), str(out), CONFIG).errors == 1
     expected = read(features)
     kept = read(out)
     assert set(kept) == set(expected)
@@ -357,8 +357,8 @@ def test_images_that_came_later_are_extracted_alone(images, features, ray, tmp_p
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["images"], manifest["rows"], manifest["errors"]) == (ROWS + 121, ROWS + 120, 1)
     again = extract(str(source), str(out), CONFIG, extend=True)
-    assert (again["added"], again["images_per_second"]) == (0, 0)
-    assert {name: again[name] for name in told} == told
+    assert (again.changes, again.images_per_second) == (changes, 0)
+    assert again.was_complete
     assert json.loads((out / "manifest.json").read_text()) == manifest
 
 
@@ -372,7 +372,7 @@ def test_an_error_file_of_a_writer_that_was_killed_does_no_harm(images, ray, tmp
     # Not the first shard, which writes its errors always.
     (out / "part-00001.parquet").unlink()
     pq.write_table(one, out / "errors" / "part-00001.parquet")
-    assert extract(str(images), str(out), CONFIG)["errors"] == 0
+    assert extract(str(images), str(out), CONFIG).errors == 0
 
 
 def test_a_missing_row_is_noticed(features, tmp_path):
@@ -391,7 +391,7 @@ def test_one_two_and_three_workers_give_the_same_weights(features, ray, tmp_path
     found = {}
     for workers in (1, 2, 3):
         out = tmp_path / str(workers)
-        history = fit(str(features), str(out), replace(config, workers=workers))["history"]
+        history = fit(str(features), str(out), replace(config, workers=workers)).history
         found[workers] = (weights(out), history)
     for workers in (2, 3):
         for one, many in zip(found[1][0], found[workers][0], strict=True):
@@ -434,10 +434,10 @@ def test_dropout_repeats_exactly_for_the_same_number_of_workers(features, ray, t
 def test_early_stopping_keeps_the_best_epoch_and_tensorboard_is_written(features, ray, tmp_path):
     config = FitConfig(head="linear", epochs=40, learning_rate=0.05, early_stopping=2, tensorboard=True)
     found = fit(str(features), str(tmp_path / "model"), config)
-    losses = [epoch["val_loss"] for epoch in found["history"]]
-    assert found["epochs"] == len(losses) < 40
-    assert found["kept_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 2
-    assert found["metrics"]["val_loss"] == min(losses)
+    losses = [epoch["val_loss"] for epoch in found.history]
+    assert found.epochs == len(losses) < 40
+    assert found.kept_epoch == 1 + int(np.argmin(losses)) == len(losses) - 2
+    assert found.metrics["val_loss"] == min(losses)
     # In a folder named by date and time, with the weights' histograms.
     (events,) = (tmp_path / "model" / "tensorboard").glob("20*-*/train/events.out.tfevents*")
     assert b"histogram" in events.read_bytes()
@@ -450,9 +450,9 @@ def test_validation_rows_are_held_out_after_a_split(images, ray, tmp_path):
     found = fit(
         str(tmp_path / "set"), str(tmp_path / "model"), FitConfig(head="linear", epochs=1, validation=0.2)
     )
-    total = found["rows"] + found["validation_rows"]
+    total = found.rows + found.validation_rows
     assert total == json.loads((tmp_path / "set" / "manifest.json").read_text())["splits"]["train"]
-    assert 0.1 < found["validation_rows"] / total < 0.3
+    assert 0.1 < found.validation_rows / total < 0.3
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         *("history.csv", "manifest.json", "model.keras")
     ]
@@ -480,7 +480,8 @@ def test_the_model_folder_is_complete_and_repeats_its_result(features, model):
     assert header == "epoch,loss,accuracy,val_loss,val_accuracy"
     assert [line.partition(",")[0] for line in lines] == [str(epoch) for epoch in range(1, 9)]
     again = fit(str(features), str(model), FitConfig(epochs=8))
-    assert len(again["history"]) == 8
+    assert again.was_complete
+    assert len(again.history) == 8
     with pytest.raises(UserError, match="another job"):
         fit(str(features), str(model), FitConfig(epochs=9))
 
@@ -527,9 +528,9 @@ for size in (64, 64), (200, 120), (31, 47):
     plain = np.array([line.split() for line in lines], float)
     assert plain.shape == (3, 10)
     np.testing.assert_allclose(plain.sum(axis=1), 1, atol=1e-5)
-    one = predict_one(str(model), str(path), PredictConfig())
-    np.testing.assert_allclose([one["probabilities"][str(digit)] for digit in range(10)], plain[0], atol=1e-3)
-    assert one["label"] == str(int(plain[0].argmax()))
+    one = predict(model, path)
+    np.testing.assert_allclose([one.probabilities[str(digit)] for digit in range(10)], plain[0], atol=1e-3)
+    assert (one.predicted, one.label) == (str(int(plain[0].argmax())), None)
 
 
 def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path):
@@ -541,14 +542,15 @@ def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path
     out, copies = tmp_path / "predictions.parquet", tmp_path / "copies"
     config = PredictConfig(precision="float32", annotate=str(copies))
     found = predict(str(model), str(folder), str(out), config)
-    assert (found["images"], found["rows"], found["errors"]) == (61, 60, 1)
+    assert (found.images, found.rows, found.errors) == (61, 60, 1)
     table = pq.read_table(out).to_pandas()
-    assert list(table.columns[:3]) == ["path", "label", "probability"]
-    assert list(table.columns[3:]) == [f"probability_{digit}" for digit in range(10)]
+    assert list(table.columns[:5]) == ["path", "split", "label", "predicted", "probability"]
+    assert list(table.columns[5:]) == [f"probability_{digit}" for digit in range(10)]
+    assert table["label"].isna().all()
     assert sorted(table["path"]) == sorted(path.name for path in folder.iterdir() if path.name != "bad.png")
-    values = table.iloc[:, 3:].to_numpy()
+    values = table.iloc[:, 5:].to_numpy()
     np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
-    assert list(table["label"]) == [str(best) for best in values.argmax(axis=1)]
+    assert list(table["predicted"]) == [str(best) for best in values.argmax(axis=1)]
     np.testing.assert_array_equal(table["probability"], values.max(axis=1))
     assert pq.read_table(tmp_path / "predictions.errors.parquet")["path"].to_pylist() == ["bad.png"]
     assert {path.name for path in copies.iterdir()} == set(table["path"])
@@ -560,7 +562,7 @@ def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path
     top = tmp_path / "top.csv"
     predict(str(model), str(folder), str(top), PredictConfig(precision="float32", top=2))
     rows = pa.csv.read_csv(top).to_pandas()
-    assert list(rows.columns[3:]) == ["label_1", "probability_1", "label_2", "probability_2"]
+    assert list(rows.columns[5:]) == ["predicted_1", "probability_1", "predicted_2", "probability_2"]
     np.testing.assert_allclose(rows["probability_1"], table["probability"], atol=1e-6)
     with pytest.raises(UserError, match="there already"):
         predict(str(model), str(folder), str(out), PredictConfig())
@@ -573,7 +575,7 @@ def test_a_table_of_paths_with_labels_and_splits(images, ray, tmp_path):
     )
     (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
     found = extract(str(tmp_path / "list.csv"), str(tmp_path / "set"), CONFIG)
-    assert found["rows"] == len(paths)
+    assert found.rows == len(paths)
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert manifest["classes"] == ["seven-3", "seven-7"]
     assert set(manifest["splits"]) == {"train", "validation"}
@@ -581,8 +583,8 @@ def test_a_table_of_paths_with_labels_and_splits(images, ray, tmp_path):
 
 def test_verify_finds_a_changed_image_and_plan_adds_up(features, images, tmp_path):
     found = verify(str(features), str(images), sample=40)
-    assert found["sample"] == 40
-    assert found["largest_error"] < 1e-5
+    assert found.sample == 40
+    assert found.largest_error < 1e-5
     changed = tmp_path / "images"
     subprocess.run(["cp", "-r", images, changed], check=True)
     for path in changed.rglob("*.png"):
@@ -591,13 +593,13 @@ def test_verify_finds_a_changed_image_and_plan_adds_up(features, images, tmp_pat
         verify(str(features), str(changed), sample=40)
     (changed / "test" / "3").rename(tmp_path / "gone")
     planned = plan(str(images), CONFIG, sample=16)
-    assert planned["images"] == 421
-    assert planned["sample"] == 16
-    assert planned["bytes_read"] == sum(path.stat().st_size for path in images.rglob("*.png"))
-    assert planned["seconds"] == pytest.approx(421 / planned["images_per_second"], rel=0.02, abs=0.1)
-    assert planned["gpu_hours"] == 0 or planned["gpus"] > 0
+    assert planned.images == 421
+    assert planned.sample == 16
+    assert planned.bytes_read == sum(path.stat().st_size for path in images.rglob("*.png"))
+    assert planned.seconds == pytest.approx(421 / planned.images_per_second, rel=0.02, abs=0.1)
+    assert planned.gpu_hours == 0 or planned.gpus > 0
     written = sum(path.stat().st_size for path in features.glob("part-*"))
-    assert planned["bytes_written"] == pytest.approx(written, rel=0.5)
+    assert planned.bytes_written == pytest.approx(written, rel=0.5)
 
 
 def _tlray(*arguments: object, **options) -> subprocess.Popen:

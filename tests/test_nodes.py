@@ -165,7 +165,7 @@ def test_the_processes_that_hold_the_network(two_nodes):
 def test_two_nodes_extract(two_nodes, images, tmp_path):
     """Though none has a whole CPU left beside the network."""
     found = extract(str(images), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels", actors="2"))
-    assert (found["images"], found["rows"], found["errors"]) == (300, 300, 0)
+    assert (found.images, found.rows, found.errors) == (300, 300, 0)
     parts = (tmp_path / "set").glob("part-*")
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 300
 

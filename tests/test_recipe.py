@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from tlray.core.config import (
     TrainConfig,
 )
 from tlray.core.errors import JobError, UserError
+from tlray.core.record import Record
 from tlray.recipes import preflight, recipe
 from tlray.recipes.stage import COMMANDS
 from tlray.training import checks
@@ -272,26 +273,38 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _extract(given: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Made(Record):
+    values: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.values
+
+
+COUNTS = {"images": 6, "rows": 6, "errors": 0}
+METRICS = {"loss": 0.25, "val_loss": 0.3, "val_accuracy": 0.75}
+TRAINED = {"rows": 2, "epochs": 3, "kept_epoch": 2, "metrics": METRICS}
+SCORES = {"images": 2, "rows": 2, "errors": 0, "accuracy": 0.5, "loss": 0.7}
+
+
+def _extract(given: dict[str, Any]) -> Made:
     given["progress"](6, 6)
-    return {"out": given["out"], "images": 6, "rows": 6, "errors": 0, "passed_over": 0}
+    return Made(values=COUNTS)
 
 
-def _train(given: dict[str, Any]) -> dict[str, Any]:
+def _train(given: dict[str, Any]) -> Made:
     given["report"]({"epoch": 1, "loss": 0.5})
-    metrics = {"loss": 0.25, "val_loss": 0.3, "val_accuracy": 0.75}
-    return {"out": given["out"], "rows": 2, "epochs": 3, "kept_epoch": 2, "metrics": metrics, "history": []}
+    return Made(values=TRAINED)
 
 
-def _evaluate(given: dict[str, Any]) -> Any:
-    values = {"images": 2, "rows": 2, "errors": 0, "accuracy": 0.5, "loss": 0.7, "confusion_matrix": []}
-    return SimpleNamespace(to_json=lambda: values)
+def _evaluate(given: dict[str, Any]) -> Made:
+    return Made(values=SCORES)
 
 
-def _predict(given: dict[str, Any]) -> dict[str, Any]:
+def _predict(given: dict[str, Any]) -> Made:
     Path(given["out"]).parent.mkdir(exist_ok=True)
     Path(given["out"]).write_text("predictions")
-    return {"out": given["out"], "images": 6, "rows": 6, "errors": 0}
+    return Made(values=COUNTS)
 
 
 RESULTS = {
@@ -602,22 +615,15 @@ def test_run_goes_through_the_stages(calls):
     assert said[0] == "stage 1 of 5: tlray extract images --out out/features --image-size 64"
     assert len(said) == 5
     assert epochs == [("model", 3, {"epoch": 1, "loss": 0.5}), ("tuned", 30, {"epoch": 1, "loss": 0.5})]
-    assert (found["recipe"], found["out"]) == ("mine.toml", "out")
-    assert all(stage.pop("seconds") >= 0 for stage in [found, *found["stages"]])
-    trained = {
-        "rows": 2,
-        "epochs": 3,
-        "kept_epoch": 2,
-        "metrics": {"loss": 0.25, "val_loss": 0.3, "val_accuracy": 0.75},
-    }
-    counts = {"images": 6, "rows": 6, "errors": 0}
-    scores = {"images": 2, "rows": 2, "errors": 0, "accuracy": 0.5, "loss": 0.7}
-    assert found["stages"] == [
-        {"stage": "features", "command": "extract", "out": "out/features", **counts},
-        {"stage": "model", "command": "fit", "out": "out/model", **trained},
-        {"stage": "tuned", "command": "finetune", "out": "out/tuned", **trained},
-        {"stage": "report", "command": "evaluate", "out": "out/report", **scores},
-        {"stage": "predictions", "command": "predict", "out": "out/predictions.parquet", **counts},
+    values = found.to_json()
+    assert (values["recipe"], values["out"]) == ("mine.toml", "out")
+    assert all(stage.pop("seconds") >= 0 for stage in [values, *values["stages"]])
+    assert values["stages"] == [
+        {"stage": "features", "command": "extract", "out": "out/features", "result": COUNTS},
+        {"stage": "model", "command": "fit", "out": "out/model", "result": TRAINED},
+        {"stage": "tuned", "command": "finetune", "out": "out/tuned", "result": TRAINED},
+        {"stage": "report", "command": "evaluate", "out": "out/report", "result": SCORES},
+        {"stage": "predictions", "command": "predict", "out": "out/predictions.parquet", "result": COUNTS},
     ]
 
 
@@ -626,7 +632,7 @@ def test_every_recipe_runs(calls, name):
     images = "images/train" if name in SPLITTING else "images"
     found = recipe.run(name, images, "out")
     assert names(calls)[1:-1] == [stage.command for stage in recipe.read(name).stages]
-    assert len(found["stages"]) == len(calls) - 2
+    assert len(found.stages) == len(calls) - 2
 
 
 @pytest.mark.parametrize(
@@ -661,8 +667,7 @@ def test_run_again(here, calls):
     found = recipe.run("mine.toml", "images", "out")
     assert first.count("predict") == 1
     assert names(calls) == [name for name in first if name != "predict"]
-    skipped = found["stages"][-1]
-    assert (skipped["out"], skipped["skipped"]) == ("out/predictions.parquet", True)
+    assert (found.stages[-1].out, found.stages[-1].result) == ("out/predictions.parquet", None)
     # A job that was killed in the middle of its second life goes on.
     (here / "out" / "predictions.parquet.parts").mkdir()
     recipe.run("mine.toml", "images", "out")

@@ -24,6 +24,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
+from tlray.images.diff import Changes
 from tlray.images.listing import Images
 from tlray.training.fit import fit
 
@@ -137,7 +138,7 @@ def test_what_is_lost_is_done_again_and_nothing_else(features, local, server):
         server.filesystem().delete_file(f"bucket/features/{name}")
     server.requests()
     found = extract("s3://bucket/images", features, CONFIG)
-    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
     asked = server.requests()
     written = {request.split()[1].partition("?")[0] for request in asked if request.startswith("POST")}
     assert written == {f"/bucket/features/{name}" for name in ("part-00001.parquet", "manifest.json")}
@@ -150,7 +151,7 @@ def test_a_model_in_a_bucket_predicts_images_in_a_bucket(model, images, server):
     assert not [name for name in files(server, "bucket/model") if name.startswith(".training")]
     out = "s3://bucket/deep/er/predictions.parquet"
     found = predict(model, "s3://bucket/images", out, PredictConfig(precision="float32"))
-    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
     table = pq.read_table("bucket/deep/er/predictions.parquet", filesystem=server.filesystem())
     paths = [str(path.relative_to(images)) for path in images.rglob("*.png")]
     assert sorted(table["path"].to_pylist()) == sorted(paths)
@@ -169,7 +170,7 @@ def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, 
         server.failing(*kinds, fraction=0.2, seed=1),
     ):
         found = extract("s3://bucket/images/b", "s3://bucket/faulty", CONFIG)
-    assert (found["images"], found["rows"], found["errors"]) == (50, 49, 1)
+    assert (found.images, found.rows, found.errors) == (50, 49, 1)
     happened = [request.split()[2:] for request in server.requests()]
     assert {kind for (kind,) in filter(None, happened)} == set(kinds)
     (row,) = pq.read_table("bucket/faulty/errors", filesystem=server.filesystem()).to_pylist()
@@ -194,7 +195,7 @@ def test_a_command_that_is_killed_goes_on(images, local, ray, server):
         first.wait()
     server.requests()
     found = extract("s3://bucket/images", out, CONFIG)
-    assert (found["images"], found["rows"], found["errors"]) == (IMAGES, IMAGES, 0)
+    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
     assert not [asked for asked in server.requests() if asked.startswith("POST /bucket/killed/part-00000")]
     assert same(read(server.filesystem(), "bucket/killed"), local)
 
@@ -206,8 +207,8 @@ def test_objects_that_came_later_and_one_that_was_replaced(images, ray, server):
     for name, data in (("1a.png", pictures[3]), ("2.png", pictures[4] + b"more")):
         Folder.open("s3://bucket/late").write(name, data)
     found = extract("s3://bucket/late", "s3://bucket/late-set", CONFIG, extend=True)
-    assert (found["images"], found["rows"]) == (4, 4)
-    assert (found["added"], found["replaced_paths"], found["removed"]) == (1, ["2.png"], 0)
+    assert (found.images, found.rows) == (4, 4)
+    assert found.changes == Changes(added=1, replaced=1, replaced_paths=["2.png"])
     assert sorted(read(server.filesystem(), "bucket/late-set")) == ["0.png", "1.png", "1a.png", "2.png"]
 
 

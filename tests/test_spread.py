@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tlray.cluster.nodes import Pool
-from tlray.features.throughput import Cost, Kind, reckon
+from tlray.features.throughput import Cost, Kind, estimate
 
 CPUS, GPUS = Pool(2, 2, gpus=0, cpus=0.4, decode_cpus=1), Pool(2, 2, gpus=1, cpus=0.4, decode_cpus=1)
 
@@ -37,14 +37,14 @@ def node(cpus: float, gpus: float = 0, actors: int = 1) -> Kind:
     ],
 )
 def test_the_rate_of_a_cluster(tried, pool, rate, limited_by, gpus):
-    found = reckon(tried, pool)
-    assert found["images_per_second"] == pytest.approx(rate, abs=0.001)
-    assert (found["limited_by"], found["gpus"]) == (limited_by, gpus)
+    found = estimate(tried, pool)
+    assert found.images_per_second == pytest.approx(rate, abs=0.001)
+    assert (found.limited_by, found.gpus) == (limited_by, gpus)
 
 
 def test_each_kind_of_node_is_told():
-    found = reckon({node(8, 1): (2, cost(0.002)), node(4, actors=0): (3, cost(None))}, GPUS)
-    assert found["kinds"] == [
+    found = estimate({node(8, 1): (2, cost(0.002)), node(4, actors=0): (3, cost(None))}, GPUS)
+    assert [kind.to_json() for kind in found.kinds] == [
         {
             **{"nodes": 2, "cpus": 8, "gpus": 1, "accelerator": "L4", "actors": 1},
             **{"read_ms": 2.0, "decode_ms": 8.0, "network_ms": 2.0},

@@ -1,12 +1,14 @@
-"""What limited a job: told from what its shards cost."""
+"""What limited a job, judged by what its shards took."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tlray.features.bottleneck import ShardTiming, judge, judge_training, sentence
+from tlray.core.results import InferenceCounts, TrainingSummary, TrainingTime
+from tlray.features.bottleneck import ShardTiming, inference_time, judge, judge_training, sentence
 
 SHARD = ShardTiming(
     rows=100,
@@ -24,6 +26,20 @@ SHARD = ShardTiming(
 )
 
 
+def counts(*shards: ShardTiming, seconds: float = 12.0) -> InferenceCounts:
+    """The result of a job with these shards."""
+    time = inference_time(shards)
+    return InferenceCounts(
+        images=0,
+        rows=0,
+        errors=0,
+        seconds=seconds,
+        images_per_second=0.0,
+        limited_by=judge(time, seconds),
+        time=time,
+    )
+
+
 @pytest.mark.parametrize(
     ("changed", "limited_by", "kind"),
     [
@@ -34,81 +50,105 @@ SHARD = ShardTiming(
     ],
 )
 def test_what_an_actor_does_most_of_its_time_is_the_limit(changed, limited_by, kind):
-    found = judge([replace(SHARD, **changed)])
-    assert found["limited_by"] == limited_by
-    line = sentence(found)
+    result = counts(replace(SHARD, **changed))
+    assert result.limited_by == limited_by
+    line = sentence(result)
     assert line.startswith(f"{kind}: ")
     assert "; to speed up, " in line
     assert len(line.splitlines()) == 1
 
 
 def test_the_shares_are_those_of_the_actors():
-    """Two actors, of which the second comes late and waits."""
-    late = replace(SHARD, actor="b", network_seconds=3.0, write_seconds=0.0, started=1005.0, ended=1010.0)
-    found = judge([replace(SHARD, device="GPU"), replace(late, device="GPU")])
-    assert found["limited_by"] == "decoding"
-    assert found["time"] == {
+    """Two actors, of which the second waits."""
+    other = replace(SHARD, actor="b", network_seconds=2.0, write_seconds=0.0, started=1005.0, ended=1010.0)
+    result = counts(replace(SHARD, device="GPU"), replace(other, device="GPU"))
+    assert result.limited_by == "decoding"
+    assert result.time is not None
+    assert result.time.to_json() == {
         "span": 10.0,
         "reading": 1.0,
         "decoding": 2.0,
-        "network": 12.0,
+        "network": 11.0,
         "writing": 0.5,
-        "waiting": 7.5,
+        "waiting": 3.5,
         "actors": 2,
         "device": "GPU",
         "steady_images_per_second": 20.0,
-        "nodes": [{"node": "1", "host": "here", "actors": 2, "rows": 200, "seconds": 12.5}],
+        "nodes": [{"node": "1", "host": "here", "actors": 2, "rows": 200, "seconds": 11.5}],
     }
-    line = sentence(found)
-    assert "1.2 of 2 GPU actors busy (network 60%, writing 2%, waiting 38%)" in line
+    line = sentence(result)
+    assert "1.1 of 2 GPU actors busy (network 73%, writing 3%, waiting 23%)" in line
     assert "add CPUs" in line
 
 
-def test_what_each_node_did_is_told():
+def test_the_start_of_an_actor_is_not_waiting():
+    """Actors may work one after the other, as in the passes before a fine-tuning, or begin late."""
+    second = replace(SHARD, actor="b", started=1030.0, ended=1040.0)
+    result = counts(SHARD, second, seconds=45.0)
+    assert (result.limited_by, result.time and result.time.span) == ("startup", 20.0)
+    result = counts(SHARD, second, seconds=39.0)
+    assert (result.limited_by, result.time and result.time.waiting) == ("network", 1.0)
+
+
+def test_a_job_of_seconds_is_limited_by_its_start():
+    result = counts(SHARD, seconds=21.0)
+    assert result.limited_by == "startup"
+    assert sentence(result).startswith("limited by start-up: the work itself took 10.0 of 21.0 s")
+
+
+def test_what_each_node_did_is_said():
     """Two nodes on one machine, and one on another."""
     others = [
         replace(SHARD, actor="b", node="2", rows=1500, errors=2),
         replace(SHARD, actor="c", host="there", node="0", rows=50),
     ]
-    found = judge([SHARD, *others, SHARD])
-    assert [(one["host"], one["node"], one["rows"], one["seconds"]) for one in found["time"]["nodes"]] == [
+    result = counts(SHARD, *others, replace(SHARD, started=1010.0, ended=1020.0))
+    assert result.time is not None
+    assert [(node.host, node.node, node.rows, node.seconds) for node in result.time.nodes] == [
         ("here", "1", 200, 19.0),
         ("here", "2", 1500, 9.5),
         ("there", "0", 50, 9.5),
     ]
-    first, second = sentence(found).splitlines()
-    assert first.endswith("or keep smaller images")
+    first, second = sentence(result).splitlines()
+    assert first.endswith("or a faster --backbone")
     assert second == "by 3 nodes: here 200 rows in 19.0 s, here 1,500 rows in 9.5 s, there 50 rows in 9.5 s"
     many = [replace(SHARD, actor=f"{n}", node=f"{n}", host=f"node-{n}") for n in range(10)]
-    assert sentence(judge(many)).endswith("node-7 100 rows in 9.5 s, and 2 more")
+    assert sentence(counts(*many)).endswith("node-7 100 rows in 9.5 s, and 2 more")
 
 
 def test_a_clock_that_is_set_back_makes_no_speed():
-    later = replace(SHARD, started=1010.0, ended=1010.0 - 3600)
-    time = judge([SHARD, later])["time"]
-    assert (time["span"], time["waiting"]) == (19.0, 0.0)
-    assert time["steady_images_per_second"] == pytest.approx(200 / 19, abs=1e-3)
+    time = inference_time([SHARD, replace(SHARD, started=1010.0, ended=1010.0 - 3600)])
+    assert time is not None
+    assert (time.span, time.waiting) == (19.0, 0.0)
+    assert time.steady_images_per_second == pytest.approx(200 / 19, abs=1e-3)
 
 
 def test_nothing_ran():
-    assert judge([]) == {"limited_by": "nothing", "time": None}
-    assert sentence(judge([])) == ""
+    assert (counts().limited_by, counts().time) == ("nothing", None)
+    assert sentence(counts()) == ""
 
 
 @pytest.mark.parametrize(
-    ("passes", "training", "waited", "limited_by"),
+    ("passes", "training", "waited", "seconds", "limited_by"),
     [
-        ([SHARD], 9.0, 0.0, "network"),
-        ([SHARD], 11.0, 0.0, "training"),
-        ([SHARD], 20.0, 11.0, "stream"),
-        ([], 5.0, 1.0, "training"),
+        ([SHARD], 9.0, 0.0, 20.0, "network"),
+        ([SHARD], 11.0, 0.0, 25.0, "training"),
+        ([SHARD], 20.0, 11.0, 40.0, "stream"),
+        ([], 5.0, 1.0, 8.0, "training"),
+        ([], 3.0, 0.0, 8.0, "startup"),
+        ([SHARD], 1.0, 0.0, 24.0, "startup"),
     ],
 )
-def test_a_fine_tuning_is_limited_by_what_took_longest(passes, training, waited, limited_by):
-    found = judge_training(passes, training, waited)
-    assert found["limited_by"] == limited_by
-    assert (found["time"]["training"], found["time"]["waited"]) == (training, waited)
-    assert ("span" in found["time"]) == bool(passes)
-    line = sentence(found)
-    assert f"training {training:.1f} s, {waited:.1f} of it waiting" in line
-    assert ("actors busy" in line) == bool(passes)
+def test_a_fine_tuning_is_limited_by_what_took_longest(passes, training, waited, seconds, limited_by):
+    time = TrainingTime(training=training, waited=waited, inference=inference_time(passes))
+    assert judge_training(time, seconds) == limited_by
+    assert TrainingTime.from_json(time.to_json()) == time
+    assert ("span" in time.to_json()) == bool(passes)
+    values: dict[str, Any] = dict.fromkeys(TrainingSummary.__dataclass_fields__, 0)
+    values |= {"seconds": seconds, "limited_by": limited_by, "time": time}
+    line = sentence(TrainingSummary(**values))
+    if limited_by == "startup":
+        assert f"of {seconds:.1f} s" in line
+    else:
+        assert f"training {training:.1f} s, {waited:.1f} of it waiting" in line
+        assert ("actors busy" in line) == bool(passes)

@@ -88,60 +88,57 @@ FEATURES = RNG.random((ROWS, 507), np.float32)
 CLASSES = (FEATURES[:, 0] > 0.5).astype(np.int64)
 
 
-class Checkpoints:
-    """Ray Train's part: keeps copies, and can end the worker as a kill would."""
+class OnlyWorker:
+    """Ray Train's part: keeps checkpoints and reports, and can end as if it was killed."""
+
+    rank, count, scratch = 0, 1, None
 
     def __init__(self, folder, ends_after=None):
-        self.folder, self.ends_after, self.count, self.last = folder, ends_after, 0, None
+        self.folder, self.ends_after, self.saved, self.last = folder, ends_after, 0, None
+        self.reports = []
+
+    def report(self, metrics):
+        self.reports.append(metrics)
 
     @contextmanager
     def latest(self):
         yield self.last
 
     def save(self, folder):
-        self.count += 1
-        copy = self.folder / str(self.count)
+        self.saved += 1
+        copy = self.folder / str(self.saved)
         shutil.copytree(folder, copy)
         self.last = str(copy)
-        if self.count == self.ends_after:
+        if self.saved == self.ends_after:
             raise KeyboardInterrupt
 
 
 @pytest.fixture
 def train(keras, tmp_path, monkeypatch):
-    """Train a head on FEATURES in this process; returns what the worker brings home, and the reports."""
-    from tlray.training.worker import dataset, loop
-    from tlray.training.worker.collective import Workers
+    """Train a head on FEATURES in this process; returns what the worker brings back, and the reports."""
+    from tlray.training.worker import loop
     from tlray.training.worker.task import Task
 
     monkeypatch.chdir(tmp_path)
     frozen = FrozenPart.decide(NetworkConfig(backbone="pixels", image_size=13))
 
-    def run(config=CONFIG, checkpoints=None, features=None, **options):
-        reports = []
-        options = {"class_weights": None, "learning_rate": config.learning_rate, **options}
+    def run(config=CONFIG, worker=None, **options):
+        worker = worker or OnlyWorker(tmp_path / str(len(list(tmp_path.iterdir()))))
+        worker.reports = []
+        options = {"features": FEATURES, **options}
         task = Task(
             config=config,
+            learning_rate=config.learning_rate,
             head=registry.head(config.head),
             classes=2,
             frozen=frozen,
             end="pixels",
             start=None,
-            features=features or (lambda batches, epochs: dataset.InMemory(FEATURES)),
             targets=CLASSES,
             validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
-            checkpoint_seconds=0,
             **options,
         )
-        trained = loop.train(
-            task,
-            rank=0,
-            workers=Workers(1),
-            scratch=None,
-            checkpoints=checkpoints or Checkpoints(tmp_path / str(len(list(tmp_path.iterdir())))),
-            report=reports.append,
-        )
-        return trained, reports
+        return loop.train(task, worker), worker.reports
 
     return run
 
@@ -188,8 +185,9 @@ def test_the_learning_rate_falls_as_published(keras, train):
 
 
 def test_class_weights_weigh_the_loss_and_not_the_metrics(keras, train):
-    weights = np.array([0.2, 3.0], np.float32)
-    found, reports = train(class_weights=weights)
+    weights = (ROWS / (2 * np.bincount(CLASSES))).astype(np.float32)
+    assert weights[0] != weights[1]
+    found, reports = train(replace(CONFIG, class_weights=True))
     same(head_weights(found), plain(keras, keras.optimizers.SGD(0.01), weights=weights))
     unweighted = train()[1]
     assert found.history == reports
@@ -203,7 +201,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(keras, train,
     """With dropout, Adam's moments and a schedule, to the last bit; also after the last epoch."""
     config = replace(CONFIG, head="dense-256", optimizer="adam", decay="cosine", keep="best")
     undisturbed, _ = train(config)
-    broken = Checkpoints(tmp_path / "broken", ends_after=after)
+    broken = OnlyWorker(tmp_path / "broken", ends_after=after)
     with pytest.raises(KeyboardInterrupt):
         train(config, broken)
     again, reports = train(config, broken)
@@ -214,8 +212,8 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(keras, train,
 
 
 def test_a_checkpoint_holds_no_pickle(keras, train, tmp_path):
-    checkpoints = Checkpoints(tmp_path / "kept")
-    train(replace(CONFIG, keep="best"), checkpoints)
+    worker = OnlyWorker(tmp_path / "kept")
+    train(replace(CONFIG, keep="best"), worker)
     files = {path.name for path in (tmp_path / "kept" / "1").iterdir()}
     assert files == {"state.npz", "history.json", "best.npz"}
     with np.load(tmp_path / "kept" / "1" / "state.npz", allow_pickle=False) as state:
@@ -237,20 +235,21 @@ def test_early_stopping_stops_and_keeps_what_was_asked_for(keras, train):
     assert any((one != two).any() for one, two in zip(head_weights(last), head_weights(best), strict=True))
 
 
-def test_every_epoch_takes_its_view(keras, train):
-    from tlray.training.worker import dataset
+def test_every_epoch_takes_its_view(keras, train, monkeypatch):
+    from tlray.training.worker.dataset import InMemory
 
-    seen = []
+    taken = set()
 
-    class Recorded(dataset.InMemory):
-        def take(self, epoch, step, rows):
-            found = super().take(epoch, step, rows)
-            seen.append((epoch, found.mean()))
-            return found
+    def take(self, epoch, step, rows, take=InMemory.take):
+        features = take(self, epoch, step, rows)
+        taken.add((epoch, features.mean()))
+        return features
 
+    monkeypatch.setattr(InMemory, "take", take)
     views = np.stack([np.zeros_like(FEATURES), np.ones_like(FEATURES)], axis=1)
-    train(features=lambda batches, epochs: Recorded(views, views=True))
-    assert {(epoch, mean) for epoch, mean in seen} == {(0, 0), (1, 1), (2, 0)}
+    train(features=views, views=True)
+    # The validation rows, whose mean is neither, are taken as of epoch 0.
+    assert {(epoch, mean) for epoch, mean in taken if mean in (0, 1)} == {(0, 0), (1, 1), (2, 0)}
 
 
 def test_counts_and_trained_part_are_those_of_the_cut(keras):

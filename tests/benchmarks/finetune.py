@@ -76,7 +76,7 @@ def _ours(images: Path, folder: Path) -> tuple[dict[str, float], Path]:
         model=str(model),
         report=lambda metrics: times.append(time.perf_counter()),
     )
-    return {"seconds": median(np.diff(times)), "loss": found["history"][0]["loss"]}, model
+    return {"seconds": median(np.diff(times)), "loss": found.history[0]["loss"]}, model
 
 
 def _keras(images: Path, model: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _run(recipe: str, images: Path, options: list[str], out: Path) -> None:
 
 
 def _by_name(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {stage["stage"]: stage for stage in stages}
+    return {stage["stage"]: {"out": stage["out"], **(stage["result"] or {})} for stage in stages}
 
 
 def _validation(stages: list[dict[str, Any]]) -> str:
@@ -107,8 +107,8 @@ def _stopped(stages: list[dict[str, Any]]) -> str:
 
 
 def _stages(stages: list[dict[str, Any]]) -> str:
-    trained = [stage for stage in stages if "metrics" in stage]
-    parts = [f"{stage['stage']} {stage['metrics']['val_accuracy']:.3f}" for stage in trained]
+    trained = {name: stage for name, stage in _by_name(stages).items() if "metrics" in stage}
+    parts = [f"{name} {stage['metrics']['val_accuracy']:.3f}" for name, stage in trained.items()]
     return f"validation accuracy: {', '.join(parts)}; at the end {_tested(stages)}"
 
 

@@ -18,6 +18,6 @@ def demo(
     from tlray.recipes.demo import demo
 
     found = demo(out, address=run.address)
-    shown = {**found, "accuracy": f"{found['accuracy']:.3f}", "seconds": f"{found['seconds']:.0f}"}
+    shown = {**vars(found), "accuracy": f"{found.accuracy:.3f}", "seconds": f"{found.seconds:.0f}"}
     lines = [f"{name:<12} {value}" for name, value in shown.items()]
     return Result(found, "\n".join(lines))

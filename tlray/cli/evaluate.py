@@ -27,4 +27,4 @@ def evaluate(
     with Progress("evaluating") as progress:
         found = evaluate(model, data, config, out=out, address=run.address, progress=progress)
     report = out or f"{model.rstrip('/')}/report"
-    return Result(found.to_json(), f"{summary(found)}\n\nreport: {report}/index.html")
+    return Result(found, f"{summary(found)}\n\nreport: {report}/index.html")

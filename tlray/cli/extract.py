@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import shlex
+from typing import Annotated
 
 import typer
 
+from tlray.cli import summaries
 from tlray.cli.arguments import Images
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
@@ -30,34 +31,11 @@ def extract(
     from tlray.features.extract import extract
 
     with Progress("extracting") as progress:
-        found = extract(images, out, config, extend=extend, address=run.address, progress=progress)
-    return Result(found, changes(found) + summary(found, "features"))
-
-
-def summary(found: dict[str, object], what: str) -> str:
-    """The counts of a pass over images, for people."""
-    from tlray.features.bottleneck import sentence
-
-    passed_over = found.get("passed_over")
-    note = f"passed over {passed_over:,} files that are no images by their name\n" if passed_over else ""
-    lines = [
-        f"{found['images']:,} images: {found['rows']:,} rows, {found['errors']:,} errors "
-        f"in {found['seconds']:.1f} s ({found['images_per_second']:.1f} images/s)",
-        sentence(found),
-        f"{what}: {found['out']}",
-    ]
-    return note + "\n".join(filter(None, lines))
-
-
-def changes(found: Mapping[str, Any]) -> str:
-    """Which images are not those that were listed before, for people; nothing if all are."""
-    added, replaced, removed = (found.get(way, 0) for way in ("added", "replaced", "removed"))
-    ways = [f"{added:,} new"] if added else []
-    if replaced:
-        more = ", ..." if len(found["replaced_paths"]) < replaced else ""
-        paths = ", ".join(found["replaced_paths"])
-        ways.append(f"{replaced:,} of another size or time ({paths}{more})")
-    if removed:
-        ways.append(f"{removed:,} removed")
-    kept = "; the features that are there are kept" if replaced or removed else ""
-    return f"images since they were listed: {', '.join(ways)}{kept}\n" if ways else ""
+        result = extract(images, out, config, extend=extend, address=run.address, progress=progress)
+    lines = summaries.changes(result.changes)
+    if result.passed_over:
+        lines.append(f"{result.passed_over:,} files without an image extension were passed over")
+    lines += summaries.counts(result, was_complete=result.was_complete)
+    lines += summaries.errors(result.first_errors, result.errors, result.errors_uri)
+    now = shlex.join(["tlray", "fit", out, "--out", "model"]) if result.classes else ""
+    return Result(result, "\n".join([*lines, f"features: {result.out}"]), now)

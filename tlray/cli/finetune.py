@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.fit import summary
+from tlray.cli.fit import trained
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
 from tlray.core.config import FinetuneConfig
@@ -38,7 +38,7 @@ def finetune(
             shown.close()  # The images were gone through.
             print_epoch(metrics, config.epochs)
 
-        found = finetune(
+        result = finetune(
             images, out, config, model=model, address=run.address, progress=progress, report=epoch
         )
-    return Result(found, summary(found))
+    return trained(result, out)

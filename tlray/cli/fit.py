@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tlray.cli import summaries
 from tlray.cli.arguments import Features
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import print_epoch
 from tlray.core.config import FitConfig
+
+if TYPE_CHECKING:
+    from tlray.training.model_folder import TrainResult
 
 
 @command
@@ -24,24 +29,16 @@ def fit(
     from tlray.training.fit import fit
 
     report = partial(print_epoch, epochs=config.epochs)
-    found = fit(features, out, config, address=run.address, report=report)
-    return Result(found, summary(found))
+    result = fit(features, out, config, address=run.address, report=report)
+    return trained(result, out)
 
 
-def summary(found: dict[str, Any]) -> str:
-    """What became of a training, for people."""
-    from tlray.features.bottleneck import sentence
-
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["metrics"].items())
-    lines = [
-        f"{found['rows']:,} rows, {found['trainable_tensors']} of {found['tensors']} tensors trained, "
-        f"{found['epochs']} epochs in {found['seconds']:.1f} s",
-        f"kept epoch {found['kept_epoch']}: {metrics}",
-        f"model: {found['out']}",
-    ]
-    lines.insert(1, sentence(found))
-    if (stopped := found["stopped_epoch"]) is not None:
-        lines.insert(1, f"stopped after epoch {stopped + 1} ({stopped} as Keras counts, from zero)")
-    if found["errors"]:
-        lines.insert(0, f"{found['errors']:,} images could not be decoded: see {found['out']}/errors")
-    return "\n".join(lines)
+def trained(result: TrainResult, out: str) -> Result:
+    """The result of a command that trains."""
+    if result.was_complete:
+        lines = ["complete already, so there was nothing to do", *summaries.training(result)]
+    else:
+        lines = summaries.training(result)
+    lines += summaries.errors(result.first_errors, result.errors, result.errors_uri)
+    now = f"{shlex.join(['tlray', 'evaluate', out])} IMAGES"
+    return Result(result, "\n".join([*lines, f"model: {result.out}"]), now)

@@ -21,22 +21,20 @@ def inspect(
     """Say what a feature set or a model holds and how it was made."""
     from tlray.core.errors import UserError
     from tlray.core.storage import Folder
-    from tlray.features.feature_set import FORMAT as FEATURES
     from tlray.features.feature_set import FeatureSet
-    from tlray.models.model import FORMAT as MODEL
     from tlray.models.model import NETWORK, Model
 
     folder = Folder.open(path)
     if not folder.exists():
         raise UserError(f"{path} is not there: expected a feature set or a model")
-    found = Model.open(path) if folder.is_file(NETWORK) else FeatureSet.open(path)
-    manifest = found.manifest
-    kind = {FEATURES: "a feature set", MODEL: "a model"}[manifest["format"]]
+    opened = Model.open(path) if folder.is_file(NETWORK) else FeatureSet.open(path)
+    kind = "a model" if isinstance(opened, Model) else "a feature set"
+    manifest = opened.manifest.to_json()
     lines = [f"{folder.uri} is {kind}"]
     lines += [
         f"  {name:<28} {value}" for name, value in _flat(manifest) if name.partition(".")[0] not in _LONG
     ]
-    return Result(dict(manifest), "\n".join(lines))
+    return Result(manifest, "\n".join(lines))
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

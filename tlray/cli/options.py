@@ -20,7 +20,7 @@ from annotated_doc import Doc
 from tlray.core.config import CLUSTER, OUTPUT, settings
 from tlray.core.config import option as option_name
 from tlray.core.errors import TlrayError
-from tlray.core.manifest import dump
+from tlray.core.record import Record, dump
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of a shell."""
@@ -52,10 +52,12 @@ class OnRay:
 class Result:
     """What a command found."""
 
-    values: Mapping[str, Any]
+    values: Record | Mapping[str, Any]
     """For --json."""
     text: str
     """For people."""
+    now: str = ""
+    """A command that people may want to type next."""
     status: int = 0
     """Exit status of a command that has done what it was asked for."""
 
@@ -90,7 +92,8 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
             configs = {name: build(group) for name, group in groups.items()}
             with redirect_stdout(sys.stderr):  # Ray tells there that a worker has died.
                 result = function(**arguments, **configs)
-            print(dump(result.values) if given["json"] else result.text)
+            now = f"\nnow: {result.now}" if result.now else ""
+            print(dump(result.values) if given["json"] else f"{result.text}{now}")
             if result.status:
                 raise typer.Exit(result.status)
 

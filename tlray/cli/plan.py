@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tlray.cli.arguments import Images
 from tlray.cli.options import OnRay, Result, command
 from tlray.core.config import ExtractConfig
+
+if TYPE_CHECKING:
+    from tlray.features.throughput import KindThroughput
 
 
 @command
@@ -24,34 +27,32 @@ def plan(
     """Time a sample of the images and say how long all take, how they spread, and what they need."""
     from tlray.features.plan import plan
 
-    found = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
-    shape = " x ".join(map(str, found["feature_shape"]))
-    read = "" if found["bytes_read"] is None else f", {_bytes(found['bytes_read'])} to read"
+    result = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
+    shape = " x ".join(map(str, result.feature_shape))
+    read = "" if result.bytes_read is None else f", {_bytes(result.bytes_read)} to read"
     rows = [
-        ("images", f"{found['images']:,}{read}"),
-        ("sample", f"{found['sample']} images, {found['sample_errors']} bad, in {found['precision']}"),
-        *(("nodes" if cluster else "machine", _kind(kind, found["gpus"])) for kind in found["kinds"]),
-        ("rate", f"{found['images_per_second']:,.1f} images/s, limited by {found['limited_by']}"),
-        ("time", f"{_time(found['seconds'])}, besides about 20 s to start"),
-        ("GPU hours", f"{found['gpu_hours']:,.2f}"),
-        ("features", f"{shape}, {_bytes(found['bytes_written'])} to write"),
+        ("images", f"{result.images:,}{read}"),
+        ("sample", f"{result.sample} images, {result.sample_errors} bad, in {result.precision}"),
+        *(("nodes" if cluster else "machine", _kind(kind, result.gpus)) for kind in result.kinds),
+        ("rate", f"{result.images_per_second:,.1f} images/s, limited by {result.limited_by}"),
+        ("time", f"{_time(result.seconds)}, besides about 20 s to start"),
+        ("GPU hours", f"{result.gpu_hours:,.2f}"),
+        ("features", f"{shape}, {_bytes(result.bytes_written)} to write"),
     ]
-    return Result(found, "\n".join(f"{name:<10} {text}" for name, text in rows))
+    return Result(result, "\n".join(f"{name:<10} {text}" for name, text in rows))
 
 
-def _kind(kind: dict[str, Any], gpus: float) -> str:
+def _kind(kind: KindThroughput, gpus: float) -> str:
     """What nodes of a kind are, hold and take for an image."""
-    many = f"{kind['nodes']} with " if kind["nodes"] > 1 else ""
-    has = _count(kind["cpus"], "core")
-    if kind["gpus"]:
-        has += f" and {_count(kind['gpus'], 'GPU')}" + (
-            f" ({kind['accelerator']})" if kind["accelerator"] else ""
-        )
-    each = f"reading {kind['read_ms']:.2f} ms, decoding {kind['decode_ms']:.2f} ms an image and core"
-    if kind["network_ms"] is None:
+    many = f"{kind.nodes} with " if kind.nodes > 1 else ""
+    has = _count(kind.cpus, "core")
+    if kind.gpus:
+        has += f" and {_count(kind.gpus, 'GPU')}" + (f" ({kind.accelerator})" if kind.accelerator else "")
+    each = f"reading {kind.read_ms:.2f} ms, decoding {kind.decode_ms:.2f} ms an image and core"
+    if kind.network_ms is None:
         return f"{many}{has}, which decode: {each}"
-    network = f"network {kind['network_ms']:.2f} ms an image{' and GPU' if gpus else ''}"
-    return f"{many}{has}, {_count(kind['actors'], 'actor')}: {each}; {network}"
+    network = f"network {kind.network_ms:.2f} ms an image{' and GPU' if gpus else ''}"
+    return f"{many}{has}, {_count(kind.actors, 'actor')}: {each}; {network}"
 
 
 def _count(number: float, what: str) -> str:

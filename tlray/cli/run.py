@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tlray.cli.arguments import Images
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
+
+if TYPE_CHECKING:
+    from tlray.recipes.recipe import StageResult
 
 
 @command
@@ -44,11 +46,11 @@ def run(
     def report(stage: Stage, metrics: dict[str, float]) -> None:
         print_epoch(metrics, stage.config.epochs)
 
-    found = recipes.run(
+    result = recipes.run(
         recipe, images, out, sets or (), address=run.address, say=say, report=report, progress=Progress
     )
     rows = [
-        (one["stage"], one["command"], f"{one['seconds']:,.1f} s", _figures(one)) for one in found["stages"]
+        (stage.stage, stage.command, f"{stage.seconds:,.1f} s", _figures(stage)) for stage in result.stages
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
@@ -57,18 +59,19 @@ def run(
     ]
     published = recipes.read(recipe).header.get("published")
     lines += [f"published: {published}"] if published else []
-    return Result(found, "\n".join([*lines, f"out: {out}"]))
+    return Result(result, "\n".join([*lines, f"out: {out}"]))
 
 
-def _figures(stage: Mapping[str, Any]) -> str:
+def _figures(stage: StageResult) -> str:
     """The main figures of a stage, for people."""
-    if stage.get("skipped"):
-        return f"there already; to make it again remove {stage['out']}"
-    scores = {**stage, **stage.get("metrics", {})}
+    if stage.result is None:
+        return f"there already; to make it again remove {stage.out}"
+    values = stage.result.to_json()
+    scores = {**values, **values.get("metrics", {})}
     held_out = ("val_accuracy", "val_loss")
     shown = held_out if set(held_out) <= set(scores) else ("accuracy", "loss")
-    parts = [f"{stage['images']:,} images"] if "images" in stage else []
-    parts += [f"{stage['errors']:,} errors"] if stage.get("errors") else []
-    parts += [f"{stage['epochs']} epochs, kept {stage['kept_epoch']}"] if "epochs" in stage else []
+    parts = [f"{values['images']:,} images"] if "images" in values else []
+    parts += [f"{values['errors']:,} errors"] if values.get("errors") else []
+    parts += [f"{values['epochs']} epochs, kept {values['kept_epoch']}"] if "epochs" in values else []
     parts += [f"{name} {scores[name]:.4f}" for name in shown if scores.get(name) is not None]
     return ", ".join(parts)

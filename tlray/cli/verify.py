@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tlray.cli import summaries
 from tlray.cli.arguments import Features
-from tlray.cli.extract import changes
 from tlray.cli.options import Result, command
 
 
@@ -20,10 +20,11 @@ def verify(
     """Check that a feature set is whole, and extract a sample of it again to compare."""
     from tlray.features.verify import verify
 
-    found = verify(features, images, sample=sample)
-    return Result(
-        found,
-        f"{changes(found)}whole: {found['rows']:,} rows and {found['errors']:,} errors\n"
-        f"{found['sample']} rows extracted again: largest relative error {found['largest_error']:.2g} "
-        f"(tolerance {found['tolerance']:.2g})",
-    )
+    result = verify(features, images, sample=sample)
+    lines = [
+        *summaries.changes(result.changes),
+        f"whole: {result.rows:,} rows and {result.errors:,} errors",
+        f"{result.sample} rows extracted again: largest relative error {result.largest_error:.2g} "
+        f"(tolerance {result.tolerance:.2g})",
+    ]
+    return Result(result, "\n".join(lines))

@@ -113,6 +113,15 @@ def is_connected() -> bool:
     return _current is not None or bool(is_initialized())
 
 
+def has_gpus() -> bool:
+    """Whether the Ray that this process is connected to has GPUs; waits for it to start."""
+    if not is_connected():
+        return False
+    if _current is not None:
+        _current()
+    return bool(sys.modules["ray"].cluster_resources().get("GPU", 0))
+
+
 def _prepare(address: str | None) -> None:
     """Set what Ray reads when it is imported."""
     settings = {"RAY_USAGE_STATS_ENABLED": "0", **_ENVIRONMENT}

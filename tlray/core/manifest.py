@@ -1,33 +1,25 @@
-"""The manifests of feature sets and models: JSON values, the stamp in Parquet files, and versions."""
+"""Manifests: that of a folder, the stamp in each Parquet file, and the versions that both record."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
+from tlray.core.errors import UserError
+from tlray.core.record import Record
+from tlray.core.storage import Folder
+
+MANIFEST = "manifest.json"
 _KEY = b"tlray"
-
-
-def plain(value: Any) -> Any:
-    """The value in JSON's own types; None for a number that is not finite, text for what JSON lacks."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # numpy's scalars and arrays
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, int | str) else str(value)
-
-
-def dump(value: Any, *, indent: int | None = None) -> str:
-    """The value as JSON text."""
-    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+_KINDS = {
+    "tlray-features": ("a feature set", "make it anew with `tlray extract`, in a new folder"),
+    "tlray-model": ("a model", "make it anew with `tlray fit` or `tlray finetune`, in a new folder"),
+}
+"""By the name of a format: what such a folder is called, and how to make it anew."""
 
 
 def stamp(values: Mapping[str, Any]) -> dict[bytes, bytes]:
@@ -46,11 +38,40 @@ def read_stamp(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return values
 
 
-def check_manifest(manifest: Mapping[str, Any], **kinds: type) -> None:
-    """Raise KeyError or TypeError unless all these values are there and of these types."""
-    for name, kind in kinds.items():
-        if not isinstance(manifest[name], kind):
-            raise TypeError(f"{name} is no {kind.__name__}")
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """The manifest of a folder: a JSON file that is written last, so that the folder is complete with it."""
+
+    format: str
+    """What the folder is, and in which version, e.g. "tlray-model/1"."""
+
+
+M = TypeVar("M", bound=Manifest)
+
+
+def read_manifest(folder: Folder, kind: type[M], expected: str) -> M:
+    """Read and check the manifest of a folder.
+
+    Args:
+        folder: with a manifest.
+        kind: the class of the manifest.
+        expected: the format that this version reads.
+
+    Raises:
+        UserError: the folder is something else, or its manifest is damaged.
+    """
+    what, again = _KINDS[expected.partition("/")[0]]
+    try:
+        values = json.loads(folder.read(MANIFEST))
+        found = str(values["format"])
+        if found != expected:
+            other = _KINDS.get(found.partition("/")[0])
+            if other is None or other[0] == what:
+                raise UserError(f"{folder.uri} has the format {found}; expected {expected}: {again}")
+            raise UserError(f"{folder.uri} is {other[0]}; expected {what} (did you swap the two?)")
+        return kind.from_json(values)
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise UserError(f"{folder.join(MANIFEST)} is damaged: {error}; {again}") from error
 
 
 def versions() -> dict[str, str]:

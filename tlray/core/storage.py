@@ -28,6 +28,10 @@ _RETRIES = 8
 rows of good images. Pyarrow's own file system, once it has been sent to a task, retries twice in a second."""
 
 
+StrPath = str | os.PathLike[str]
+"""A local path, or a URI as text."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on some file system; small enough to be sent to every task.
@@ -42,12 +46,13 @@ class Folder:
     """As the user gave it, without the credentials of S3; local paths made absolute."""
 
     @classmethod
-    def open(cls, uri: str) -> Folder:
+    def open(cls, uri: StrPath) -> Folder:
         """Find the file system of a path or URI.
 
         Raises:
             UserError: no installed package opens such a URI.
         """
+        uri = os.fspath(uri)
         if "://" not in uri:
             path = os.path.abspath(uri)
             return cls(fs.LocalFileSystem(), path, path)

@@ -111,5 +111,5 @@ def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, 
         for path, probabilities in zip(rows.paths, rows.features, strict=True):
             best = int(np.argmax(probabilities))
             label, probability = classes[best], float(probabilities[best])
-            annotate_one(read_image, path, label, probability, target, job.max_pixels)
+            annotate_one(read_image, path, label, probability, target, job.settings.max_pixels)
     return row

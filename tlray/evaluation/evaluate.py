@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from tlray.cluster import session
-from tlray.core.config import EvaluateConfig
+from tlray.core.config import EvaluateConfig, configured
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import model_inference
 from tlray.evaluation.report import write_report
 from tlray.evaluation.scores import Evaluation, Tally
@@ -34,13 +36,14 @@ _THUMBNAIL = 160
 
 
 def evaluate(
-    model: str,
-    data: str,
-    config: EvaluateConfig,
+    model: StrPath,
+    data: StrPath,
+    config: EvaluateConfig | None = None,
     *,
-    out: str | None = None,
+    out: StrPath | None = None,
     address: str | None = None,
     progress: inference.Progress = lambda done, total: None,
+    **settings: Any,
 ) -> Evaluation:
     """Score a model on labelled images, or on a feature set of its own provenance.
 
@@ -50,7 +53,8 @@ def evaluate(
         config: which split, and how to run.
         out: folder for the report; by default "report" in the model's folder.
         address: of a running Ray, for images; a local one is started without. Features need no Ray.
-        progress: called after each shard.
+        progress: called after each shard with the images done and to do.
+        settings: single fields of `config`, e.g. `split="test"`.
 
     Returns:
         The evaluation, also written to `out` as JSON, plots and a page.
@@ -61,6 +65,8 @@ def evaluate(
         JobError: the job failed.
     """
     started = time.monotonic()
+    config = configured(EvaluateConfig, config, settings)
+    data = os.fspath(data)
     trained = Model.open(model)
     report = Folder.open(out) if out else trained.folder.child("report")
     folder = Folder.open(data)
@@ -91,12 +97,12 @@ def evaluate(
         images=images,
         errors=images - tally.rows,
         unlabelled=sum(count for label, count in chosen if label is None),
-        stages=tuple(trained.manifest["stages"]),
+        stages=tuple(trained.manifest.stages),
         provenance={
-            "head": trained.manifest["head"],
+            "head": trained.manifest.head,
             **trained.provenance.to_json(),
-            "training": trained.manifest["job"]["training"],
-            "versions": trained.manifest["versions"],
+            "training": trained.manifest.job["training"],
+            "versions": trained.manifest.versions,
         },
         started=started,
     )
@@ -136,7 +142,7 @@ def _from_features(model: Model, features: FeatureSet, split: str | None) -> Ite
         )
     prepare_keras()
     head = load(model.folder.read(NETWORK)).get_layer("head")
-    for rows in features.batches(split):
+    for rows in features.batches(split, labelled=True):
         yield replace(rows, features=np.asarray(head(rows.features.astype(np.float32), training=False)))
 
 
@@ -154,7 +160,7 @@ def _from_images(
     chosen = (image for image in source if image.label is not None and split in (None, image.split))
     what = f"{uri} ({split})"
     # A name of its own, so that a job that was stopped stands in the way of no other.
-    job = f"{what} {config.precision} {model.manifest['created']}"
+    job = f"{what} {config.precision} {model.manifest.created}"
     key = hashlib.sha256(job.encode()).hexdigest()[:8]
     parts = report.child(f".parts-{key}")
     with session.connect(address) as connected:
@@ -168,7 +174,7 @@ def _from_images(
 def _images_of(features: FeatureSet) -> Folder | None:
     """The root of the images that features were extracted from, if it is still there."""
     try:
-        return Images.open(features.manifest["job"]["images"]).root
+        return Images.open(features.manifest.job.images).root
     except (UserError, OSError):
         return None
 

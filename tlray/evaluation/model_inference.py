@@ -10,7 +10,7 @@ import pyarrow.csv
 from tlray.cluster import session
 from tlray.core.config import RunConfig
 from tlray.core.manifest import package_versions, versions
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.images.index import Index
@@ -40,7 +40,7 @@ def start(
         precision = "float32" if model.provenance.precision == "float32" else fastest_precision()
     job = {
         "model": model.folder.uri,
-        "model_created": model.manifest["created"],
+        "model_created": model.manifest.created,
         "images": source,
         "precision": precision,
         "max_pixels": config.max_pixels,
@@ -50,15 +50,12 @@ def start(
         root=root,
         index=index,
         out=work,
+        settings=config,
         image_size=model.provenance.image_size,
-        max_pixels=config.max_pixels,
         batch_size=config.batch_size,
         store="float32",
         metadata={"job": job, "classes": model.classes, "versions": versions()},
         packages=package_versions(),
-        actors=config.actor_range,
-        gpus_per_actor=config.gpus_per_actor,
-        max_bad_fraction=config.max_bad_fraction,
     )
 
 
@@ -83,13 +80,13 @@ def tables(work: inference_tasks.InferenceJob) -> Iterator[pa.Table]:
     return part_files.read_parts(work.out, len(work.index.shard_sizes), work.metadata["job"])
 
 
-def images_of(model: Model, uri: str) -> Images:
+def images_of(model: Model, uri: StrPath) -> Images:
     """The images there, split as for training if they are those that the model was trained on.
 
     Raises:
         UserError: as of `Images.open`.
     """
     images = Images.open(uri)
-    if Folder.open(uri).uri != model.manifest["images"]:
+    if Folder.open(uri).uri != model.manifest.images:
         return images
-    return images.assign(model.manifest["split"], model.manifest["split_seed"])
+    return images.assign(model.manifest.split, model.manifest.split_seed or 0)

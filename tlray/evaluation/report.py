@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlray.core.manifest import dump, plain
+from tlray.core.record import dump, plain
 from tlray.core.storage import Folder
 from tlray.evaluation import plots
 from tlray.evaluation.plots import COUNTED

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray.core.errors import JobError
-from tlray.core.manifest import plain
+from tlray.core.record import Record, plain
 from tlray.features.feature_set import Rows
 
 TILES = 48
@@ -53,7 +53,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Record):
     """Everything that was measured of one model on one set of images."""
 
     model: str

@@ -1,16 +1,17 @@
-"""What limited a pass over images: where the time went, and what would help."""
+"""What limited a job: where the time went, and what would help."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from tlray.core.results import InferenceCounts, InferenceTime, NodeTime, TrainingSummary, TrainingTime
 
 _BUSY = 0.8
-"""The share of an actor's time from which on it hardly waits."""
+"""The share of its time from which on an actor counts as always busy."""
 _SHOWN = 8
-"""Of the nodes, in a line for people."""
+"""Nodes in a line for people."""
 _HELP = {
     "reading": ("read-bound", "keep the images nearer, or add CPUs, which read side by side"),
     "decoding": ("decode-bound", "add CPUs, or keep smaller images"),
@@ -45,111 +46,121 @@ class ShardTiming:
     ended: float
 
 
-def judge(shards: Sequence[ShardTiming]) -> dict[str, Any]:
-    """What limited a pass, as JSON values.
-
-    Returns:
-        limited_by: "reading", "decoding", "network" or "writing"; "nothing" if nothing ran. And time, in
-        seconds: span (from the first shard at the network to the last written), and, summed over all
-        tasks and actors, reading, decoding, network, writing and waiting (of the actors, for pixels); with
-        actors (how many), device (of the network: "GPU" or "CPU"), steady_images_per_second (in the span)
-        and nodes: of each its id (node), host, actors, rows, and seconds of network and writing.
-    """
+def inference_time(shards: Sequence[ShardTiming]) -> InferenceTime | None:
+    """Where the time of a pass over images went; None if it had no shards."""
     if not shards:
-        return {"limited_by": "nothing", "time": None}
-    reading, decoding = sum(s.read_seconds for s in shards), sum(s.decode_seconds for s in shards)
+        return None
+    by_actor: defaultdict[str, list[ShardTiming]] = defaultdict(list)
+    for shard in shards:
+        by_actor[shard.actor].append(shard)
+    windows = []
+    for own in by_actor.values():
+        started, ended = min(shard.started for shard in own), max(shard.ended for shard in own)
+        busy = sum(shard.network_seconds + shard.write_seconds for shard in own)
+        windows.append((started, max(ended, started + busy)))  # The clock may have been set back.
     network, writing = sum(s.network_seconds for s in shards), sum(s.write_seconds for s in shards)
-    busy: defaultdict[str, float] = defaultdict(float)
-    for shard in shards:
-        busy[shard.actor] += shard.network_seconds + shard.write_seconds
-    actors = len(busy)
-    span = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
-    span = max(span, *busy.values())  # Though the clock was set back.
-    if network + writing >= _BUSY * actors * span:
-        limited_by = "network" if network >= writing else "writing"
-    else:
-        limited_by = "reading" if reading > decoding else "decoding"
-    seconds = {
-        "span": span,
-        "reading": reading,
-        "decoding": decoding,
-        "network": network,
-        "writing": writing,
-        "waiting": max(0.0, actors * span - network - writing),
-    }
-    return {
-        "limited_by": limited_by,
-        "time": {
-            **{name: round(value, 3) for name, value in seconds.items()},
-            "actors": actors,
-            "device": shards[0].device,
-            "steady_images_per_second": round(sum(s.rows + s.errors for s in shards) / max(span, 1e-9), 3),
-            "nodes": _by_node(shards),
-        },
-    }
+    span = _union(windows)
+    waiting = sum(ended - started for started, ended in windows) - network - writing
+    return InferenceTime(
+        span=round(span, 3),
+        reading=round(sum(shard.read_seconds for shard in shards), 3),
+        decoding=round(sum(shard.decode_seconds for shard in shards), 3),
+        network=round(network, 3),
+        writing=round(writing, 3),
+        waiting=round(max(0.0, waiting), 3),
+        actors=len(by_actor),
+        device=shards[0].device,
+        steady_images_per_second=round(sum(s.rows + s.errors for s in shards) / max(span, 1e-9), 3),
+        nodes=_by_node(shards),
+    )
 
 
-def _by_node(shards: Sequence[ShardTiming]) -> list[dict[str, Any]]:
-    found: defaultdict[tuple[str, str], list[ShardTiming]] = defaultdict(list)
+def _union(windows: Sequence[tuple[float, float]]) -> float:
+    """The time that is in at least one of these windows: actors may work one after the other."""
+    total, last = 0.0, float("-inf")
+    for started, ended in sorted(windows):
+        total += max(0.0, ended - max(started, last))
+        last = max(last, ended)
+    return total
+
+
+def _by_node(shards: Sequence[ShardTiming]) -> list[NodeTime]:
+    by_node: defaultdict[tuple[str, str], list[ShardTiming]] = defaultdict(list)
     for shard in shards:
-        found[shard.host, shard.node].append(shard)
+        by_node[shard.host, shard.node].append(shard)
     return [
-        {
-            "node": node,
-            "host": host,
-            "actors": len({shard.actor for shard in done}),
-            "rows": sum(shard.rows for shard in done),
-            "seconds": round(sum(shard.network_seconds + shard.write_seconds for shard in done), 3),
-        }
-        for (host, node), done in sorted(found.items())
+        NodeTime(
+            node=node,
+            host=host,
+            actors=len({shard.actor for shard in done}),
+            rows=sum(shard.rows for shard in done),
+            seconds=round(sum(shard.network_seconds + shard.write_seconds for shard in done), 3),
+        )
+        for (host, node), done in sorted(by_node.items())
     ]
 
 
-def judge_training(passes: Sequence[ShardTiming], training: float, waited: float) -> dict[str, Any]:
-    """What limited a fine-tuning, as JSON values.
+def judge(time: InferenceTime | None, seconds: float) -> str:
+    """What limited a pass over images, as `InferenceCounts.limited_by` has it.
 
     Args:
-        passes: over the images, before the training.
-        training: the seconds of all epochs.
-        waited: those of them that a step waited for a stream of new views.
-
-    Returns:
-        limited_by: as of `judge` if the passes took longer than the training, else "training", or "stream" if
-        it waited most of the time. And time: what `judge` says of the passes, if any, training and waited.
+        time: where its time went.
+        seconds: that the whole command took.
     """
-    before = judge(passes)
-    found = {"training": round(training, 3), "waited": round(waited, 3)}
-    if before["time"] is not None and before["time"]["span"] > training:
-        limited_by = before["limited_by"]
-    else:
-        limited_by = "stream" if waited > training / 2 else "training"
-    return {"limited_by": limited_by, "time": {**(before["time"] or {}), **found}}
-
-
-def sentence(judged: Mapping[str, Any]) -> str:
-    """The same in one line, for people, and another one if several nodes had a part; empty if nothing ran."""
-    time = judged["time"]
     if time is None:
+        return "nothing"
+    if time.span < seconds / 2:
+        return "startup"
+    busy = time.network + time.writing
+    if busy >= _BUSY * (busy + time.waiting):
+        return "network" if time.network >= time.writing else "writing"
+    return "reading" if time.reading > time.decoding else "decoding"
+
+
+def judge_training(time: TrainingTime, seconds: float) -> str:
+    """What limited a training, as `TrainingSummary.limited_by` has it; arguments as of `judge`."""
+    span = time.inference.span if time.inference else 0.0
+    if span + time.training < seconds / 2:
+        return "startup"
+    if time.inference and span > time.training:
+        return judge(time.inference, span)
+    return "stream" if time.waited > time.training / 2 else "training"
+
+
+def sentence(result: InferenceCounts | TrainingSummary) -> str:
+    """What limited a job, for people; a second line if several nodes took part; empty if nothing ran."""
+    training = result.time if isinstance(result.time, TrainingTime) else None
+    inference = result.time.inference if isinstance(result.time, TrainingTime) else result.time
+    if training is None and inference is None:
         return ""
-    kind, advice = _HELP[judged["limited_by"]]
-    where = [_pass(time)] if "span" in time else []
-    if "training" in time:
-        where.append(f"training {time['training']:.1f} s, {time['waited']:.1f} of it waiting")
-    more = "GPUs" if time.get("device") == "GPU" else "GPUs or nodes"
-    line = f"{kind}: {'; '.join(where)}; to speed up, {advice.format(more=more)}"
-    return "\n".join([line, *_of_nodes(time.get("nodes", []))])
+    if result.limited_by == "startup":
+        work = (inference.span if inference else 0.0) + (training.training if training else 0.0)
+        line = (
+            f"limited by start-up: the work itself took {work:.1f} of {result.seconds:.1f} s, "
+            "and more of it would take little longer"
+        )
+    else:
+        kind, advice = _HELP[result.limited_by]
+        parts = [_busy(inference)] if inference else []
+        if training:
+            parts.append(f"training {training.training:.1f} s, {training.waited:.1f} of it waiting")
+        more = "GPUs" if inference and inference.device == "GPU" else "GPUs or nodes"
+        line = f"{kind}: {'; '.join(parts)}; to speed up, {advice.format(more=more)}"
+    return "\n".join([line, *_of_nodes(inference.nodes if inference else [])])
 
 
-def _of_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_nodes(nodes: Sequence[NodeTime]) -> list[str]:
     if len(nodes) < 2:
         return []
-    shown = [f"{one['host']} {one['rows']:,} rows in {one['seconds']:.1f} s" for one in nodes[:_SHOWN]]
+    shown = [f"{node.host} {node.rows:,} rows in {node.seconds:.1f} s" for node in nodes[:_SHOWN]]
     more = f", and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
     return [f"by {len(nodes)} nodes: {', '.join(shown)}{more}"]
 
 
-def _pass(time: Mapping[str, Any]) -> str:
-    actors, span = time["actors"], max(time["span"], 1e-9)
-    shares = [f"{name} {time[name] / (actors * span):.0%}" for name in ("network", "writing", "waiting")]
-    busy = (time["network"] + time["writing"]) / span
-    return f"{busy:.1f} of {actors} {time['device']} actors busy ({', '.join(shares)})"
+def _busy(time: InferenceTime) -> str:
+    """How busy the actors were."""
+    busy = time.network + time.writing
+    whole = max(busy + time.waiting, 1e-9)
+    seconds = {"network": time.network, "writing": time.writing, "waiting": time.waiting}
+    shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in seconds.items())
+    return f"{busy / max(time.span, 1e-9):.1f} of {time.actors} {time.device} actors busy ({shares})"

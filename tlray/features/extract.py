@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,29 +12,53 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray.cluster import session
-from tlray.core.config import ExtractConfig
-from tlray.core.manifest import dump, package_versions, versions
-from tlray.core.storage import Folder
-from tlray.features import inference, inference_tasks
-from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet
-from tlray.features.part_files import part_name
-from tlray.images import diff
+from tlray.core.config import ExtractConfig, configured
+from tlray.core.manifest import MANIFEST, package_versions, versions
+from tlray.core.record import dump
+from tlray.core.results import ImageError, InferenceCounts
+from tlray.core.storage import Folder, StrPath
+from tlray.features import inference, inference_tasks, part_files
+from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest
+from tlray.images.diff import Changes
 from tlray.images.index import Index
 from tlray.images.listing import Images
 from tlray.models.frozen import FrozenPart
 from tlray.models.provenance import Provenance
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult(InferenceCounts):
+    """What an extraction has made."""
+
+    out: str
+    """The URI of the feature set."""
+    was_complete: bool
+    """Whether the set was complete before, so that this run had nothing to do."""
+    passed_over: int
+    """Files without an image extension; 0 if an earlier run has listed the images."""
+    classes: list[str]
+    """The labels of the images, sorted; empty if there are none."""
+    first_errors: list[ImageError]
+    """The first three error rows, in the order of the listing."""
+    errors_uri: str | None
+    """Where all error rows are; None if there are none."""
+    changes: Changes | None
+    """With `extend`: how the images differ from those that were listed before."""
+
+
 def extract(
-    images: str,
-    out: str,
-    config: ExtractConfig,
+    images: StrPath,
+    out: StrPath,
+    config: ExtractConfig | None = None,
     *,
     extend: bool = False,
     address: str | None = None,
     progress: inference.Progress = lambda done, total: None,
-) -> dict[str, Any]:
-    """Extract the features of every image into a feature set.
+    **settings: Any,
+) -> ExtractResult:
+    """Put every image through a network once, and keep its features as Parquet.
+
+    Run again, it finishes what is left.
 
     Args:
         images: a folder, URI, table or image; see `tlray.images.listing.Images`.
@@ -42,17 +67,15 @@ def extract(
         extend: look for images that were added since the set was begun. Until they are all done, a set that
             was finished stays as it was to its readers.
         address: of a running Ray; without it a local one is started and stopped.
-        progress: called after each shard.
-
-    Returns:
-        JSON values: out, what `inference.counts` says, and passed_over: files whose names are of no image
-        (0 if they were listed before). With `extend` also what `tlray.images.diff.counts` says.
+        progress: called after each shard with the images done and to do.
+        settings: single fields of `config`, e.g. `backbone="vgg16"`.
 
     Raises:
-        UserError: the job cannot be; nothing was written.
+        UserError: the job cannot be done; nothing was written.
         JobError: the job failed; run it again to go on.
     """
     started = time.monotonic()
+    config = configured(ExtractConfig, config, settings)
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
@@ -60,49 +83,56 @@ def extract(
     if ahead:
         session.import_ahead(address)
     frozen = FrozenPart.decide(config)
-    job = {
-        "format": FORMAT,
-        "images": Folder.open(images).uri,
-        "split": config.split,
-        "seed": config.seed if config.split is not None else None,
-        "max_pixels": config.max_pixels,
-        "provenance": frozen.provenance.identity(),
-    }
+    job = ExtractJob(
+        format=FORMAT,
+        images=Folder.open(images).uri,
+        split=config.split,
+        seed=config.seed if config.split is not None else None,
+        max_pixels=config.max_pixels,
+        provenance=frozen.provenance.identity(),
+    )
     with folder.locked():
         with session.connect(address, ahead=ahead) as connected:
             work = inference_tasks.InferenceJob(
                 root=source.root,
-                index=Index.start(folder, source, config.batch_size, job, extend=extend),
+                index=Index.start(folder, source, config.batch_size, job.to_json(), extend=extend),
                 out=folder,
+                settings=config,
                 image_size=frozen.provenance.image_size,
-                max_pixels=config.max_pixels,
                 batch_size=config.batch_size,
                 store=config.store,
-                metadata={"job": job, "versions": versions()},
+                metadata={"job": job.to_json(), "versions": versions()},
                 packages=package_versions(frozen.provenance.package),
-                actors=config.actor_range,
-                gpus_per_actor=config.gpus_per_actor,
-                max_bad_fraction=config.max_bad_fraction,
             )
             done = inference.run(work, frozen.loader, progress, connected)
             errors = inference.reconcile(work)
-        result = {
-            **inference.counts(work, done, errors, time.monotonic() - started),
-            "passed_over": source.others,
-        }
-        shards = len(work.index.shard_sizes)
-        if not folder.is_file(MANIFEST) or FeatureSet.open(out).manifest["shards"] < shards:
+        counts = inference.counts(work, done, errors, time.monotonic() - started)
+        before = FeatureSet.open(out).manifest if folder.is_file(MANIFEST) else None
+        was_complete = before is not None and before.shards == len(work.index.shard_sizes)
+        if not was_complete:
             folder.sweep()
             folder.sweep("errors")
-            _finish(work, frozen.provenance, errors, result)
-    if extend:
-        known = work.index.known
-        result |= known.counts() if known else diff.counts(added=work.index.images)
-    return {"out": folder.uri, **result}
+            _finish(work, job, frozen.provenance, errors, counts, source.others)
+    known = work.index.known
+    return ExtractResult(
+        **vars(counts),
+        out=folder.uri,
+        was_complete=was_complete,
+        passed_over=source.others,
+        classes=FeatureSet.open(out).classes,
+        first_errors=part_files.first_errors(errors),
+        errors_uri=folder.child("errors").uri if counts.errors else None,
+        changes=(known.changes() if known else Changes(added=work.index.images)) if extend else None,
+    )
 
 
 def _finish(
-    work: inference_tasks.InferenceJob, provenance: Provenance, errors: pa.Table, result: dict[str, Any]
+    work: inference_tasks.InferenceJob,
+    job: ExtractJob,
+    provenance: Provenance,
+    errors: pa.Table,
+    counts: InferenceCounts,
+    passed_over: int,
 ) -> None:
     """Write the manifest, which makes the set complete."""
     labels = work.index.count("split", "label")
@@ -112,19 +142,20 @@ def _finish(
     for (split, label), count in kept.items():
         splits.update({split: count} if split is not None else {})
         per_class.update({label: count} if label is not None else {})
-    with work.out.filesystem.open_input_file(work.out.join(part_name(0))) as stream:
+    with work.out.filesystem.open_input_file(work.out.join(part_files.part_name(0))) as stream:
         shape = pq.read_schema(stream).field("features").type.shape
-    manifest = {
-        "format": FORMAT,
-        "job": work.metadata["job"],
-        "provenance": provenance.to_json(),
-        "feature_shape": list(shape),
-        "classes": sorted({label for _, label in labels if label is not None}),
-        "rows_per_class": dict(sorted(per_class.items())),
-        "splits": dict(sorted(splits.items())),
-        "shards": len(work.index.shard_sizes),
-        **result,
-        "versions": work.metadata["versions"],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    manifest = FeatureSetManifest(
+        **vars(counts),
+        format=FORMAT,
+        job=job,
+        provenance=provenance,
+        feature_shape=list(shape),
+        classes=sorted({label for _, label in labels if label is not None}),
+        rows_per_class=dict(sorted(per_class.items())),
+        splits=dict(sorted(splits.items())),
+        shards=len(work.index.shard_sizes),
+        passed_over=passed_over,
+        versions=work.metadata["versions"],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     work.out.write(MANIFEST, dump(manifest, indent=2).encode())

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from tlray.cluster import nodes, session
 from tlray.core.errors import JobError, UserError
+from tlray.core.results import InferenceCounts
 from tlray.features import bottleneck, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
@@ -58,7 +59,7 @@ def run(
 
     try:
         connected()
-        pool = nodes.pool(job.actors, job.gpus_per_actor)
+        pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
         nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
     except UserError:
         if not done:  # Nothing was started: nothing is left behind.
@@ -146,7 +147,7 @@ def reconcile(job: InferenceJob) -> pa.Table:
 
 def _check_bad(job: InferenceJob, errors: int) -> None:
     """Raise JobError if more than the allowed fraction of all images is bad."""
-    images, allowed = job.images or job.index.images, job.max_bad_fraction
+    images, allowed = job.images or job.index.images, job.settings.max_bad_fraction
     if errors > allowed * images:
         raise JobError(
             f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; see "
@@ -154,17 +155,22 @@ def _check_bad(job: InferenceJob, errors: int) -> None:
         )
 
 
-def counts(job: InferenceJob, done: list[ShardTiming], errors: pa.Table, seconds: float) -> dict[str, Any]:
-    """What a job tells of a pass that is finished, as JSON values.
+def counts(job: InferenceJob, done: list[ShardTiming], errors: pa.Table, seconds: float) -> InferenceCounts:
+    """What became of the images of a finished pass.
 
-    Returns:
-        images, rows, errors, seconds, images_per_second (of this run), and what `bottleneck.judge` finds.
+    Args:
+        job: the pass.
+        done: the shards of this run.
+        errors: all error rows.
+        seconds: that this run took.
     """
-    return {
-        "images": job.index.images,
-        "rows": job.index.images - errors.num_rows,
-        "errors": errors.num_rows,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(sum(shard.rows + shard.errors for shard in done) / seconds, 3),
-        **bottleneck.judge(done),
-    }
+    time = bottleneck.inference_time(done)
+    return InferenceCounts(
+        images=job.index.images,
+        rows=job.index.images - errors.num_rows,
+        errors=errors.num_rows,
+        seconds=round(seconds, 3),
+        images_per_second=round(sum(shard.rows + shard.errors for shard in done) / seconds, 3),
+        limited_by=bottleneck.judge(time, seconds),
+        time=time,
+    )

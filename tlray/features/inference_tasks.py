@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tlray.cluster import nodes
+from tlray.core.config import InferenceConfig
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
 from tlray.features import part_files
@@ -30,29 +31,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceJob:
-    """What every task and actor of one pass needs to know."""
+    """What every task and actor of one pass over images needs to know."""
 
     root: Folder
     """Of the images."""
     index: Index
     out: Folder
+    """Where the part files go."""
+    settings: InferenceConfig
     image_size: int
-    max_pixels: int
-    """An image of more is bad."""
+    """In pixels."""
     batch_size: int
+    """Images that go through the network at once."""
     store: str
     """What the output of the network is kept in: "float32" or "float16"."""
     metadata: Mapping[str, Any]
     """For every file; under "job" it holds what the index was started with."""
     packages: Mapping[str, str]
     """The versions that every process must have."""
-    actors: tuple[int, int] | None = None
-    """The least and the most that hold the network; None: see `nodes.pool`."""
-    gpus_per_actor: float = 1.0
-    max_bad_fraction: float = 1.0
-    """Of `images`."""
     images: int = 0
-    """All that the job is about; 0 stands for those of the index."""
+    """Images of which a fraction may be bad; 0 stands for those of the index."""
     views: Views | None = None
     copies: int = 1
     """With `views`: so many of each image, which give a row (copies, *shape) of features."""
@@ -83,7 +81,7 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
             try:
                 data = read_image(path, offset, modified)
                 read = time.perf_counter()
-                pixels[place] = decode(data, size, job.max_pixels)
+                pixels[place] = decode(data, size, job.settings.max_pixels)
                 if job.views:
                     plain = pixels[place, 0].copy()
                     pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tlray.core.errors import JobError
 from tlray.core.manifest import read_stamp, stamp
+from tlray.core.results import ImageError
 from tlray.core.storage import Folder
 
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
@@ -148,6 +149,12 @@ def read_errors(folder: Folder, shards: int) -> pa.Table:
     # Small tables take more memory each than what is in them.
     tables = [pa.concat_tables(few).combine_chunks() for few in some]
     return pa.concat_tables([ERRORS.append(pa.field("shard", pa.int64())).empty_table(), *tables])
+
+
+def first_errors(errors: pa.Table) -> list[ImageError]:
+    """The first three of these error rows."""
+    rows = errors.select(["path", "stage", "error", "message"]).slice(0, 3).to_pylist()
+    return [ImageError(**row) for row in rows]
 
 
 def _side_by_side(read: Callable[[int], Result], shards: Iterable[int]) -> Iterator[list[Result]]:

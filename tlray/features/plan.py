@@ -7,22 +7,22 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tlray.cluster import nodes
+from tlray.cluster import nodes, session
 from tlray.cluster.nodes import Pool
-from tlray.cluster.session import connect
-from tlray.core.config import ExtractConfig
+from tlray.core.config import ExtractConfig, configured
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.runtime import prepare_keras
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
-from tlray.features.throughput import Cost, Kind
+from tlray.features.throughput import Cost, Kind, Throughput
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
@@ -31,67 +31,85 @@ from tlray.models.compiled import Network, compile_network
 from tlray.models.frozen import FrozenPart
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan(Throughput):
+    """What an extraction would take, estimated from a sample."""
+
+    images: int
+    bytes_read: int | None
+    """None if the sizes of the images are not known, as in a table."""
+    sample: int
+    """Images that were tried."""
+    sample_errors: int
+    """Images of the sample that are bad."""
+    precision: str
+    seconds: float
+    """That the whole extraction takes, without its start."""
+    gpu_hours: float
+    feature_shape: list[int]
+    """Of one row of features."""
+    bytes_written: int
+
+
 def plan(
-    images: str,
-    config: ExtractConfig,
+    images: StrPath,
+    config: ExtractConfig | None = None,
     *,
     sample: int = 64,
     cluster: bool = False,
     address: str | None = None,
-) -> dict[str, Any]:
-    """Time a sample of an extraction, here or on a Ray cluster, and reckon the whole job from it.
+    **settings: Any,
+) -> Plan:
+    """Time a sample of an extraction, here or on a Ray cluster, and estimate the whole job from it.
 
     Args:
         images: a folder, URI, table or image; see `tlray.images.listing.Images`.
         config: of the extraction.
         sample: how many images are tried.
-        cluster: try them on a node of each kind of a Ray, not here.
+        cluster: try them on a node of each kind of a Ray, not in this process.
         address: of that Ray.
-
-    Returns:
-        JSON values: images, bytes_read (None for a table), sample, sample_errors, precision, what
-        `tlray.features.throughput.reckon` says, seconds, gpu_hours, feature_shape, bytes_written.
+        settings: single fields of `config`, e.g. `image_size=224`.
 
     Raises:
         UserError: no images, a network that is not to be had, or no such Ray.
         JobError: no image of the sample can be decoded, or a node cannot try it.
     """
-    if cluster and address is None:
+    config = configured(ExtractConfig, config, settings)
+    if cluster and address is None and not session.is_connected():
         raise UserError("--cluster: which? Give its --address, or run it there: tlray submit -- plan ...")
     source = Images.open(images)
     frozen = FrozenPart.decide(config)
-    found, size, chosen = _survey(source, sample)
-    measure = partial(
-        _measure,
-        root=source.root,
-        images=chosen,
-        config=config,
-        image_size=frozen.provenance.image_size,
-        packages=package_versions(frozen.provenance.package),
-    )
+    count, size, chosen = _survey(source, sample)
+    arguments: dict[str, Any] = {
+        "root": source.root,
+        "images": chosen,
+        "config": config,
+        "image_size": frozen.provenance.image_size,
+        "packages": package_versions(frozen.provenance.package),
+    }
     if cluster:
-        with connect(address) as connected:
+        with session.connect(address) as connected:
             connected()
             pool = nodes.pool(config.actor_range, config.gpus_per_actor)
-            tried = throughput.try_kinds(pool, partial(measure, load=frozen.loader()))
+            tried = throughput.try_kinds(pool, _measure, {**arguments, "load": frozen.loader()})
     else:
-        cost = measure(True, load=partial(_load_here, frozen))
+        cost = _measure(True, **arguments, load=partial(_load_here, frozen))
         pool, tried = _here(cost)
-    spreading = throughput.reckon(tried, pool)
-    seconds = found / spreading["images_per_second"]
+    estimate = throughput.estimate(tried, pool)
+    seconds = count / estimate.images_per_second
     whole = next(cost for _, cost in tried.values() if cost.network is not None)
-    return {
-        "images": found,
-        "bytes_read": size,
-        "sample": len(chosen),
-        "sample_errors": whole.errors,
-        "precision": frozen.provenance.precision,
-        **spreading,
-        "seconds": round(seconds, 1),
-        "gpu_hours": round(seconds * spreading["gpus"] / 3600, 3),
-        "feature_shape": whole.row_shape,
-        "bytes_written": round(found * (whole.row_bytes or 0)),
-    }
+    return Plan(
+        **vars(estimate),
+        images=count,
+        bytes_read=size,
+        sample=len(chosen),
+        sample_errors=whole.errors,
+        precision=frozen.provenance.precision,
+        seconds=round(seconds, 1),
+        gpu_hours=round(seconds * estimate.gpus / 3600, 3),
+        feature_shape=whole.row_shape or [],
+        bytes_written=round(count * (whole.row_bytes or 0)),
+    )
 
 
 def _load_here(frozen: FrozenPart) -> Network:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tlray.cluster import nodes, session
 from tlray.cluster.nodes import Pool
 from tlray.core.errors import JobError, UserError
+from tlray.core.record import Record
 
 _SECONDS = 300
 """How long a node may take for its sample: other jobs may hold its CPUs and GPUs."""
@@ -41,12 +43,15 @@ class Kind(NamedTuple):
     actors: int
 
 
-def try_kinds(pool: Pool, measure: Callable[[bool], Cost]) -> dict[Kind, tuple[int, Cost]]:
+def try_kinds(
+    pool: Pool, measure: Callable[..., Cost], arguments: Mapping[str, Any]
+) -> dict[Kind, tuple[int, Cost]]:
     """Try the sample on a node of each kind of the Ray this process is connected to.
 
     Args:
         pool: the actors of the job.
-        measure: called there; told whether to try the network as well.
+        measure: a function that is called there; its first argument is whether to try the network as well.
+        arguments: its other arguments, by name.
 
     Returns:
         Of each kind how many nodes there are, and what an image costs there.
@@ -59,13 +64,13 @@ def try_kinds(pool: Pool, measure: Callable[[bool], Cost]) -> dict[Kind, tuple[i
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     kinds = _kinds(pool)
-    task = ray.remote(max_retries=0)(_try)
+    task = ray.remote(max_retries=0)(measure)
     asked = {}
     for kind, names in kinds.items():
         where = NodeAffinitySchedulingStrategy(names[0], soft=False)
         gpus = pool.gpus if kind.actors else 0
         there = task.options(num_cpus=min(1, kind.cpus), num_gpus=gpus, scheduling_strategy=where)
-        asked[kind] = there.remote(measure, kind.actors > 0)
+        asked[kind] = there.remote(kind.actors > 0, **arguments)
     try:
         costs = ray.get(list(asked.values()), timeout=_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
@@ -75,10 +80,6 @@ def try_kinds(pool: Pool, measure: Callable[[bool], Cost]) -> dict[Kind, tuple[i
     except ray.exceptions.RayError as error:
         raise JobError(f"the sample failed on a node: {session.reason(error)}") from error
     return {kind: (len(kinds[kind]), cost) for kind, cost in zip(asked, costs, strict=True)}
-
-
-def _try(measure: Callable[[bool], Cost], with_network: bool) -> Cost:
-    return measure(with_network)
 
 
 def _kinds(pool: Pool) -> dict[Kind, list[str]]:
@@ -102,16 +103,45 @@ def _kinds(pool: Pool) -> dict[Kind, list[str]]:
     return dict(kinds)
 
 
-def reckon(tried: Mapping[Kind, tuple[int, Cost]], pool: Pool) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class KindThroughput(Record):
+    """Nodes that are alike, and what an image takes on one of them."""
+
+    nodes: int
+    """How many there are."""
+    cpus: float
+    """Of each."""
+    gpus: float
+    """Of each."""
+    accelerator: str | None
+    """As Ray calls the GPU, e.g. "A10G"."""
+    actors: int
+    """On each."""
+    read_ms: float
+    """On one core."""
+    decode_ms: float
+    """On one core."""
+    network_ms: float | None
+    """On one GPU, or on all cores; None without an actor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput(Record):
+    """How fast a whole Ray extracts."""
+
+    images_per_second: float
+    limited_by: str
+    """"network" or "decoding"."""
+    gpus: float
+    """In use."""
+    kinds: list[KindThroughput]
+
+
+def estimate(tried: Mapping[Kind, tuple[int, Cost]], pool: Pool) -> Throughput:
     """The rate of the whole Ray, from what an image costs on each kind of node.
 
     Actors on GPUs compute while all cores decode. Actors on CPUs share their node's cores with decoding,
     which goes to nodes without an actor first.
-
-    Returns:
-        JSON values: images_per_second, limited_by ("network" or "decoding"), gpus (in use), and kinds: nodes,
-        cpus, gpus, accelerator, actors (the last four of each node), read_ms, decode_ms, network_ms (None
-        without an actor).
     """
     network = beside = elsewhere = gpus = 0.0
     for kind, (count, cost) in tried.items():
@@ -129,18 +159,18 @@ def reckon(tried: Mapping[Kind, tuple[int, Cost]], pool: Pool) -> dict[str, Any]
         rate = min(network, elsewhere)
     else:
         rate = min(network, (1 + elsewhere / beside) / (1 / network + 1 / beside))
-    return {
-        "images_per_second": round(rate, 3),
-        "limited_by": "network" if network <= beside + elsewhere else "decoding",
-        "gpus": gpus,
-        "kinds": [
-            {
-                "nodes": count,
+    return Throughput(
+        images_per_second=round(rate, 3),
+        limited_by="network" if network <= beside + elsewhere else "decoding",
+        gpus=gpus,
+        kinds=[
+            KindThroughput(
+                nodes=count,
                 **kind._asdict(),
-                "read_ms": round(1e3 * cost.read, 3),
-                "decode_ms": round(1e3 * cost.decode, 3),
-                "network_ms": None if cost.network is None else round(1e3 * cost.network, 3),
-            }
+                read_ms=round(1e3 * cost.read, 3),
+                decode_ms=round(1e3 * cost.decode, 3),
+                network_ms=None if cost.network is None else round(1e3 * cost.network, 3),
+            )
             for kind, (count, cost) in tried.items()
         ],
-    }
+    )

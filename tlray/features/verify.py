@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from tlray.core.errors import JobError
+from tlray.core.record import Record
 from tlray.core.runtime import prepare_keras
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
-from tlray.images.diff import COLUMNS, IndexDiff
+from tlray.images.diff import COLUMNS, Changes, IndexDiff
 from tlray.images.index import Index
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
@@ -30,17 +31,30 @@ _STORED = 1e-3
 _SHARDS = 8
 
 
-def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Verification(Record):
+    """What was found of a feature set that is whole and right."""
+
+    rows: int
+    errors: int
+    """Error rows."""
+    sample: int
+    """Rows that were extracted again."""
+    largest_error: float
+    """The largest relative error of a row among them."""
+    tolerance: float
+    """That is allowed."""
+    changes: Changes
+    """How the images that are there now differ from those of the set."""
+
+
+def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verification:
     """Check a feature set: all its files, and a sample of its rows against their images.
 
     Args:
         features: a finished feature set.
-        images: what it was extracted from, wherever it lies now.
+        images: what it was extracted from, wherever that is now.
         sample: how many rows are extracted again, in this process.
-
-    Returns:
-        JSON values: rows, errors, sample, largest_error (relative, of a row), tolerance, and what
-        `tlray.images.diff.counts` says of the images that are there now.
 
     Raises:
         UserError: there is no finished set, or its network is not installed here.
@@ -59,7 +73,7 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
         pass
     rows = _sample(data, sample)
     pixels, read_image = [], Reader(root)
-    size, max_pixels = data.provenance.image_size, data.manifest["job"]["max_pixels"]
+    size, max_pixels = data.provenance.image_size, data.manifest.job.max_pixels
     for path in rows.paths:
         try:
             pixels.append(decoder.decode(read_image(path), size, max_pixels))
@@ -81,23 +95,23 @@ def verify(features: str, images: str, *, sample: int = 64) -> dict[str, Any]:
             f"{count} of {len(pixels)} features are not those of their images, e.g. {rows.paths[worst]} "
             f"(relative error {differences[worst]:.2g}, tolerance {tolerance:.2g}): images have changed"
         )
-    return {
-        "rows": data.manifest["rows"],
-        "errors": errors,
-        "sample": len(pixels),
-        "largest_error": float(differences[worst]),
-        "tolerance": tolerance,
-        **known.counts(),
-    }
+    return Verification(
+        rows=data.manifest.rows,
+        errors=errors,
+        sample=len(pixels),
+        largest_error=float(differences[worst]),
+        tolerance=tolerance,
+        changes=known.changes(),
+    )
 
 
 def _check_files(data: FeatureSet, index: Index) -> int:
     """Check that the files hold what the index and the manifest say; return the number of error rows."""
     # Not what an unfinished `extract --extend` has added.
-    sizes = index.shard_sizes[: data.manifest["shards"]]
-    errors = part_files.reconcile(data.folder, sizes, data.manifest["job"]).num_rows
+    sizes = index.shard_sizes[: data.manifest.shards]
+    errors = part_files.reconcile(data.folder, sizes, data.manifest.job.to_json()).num_rows
     rows = sum(sizes) - errors
-    said = data.manifest["rows"], data.manifest["errors"]
+    said = data.manifest.rows, data.manifest.errors
     if (rows, errors) != said:
         raise JobError(
             f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {sum(sizes)} images, "
@@ -109,8 +123,8 @@ def _check_files(data: FeatureSet, index: Index) -> int:
 def _sample(data: FeatureSet, count: int) -> Rows:
     """Rows drawn from a few shards, so that a large set is not read as a whole."""
     draw = random.Random(0)
-    shards = sorted(draw.sample(range(data.manifest["shards"]), min(_SHARDS, data.manifest["shards"])))
-    job = data.manifest["job"]
+    shards = sorted(draw.sample(range(data.manifest.shards), min(_SHARDS, data.manifest.shards)))
+    job = data.manifest.job.to_json()
     sizes = part_files.count_rows(data.folder, shards, job)
     chosen = set(draw.sample(range(sum(sizes)), min(count, sum(sizes))))
     found, seen = [], 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tlray.core.record import Record
 from tlray.images.listing import Listed
 
 COLUMNS = ("path", "size", "modified")
@@ -19,6 +21,18 @@ _CHUNK = 1024
 _EXAMPLES = 3
 _MIX = 0x5851F42D4C957F2D
 """Odd and large: sizes times it differ by more than times do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes(Record):
+    """How images differ from those that were listed before."""
+
+    added: int
+    replaced: int = 0
+    """Images whose file has another size, or another time of change."""
+    removed: int = 0
+    replaced_paths: list[str] = field(default_factory=list)
+    """The first three of the replaced ones."""
 
 
 class IndexDiff:
@@ -69,16 +83,9 @@ class IndexDiff:
         state: npt.NDArray[np.int64] = size * _MIX + time if self._by_time else size
         return state
 
-    def counts(self) -> dict[str, Any]:
+    def changes(self) -> Changes:
         """What `new` has found, when it has come to its end."""
         removed = int(len(self._seen) - self._seen.sum())
-        return counts(self._added, self._replaced, removed, self._examples)
-
-
-def counts(added: int, replaced: int = 0, removed: int = 0, paths: Sequence[str] = ()) -> dict[str, Any]:
-    """What has changed, as JSON values.
-
-    Returns:
-        added, replaced (of another size or time of change), removed, and replaced_paths: the first few.
-    """
-    return {"added": added, "replaced": replaced, "removed": removed, "replaced_paths": list(paths)}
+        return Changes(
+            added=self._added, replaced=self._replaced, removed=removed, replaced_paths=self._examples
+        )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pyarrow import fs
 
 from tlray.core.errors import UserError
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.images import filetypes
 from tlray.images.archives.base import Damaged, Found
 from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLITS, TABLE_SUFFIXES
@@ -68,7 +68,7 @@ class Images:
     """Fraction and seed of the split that `assign` gives."""
 
     @classmethod
-    def open(cls, uri: str) -> Images:
+    def open(cls, uri: StrPath) -> Images:
         """Find out how the images at a path or URI are laid out.
 
         If all folders of a folder have names of splits, in any case, then classes are below those.
@@ -78,6 +78,7 @@ class Images:
             UserError: nothing is there, or it is none of the above; or a table has no rows, or a row
                 with no path, the path of another row, or an unknown split.
         """
+        uri = os.fspath(uri)
         given = Folder.open(uri)
         info = _info(given)
         if info.type == fs.FileType.NotFound:

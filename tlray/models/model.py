@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlray.core.errors import UserError
-from tlray.core.manifest import check_manifest
+from tlray.core.manifest import MANIFEST, Manifest, read_manifest
+from tlray.core.results import TrainingSummary
 from tlray.core.runtime import prepare_keras
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.models.compiled import Network, compile_network
 from tlray.models.provenance import Provenance
 
 if TYPE_CHECKING:
     import keras
 
-MANIFEST = "manifest.json"
 NETWORK = "model.keras"
 FORMAT = "tlray-model/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelManifest(Manifest, TrainingSummary):
+    """The manifest of a model: how it was trained, and what it is."""
+
+    job: dict[str, Any]
+    """What the training was begun with: all that the weights depend on."""
+    provenance: Provenance
+    """Of the features that the trained part takes."""
+    end: str
+    """The layer of the backbone that the head follows on."""
+    head: str
+    """The name of the head."""
+    classes: list[str]
+    """In the order of the model's output."""
+    images: str
+    """The URI of the images that it was trained on."""
+    split: float | None
+    """The fraction of them that was assigned to `train`; None if none was."""
+    split_seed: int | None
+    """Of that assignment."""
+    stages: list[dict[str, Any]]
+    """How the model was trained, the oldest stage first."""
+    versions: dict[str, str]
+    """Of Python and of the packages that have a part in the numbers."""
+    created: str
+    """When the model was complete, in ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -31,45 +58,44 @@ class Model:
     """A finished model folder."""
 
     folder: Folder
-    manifest: Mapping[str, Any]
-    provenance: Provenance
-    """Of the features it was trained on."""
+    manifest: ModelManifest
 
     @classmethod
-    def open(cls, uri: str) -> Model:
+    def open(cls, path: StrPath) -> Model:
         """Open a finished model.
 
+        Args:
+            path: a local folder or a URI.
+
         Raises:
-            UserError: there is none, or its manifest is not one.
+            UserError: there is none, or its manifest is damaged.
         """
-        folder = Folder.open(uri)
+        folder = Folder.open(path)
         if not folder.is_file(MANIFEST):
             raise UserError(
                 f"{folder.uri} is no model: it has no {MANIFEST}; "
                 "expected the --out of `tlray fit` or `tlray finetune`"
             )
-        try:
-            manifest = json.loads(folder.read(MANIFEST))
-            if manifest["format"] != FORMAT:
-                raise UserError(f"{folder.uri} is a {manifest['format']}; expected a {FORMAT}")
-            check_manifest(
-                manifest,
-                job=dict,
-                classes=list,
-                head=str,
-                end=str,
-                stages=list,
-                images=str,
-                history=list,
-                created=str,
-            )
-            return cls(folder, manifest, Provenance.from_json(manifest["provenance"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{folder.join(MANIFEST)} is damaged: {error!r}; fit again") from error
+        return cls(folder, read_manifest(folder, ModelManifest, FORMAT))
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of the features that the trained part takes."""
+        return self.manifest.provenance
 
     @property
     def classes(self) -> list[str]:
-        return list(self.manifest["classes"])
+        """In the order of the model's output."""
+        return self.manifest.classes
+
+    def load(self) -> keras.Model:
+        """The whole network: uint8 RGB images (batch, height, width, 3) of any size to (batch, classes).
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        prepare_keras()
+        return load(self.folder.read(NETWORK))
 
 
 def load(data: bytes) -> keras.Model:

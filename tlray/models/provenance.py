@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from tlray.core.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class Provenance(Record):
     """All that decides the value of a feature, but for the picture."""
 
     backbone: str
@@ -41,16 +42,3 @@ class Provenance:
         return {
             name: value for name, value in asdict(self).items() if name not in ("package", "weights_sha256")
         }
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Provenance:
-        """Raises KeyError or TypeError when a value is missing or of the wrong type."""
-        known = {field.name: values[field.name] for field in fields(cls)}
-        if not isinstance(known["image_size"], int):
-            raise TypeError("image_size is not a whole number")
-        if not all(isinstance(value, str) for name, value in known.items() if name != "image_size"):
-            raise TypeError("a value is not text")
-        return cls(**known)

@@ -211,7 +211,7 @@ def _of_model(backbone: Backbone, uri: str) -> Arrays:
     if made.backbone != backbone.name:
         raise UserError(f"--weights {uri}: it is a model with {made.backbone}, not {backbone.name}")
     whole = load(model.folder.read(NETWORK))
-    return backbone_arrays(whole, backbone, made.image_size, model.manifest["end"])
+    return backbone_arrays(whole, backbone, made.image_size, model.manifest.end)
 
 
 def _built(backbone: Backbone, path: str | None, seed: int) -> Arrays:

@@ -5,25 +5,36 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
 
 from tlray.cluster import session
-from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
 from tlray.core.errors import UserError
+from tlray.core.record import Record
 
 _SIZE = 64
 """Pixels; the digits are drawn on 8 by 8."""
 
 
-def demo(out: str, *, address: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class DemoResult(Record):
+    """How good the model of the demo is, and where everything is."""
+
+    accuracy: float
+    """On the test images."""
+    seconds: float
+    page: str
+    plots: str
+    model: str
+    features: str
+    predictions: str
+
+
+def demo(out: str, *, address: str | None = None) -> DemoResult:
     """Write 1,797 digits as an image folder, then extract, fit, evaluate and predict.
 
     Args:
         out: a local folder; new, or of an earlier demo.
         address: of a running Ray; without it a local one is started and stopped.
-
-    Returns:
-        JSON values: accuracy, seconds, and where page, model, features and predictions are.
 
     Raises:
         UserError: the folder holds something else, or there are no weights.
@@ -45,25 +56,25 @@ def demo(out: str, *, address: str | None = None) -> dict[str, Any]:
     write_digits(images)
     with session.connect(address):
         _say("extracting their features with VGG16")
-        extract(images, features, ExtractConfig(image_size=_SIZE), address=address)
+        extract(images, features, image_size=_SIZE, address=address)
         _say("training a head")
-        fitted = fit(features, model, FitConfig(), address=address)
-        accuracy = fitted["metrics"]["val_accuracy"]
+        fitted = fit(features, model, address=address)
+        accuracy = fitted.metrics["val_accuracy"]
         _say(f"validation accuracy {accuracy:.3f}; evaluating on the test images")
-        found = evaluate(model, features, EvaluateConfig())
-        print(f"\n{summary(found)}\n", file=sys.stderr)
+        evaluation = evaluate(model, features)
+        print(f"\n{summary(evaluation)}\n", file=sys.stderr)
         _say("predicting the test images")
         if not os.path.exists(predictions):
-            predict(model, os.path.join(images, "test"), predictions, PredictConfig(), address=address)
-    return {
-        "accuracy": found.accuracy,
-        "seconds": round(time.monotonic() - started, 1),
-        "page": os.path.join(model, "report", "index.html"),
-        "plots": os.path.join(model, "report", "*.png"),
-        "model": os.path.join(model, "model.keras"),
-        "features": os.path.join(features, "part-*.parquet"),
-        "predictions": predictions,
-    }
+            predict(model, os.path.join(images, "test"), predictions, address=address)
+    return DemoResult(
+        accuracy=evaluation.accuracy,
+        seconds=round(time.monotonic() - started, 1),
+        page=os.path.join(model, "report", "index.html"),
+        plots=os.path.join(model, "report", "*.png"),
+        model=os.path.join(model, "model.keras"),
+        features=os.path.join(features, "part-*.parquet"),
+        predictions=predictions,
+    )
 
 
 def write_digits(folder: str) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from tlray.core.config import FinetuneConfig, TrainConfig
 from tlray.core.errors import UserError
+from tlray.core.manifest import MANIFEST
 from tlray.core.storage import Folder
 from tlray.images.augment import Augmentation
 from tlray.images.listing import Images
 from tlray.models import frozen, layers, registry
-from tlray.models.model import MANIFEST
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage
 from tlray.training import checks
 

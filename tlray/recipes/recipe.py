@@ -13,13 +13,13 @@ from typing import Any
 
 from tlray.core.config import FinetuneConfig, TrainConfig
 from tlray.core.errors import UserError, unknown
+from tlray.core.record import Record
 from tlray.core.schema import described
+from tlray.core.storage import StrPath
 from tlray.recipes.stage import COMMANDS, Stage, build, check_name, unknown_key
 
 _HEADER = ("title", "reproduces", "source", "published", "command", "differs")
 _REQUIRED = ("title", "command")
-_TRAINED = ("epochs", "kept_epoch", "stopped_epoch", "metrics")
-_FIGURES = ("images", "rows", "errors", *_TRAINED, "accuracy", "loss")
 _SUFFIX = ".toml"
 
 Report = Callable[[Stage, dict[str, float]], None]
@@ -40,6 +40,32 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         stages = [{"stage": s.name, "command": s.command, "line": s.line()} for s in self.stages]
         return {"name": self.name, **self.header, "stages": stages}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult(Record):
+    """What a stage of a recipe has made."""
+
+    stage: str
+    """Its name."""
+    command: str
+    out: str
+    """The folder or file that it wrote."""
+    seconds: float
+    """That it took in this run."""
+    result: Record | None
+    """What the command returned; None for predictions that were there already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeResult(Record):
+    """What a recipe has made."""
+
+    recipe: str
+    out: str
+    seconds: float
+    """That this run took."""
+    stages: list[StageResult]
 
 
 def names() -> list[str]:
@@ -77,16 +103,16 @@ def read(recipe: str, sets: Iterable[str] = ()) -> Recipe:
 
 
 def run(
-    recipe: str,
-    images: str,
-    out: str,
+    recipe: StrPath,
+    images: StrPath,
+    out: StrPath,
     sets: Iterable[str] = (),
     *,
     address: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     report: Report = lambda stage, metrics: None,
     progress: Shown = lambda stage: nullcontext(lambda done, total: None),
-) -> dict[str, Any]:
+) -> RecipeResult:
     """Run all stages of a recipe, one after the other; run again, it goes on where it was.
 
     Args:
@@ -99,41 +125,46 @@ def run(
         report: called with the metrics of each epoch of a stage that trains.
         progress: called with the name of a stage that goes through images; a context manager.
 
-    Returns:
-        JSON values: recipe, out, seconds, and stages: for each its name, command, output, seconds of this
-        run and main figures. `skipped` is true for predictions that were there.
-
     Raises:
-        UserError: the job cannot be.
+        UserError: the job cannot be done.
         JobError: a stage failed; run it again to go on.
     """
     started = time.monotonic()
-    found = read(recipe, sets)
-    from tlray.cluster import session  # A mistake in the recipe is told at once.
+    recipe, images, out = (os.fspath(path) for path in (recipe, images, out))
+    stages = read(recipe, sets).stages
+    # Imported only now, so that a mistake in the recipe is answered at once.
+    from tlray.cluster import session
     from tlray.recipes import preflight
 
-    preflight.check(found.stages, images, out)
+    preflight.check(stages, images, out)
     results = []
-    with session.connect(address, cpus=_cpus(found.stages)):
-        for number, stage in enumerate(found.stages, start=1):
-            say(f"stage {number} of {len(found.stages)}: {stage.line(images, out)}")
+    with session.connect(address, cpus=_cpus(stages)):
+        for number, stage in enumerate(stages, start=1):
+            say(f"stage {number} of {len(stages)}: {stage.line(images, out)}")
             began = time.monotonic()
-            figures = _run(stage, images, out, address, report, progress)
-            seconds = round(time.monotonic() - began, 3)
-            results.append({"stage": stage.name, "command": stage.command, "seconds": seconds, **figures})
+            result = _run(stage, images, out, address, report, progress)
+            results.append(
+                StageResult(
+                    stage=stage.name,
+                    command=stage.command,
+                    out=stage.output(out),
+                    seconds=round(time.monotonic() - began, 3),
+                    result=result,
+                )
+            )
     seconds = round(time.monotonic() - started, 3)
-    return {"recipe": recipe, "out": out, "seconds": seconds, "stages": results}
+    return RecipeResult(recipe=recipe, out=out, seconds=seconds, stages=results)
 
 
 def _run(
     stage: Stage, images: str, out: str, address: str | None, report: Report, progress: Shown
-) -> dict[str, Any]:
-    """Run one stage; its main figures."""
+) -> Record | None:
+    """Run one stage; None if its output is there already."""
     from tlray.recipes import preflight
 
     command, output = COMMANDS[stage.command], stage.output(out)
     if not command.resumes and preflight.is_written(output):
-        return {"out": output, "skipped": True}
+        return None
     job = getattr(import_module(command.module), stage.command)
     with ExitStack() as shown:
 
@@ -144,15 +175,14 @@ def _run(
         callbacks: dict[str, Any] = {"report": epoch}
         if "progress" in command.callbacks:
             callbacks["progress"] = shown.enter_context(progress(stage.name))
-        found = job(
+        result: Record = job(
             **stage.places(images, out),
             out=output,
             config=stage.config,
             address=address,
             **{name: callbacks[name] for name in command.callbacks},
         )
-    values = found if isinstance(found, dict) else found.to_json()
-    return {"out": output, **{name: values[name] for name in _FIGURES if name in values}}
+    return result
 
 
 def _cpus(stages: Iterable[Stage]) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tlray.cluster import session
-from tlray.core.config import FinetuneConfig, option
+from tlray.core.config import FinetuneConfig, configured, option
 from tlray.core.errors import UserError
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, part_files
 from tlray.features.feature_set import FeatureSet
 from tlray.images.augment import Augmentation, Views
@@ -20,87 +20,80 @@ from tlray.images.listing import Images
 from tlray.models.assemble import trained_part
 from tlray.training import checks, holdout, model_folder, train
 from tlray.training.feature_cache import FeatureCache, Prepared
-from tlray.training.model_folder import WORK, identity
+from tlray.training.model_folder import TrainResult
 from tlray.training.starting_point import StartingPoint
+from tlray.training.worker.task import Task, targets
 
 
 def finetune(
-    data: str,
-    out: str,
-    config: FinetuneConfig,
+    data: StrPath,
+    out: StrPath,
+    config: FinetuneConfig | None = None,
     *,
-    model: str | None = None,
+    model: StrPath | None = None,
     address: str | None = None,
     progress: inference.Progress = lambda done, total: None,
     report: train.Report = lambda metrics: None,
-) -> dict[str, Any]:
+    **settings: Any,
+) -> TrainResult:
     """Train a network from a layer on, together with its head.
 
-    What lies before that layer is frozen. Without augmentation its output is computed once, and every
-    epoch reads it. With augmentation each epoch streams new views through it, or, with `views`, so
-    many of each image are computed once.
+    The layers before it are frozen. Without augmentation their output is computed once, and every epoch reads
+    it. With augmentation each epoch streams new views through them, or, with `views`, so many views of each
+    image are computed once.
 
     Args:
         data: images (see `tlray.images.listing.Images`), or a feature set with the cut that is needed.
-        out: the new model's folder or URI; new, empty, or of the same job, with which it goes on.
+        out: the new model's folder or URI; new, empty, or of the same job, which then goes on.
         config: what to train, and how.
         model: the model to start from; without one a new head on the backbone that `config` names.
         address: of a running Ray; without it a local one is started and stopped.
-        progress: called after each shard of images that is gone through before the training.
+        progress: called after each shard of images before the training, with the images done and to do.
         report: called with the metrics of each epoch, as by `tlray.training.fit.fit`.
-
-    Returns:
-        JSON values, as of `tlray.training.fit.fit`.
+        settings: single fields of `config`, e.g. `from_="block5_conv1"`.
 
     Raises:
-        UserError: the job cannot be; nothing was written.
+        UserError: the job cannot be done; nothing was written.
         JobError: the job failed; run it again to go on.
     """
     started = time.monotonic()
+    config = configured(FinetuneConfig, config, settings)
     folder = Folder.open(out)
     decide = _from_features if Folder.open(data).is_file(piece_name(0)) else _from_images
-    found = decide(data, folder, config, model, progress)
-    origin = found.origin
-    job = {"data": found.identity, **origin.identity, "training": identity(config)}
+    source = decide(data, folder, config, model, progress)
+    origin = source.origin
+    job = {"data": source.identity, **origin.identity, "training": model_folder.identity(config)}
     if (result := model_folder.finished(folder, job)) is not None:
         return result
-    # Built once here, so that a head that does not fit is told before hours of work.
-    trained_part(origin.frozen, origin.end, origin.head, len(found.classes))
+    # Built once here, so that a head that does not fit is refused before hours of work.
+    trained_part(origin.frozen, origin.end, origin.head, len(source.classes))
     cpus = checks.cpus(config, config.streams)
     with model_folder.reserved(folder, job), session.connect(address, cpus=cpus) as connected:
         connected()
         from tlray.training import ray_workers
 
         ray_workers.check(config.least_workers, config.streams)
-        ready = found.rows(folder.child(WORK))
-        return train.run(
-            train.Training(
-                config=config,
-                learning_rate=origin.learning_rate(config),
-                head=origin.head,
-                classes=found.classes,
-                frozen=origin.frozen,
-                end=origin.end,
-                start=origin.start,
-                training=ready.training,
-                validation=ready.validation,
-                source=ready.source,
-                views=config.views is not None,
-            ),
-            folder,
-            job,
-            facts=found.facts,
-            errors=ready.errors,
+        rows = source.rows(folder.child(model_folder.WORK))
+        about = train.About(
+            job=job,
+            classes=source.classes,
+            **source.facts,
             stage={
                 "command": "finetune",
                 "from": origin.first_trained(config),
                 "augment": config.augment,
                 "views": config.views,
             },
-            before=origin.stages,
+            earlier_stages=origin.stages,
+        )
+        return train.run(
+            _task(config, source, rows),
+            folder,
+            about,
+            errors=rows.errors,
             started=started,
             report=report,
-            passes=ready.passes,
+            passes=rows.passes,
         )
 
 
@@ -118,8 +111,26 @@ class _Data:
     """Called once Ray is connected, with a folder for work in progress."""
 
 
+def _task(config: FinetuneConfig, data: _Data, rows: Prepared) -> Task:
+    validation = rows.validation
+    return Task(
+        config=config,
+        learning_rate=data.origin.learning_rate(config),
+        head=data.origin.head,
+        classes=len(data.classes),
+        frozen=data.origin.frozen,
+        end=data.origin.end,
+        start=data.origin.start,
+        features=None if rows.source else rows.training.features,
+        targets=targets(rows.training, data.classes),
+        validation=(validation.features, targets(validation, data.classes)) if validation.paths else None,
+        source=rows.source,
+        views=config.views is not None,
+    )
+
+
 def _from_features(
-    data: str, out: Folder, config: FinetuneConfig, model: str | None, progress: inference.Progress
+    data: StrPath, out: Folder, config: FinetuneConfig, model: StrPath | None, progress: inference.Progress
 ) -> _Data:
     features = FeatureSet.open(data)
     for name in ("augment", "split"):
@@ -145,15 +156,16 @@ def _from_features(
 
 
 def _from_images(
-    data: str, out: Folder, config: FinetuneConfig, model: str | None, progress: inference.Progress
+    data: StrPath, out: Folder, config: FinetuneConfig, model: StrPath | None, progress: inference.Progress
 ) -> _Data:
     views = Views(Augmentation.parse(config.augment), config.seed) if config.augment is not None else None
     images, uri = Images.open(data), Folder.open(data).uri
     images.check_outside(out)
     origin = StartingPoint.decide(config, model, None)
     facts: dict[str, Any] = {"images": uri, "split": config.split, "split_seed": config.seed}
-    if config.split is None and origin.model is not None and origin.model.manifest["images"] == uri:
-        facts = {name: origin.model.manifest[name] for name in facts}  # What it has not seen, it shall not.
+    if config.split is None and origin.model is not None and origin.model.manifest.images == uri:
+        # Images that the model has not been trained on stay held out.
+        facts = {name: getattr(origin.model.manifest, name) for name in facts}
     images = images.assign(facts["split"], facts["split_seed"])
     splits: Counter[str | None] = Counter()
     labels: set[str] = set()
@@ -178,7 +190,7 @@ def _from_images(
 
 def _check_same_split(origin: StartingPoint, facts: dict[str, Any]) -> None:
     """Raise UserError if a model would be trained on images that it has held out so far."""
-    if origin.model is None or origin.model.manifest["images"] != facts["images"]:
+    if origin.model is None or origin.model.manifest.images != facts["images"]:
         return
 
     def rule(made: Mapping[str, Any]) -> str:
@@ -186,7 +198,7 @@ def _check_same_split(origin: StartingPoint, facts: dict[str, Any]) -> None:
             "no --split" if made["split"] is None else f"--split {made['split']} --seed {made['split_seed']}"
         )
 
-    before, now = rule(origin.model.manifest), rule(facts)
+    before, now = rule(vars(origin.model.manifest)), rule(facts)
     if before != now:
         raise UserError(
             f"the model was trained on these images with {before}, not with {now}: what it has learnt from "

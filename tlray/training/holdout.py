@@ -35,11 +35,11 @@ def load(data: FeatureSet, config: TrainConfig) -> tuple[Rows, Rows]:
         JobError: it is damaged.
     """
     where, counts = data.folder.uri, Counter[str | None](data.splits)
-    counts[None] = data.manifest["rows"] - counts.total()
+    counts[None] = data.manifest.rows - counts.total()
     check_parts(config, where, counts)
     row_bytes = np.dtype(data.provenance.store).itemsize * math.prod(data.shape)
-    check_memory(data.manifest["rows"], row_bytes, where)
-    rows, validation = _divide(config, data.batches(None), (0, *data.shape))
+    check_memory(data.manifest.rows, row_bytes, where)
+    rows, validation = _divide(config, data.batches(labelled=True), (0, *data.shape))
     check_rows(config, where, rows, validation)
     return rows, validation
 

@@ -15,15 +15,21 @@ _WHOLE = "whole"
 
 
 class LocalWorker:
-    """Stands where otherwise a worker of Ray Train does."""
+    """The `Worker` of a training without Ray."""
 
     rank, count = 0, 1
 
     def __init__(self, work: Folder, report: Callable[[dict[str, float]], None]) -> None:
+        """Keep checkpoints in a folder.
+
+        Args:
+            work: of the model; it is removed when the model is complete.
+            report: called with the metrics of each epoch.
+        """
         self.report = report
+        # What a killed process leaves there is removed with the work.
         self.scratch = work.path if work.is_local else None
-        """If it is killed, this is removed with the work."""
-        self._checkpoints = work.child("alone")
+        self._checkpoints = work.child("local")
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tlray.core.config import TrainConfig
 from tlray.core.errors import UserError
-from tlray.core.manifest import dump, plain
+from tlray.core.manifest import MANIFEST
+from tlray.core.record import dump, plain
+from tlray.core.results import ImageError, TrainingSummary
 from tlray.core.storage import Folder
-from tlray.models.model import MANIFEST, Model
+from tlray.models.model import Model, ModelManifest
 
 WORK = ".training"
 """In the model's folder as long as it is not complete; only beside it are other files of an earlier run."""
 _JOB = "job.json"
 _CIRCUMSTANCES = ("workers", "min_workers", "actors", "gpus_per_actor", "max_bad_fraction")
-RESULT = (
-    *("rows", "validation_rows", "epochs", "kept_epoch", "stopped_epoch", "trainable_tensors", "tensors"),
-    *("errors", "metrics", "history", "seconds", "limited_by", "time"),
-)
-"""What a command that trains tells of the model's manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(TrainingSummary):
+    """What `fit` or `finetune` has made."""
+
+    out: str
+    """The URI of the model."""
+    was_complete: bool
+    """Whether the model was complete before, so that this run had nothing to do."""
+    first_errors: list[ImageError]
+    """The first three error rows of this run, in the order of the listing."""
+    errors_uri: str | None
+    """Where all error rows are; None if there are none."""
 
 
 @contextmanager
@@ -60,7 +71,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in _CIRCUMSTANCES}
 
 
-def finished(folder: Folder, job: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(folder: Folder, job: Mapping[str, Any]) -> TrainResult | None:
     """The result of the same job, if it was finished before.
 
     Raises:
@@ -68,15 +79,24 @@ def finished(folder: Folder, job: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if not folder.is_file(MANIFEST):
         return None
-    there = Model.open(folder.uri).manifest
-    if there["job"] != plain(job):
+    manifest = Model.open(folder.uri).manifest
+    if manifest.job != plain(job):
         raise UserError(
             f"{folder.uri} holds a model of another job: choose another folder, or remove this one"
         )
-    folder.remove(WORK)  # If it was killed before it came to that.
-    return result(folder, there)
+    folder.remove(WORK)  # An earlier run may have been killed just before it did so.
+    return result(folder, manifest, was_complete=True)
 
 
-def result(folder: Folder, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values, as `tlray.training.fit.fit` returns them."""
-    return {"out": folder.uri, **{name: manifest[name] for name in RESULT}}
+def result(
+    folder: Folder, manifest: ModelManifest, first_errors: Sequence[ImageError] = (), *, was_complete: bool
+) -> TrainResult:
+    """What a command that trains tells of the model in a folder."""
+    summary = {field.name: getattr(manifest, field.name) for field in fields(TrainingSummary)}
+    return TrainResult(
+        **summary,
+        out=folder.uri,
+        was_complete=was_complete,
+        first_errors=list(first_errors),
+        errors_uri=folder.child("errors").uri if manifest.errors else None,
+    )

@@ -19,12 +19,9 @@ from tlray.cluster import nodes, session
 from tlray.core.errors import JobError, TlrayError, UserError
 from tlray.core.storage import Folder
 from tlray.training.view_stream import STREAM_CPUS
+from tlray.training.worker.task import Worker
 
 Report = Callable[[dict[str, float]], None]
-Loop = Callable[[Mapping[str, Any], "RayWorker"], Any]
-"""Called in each worker with the settings."""
-
-
 _FAILURES, _LOSSES = 3, 30
 """How often training may fail, and how often where nodes are expected to go."""
 _RESIZE_SECONDS = 60
@@ -32,15 +29,20 @@ _RESIZE_SECONDS = 60
 
 
 class RayWorker:
-    """One of the training processes, as Ray Train sees it; its checkpoints lie in the run's storage."""
+    """The `Worker` of a training on Ray; its checkpoints lie in the storage of the run."""
 
     def __init__(self, report: Report) -> None:
+        """Be the worker that Ray Train has made of this process.
+
+        Args:
+            report: called by the first worker with the metrics of each epoch.
+        """
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.count: int = context.get_world_size()
         self.report: Report = report if self.rank == 0 else lambda metrics: None
-        self.scratch = "."
-        """Ray's folder, in which a worker runs: one that is killed leaves nothing elsewhere."""
+        # A worker runs in a folder of Ray's, which Ray removes if the worker is killed.
+        self.scratch: str | None = "."
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:
@@ -103,8 +105,8 @@ def check(workers: int, streaming: bool) -> int:
 
 
 def run(
-    loop: Loop,
-    settings: Mapping[str, Any],
+    train: Callable[[Any, Worker], Any],
+    task: Any,
     *,
     workers: tuple[int, int],
     storage: Folder,
@@ -112,11 +114,11 @@ def run(
     streaming: bool,
     report: Report,
 ) -> Any:
-    """Run `loop` on every worker; it goes on from the last checkpoint in the storage, if there is one.
+    """Train on every worker, from the last checkpoint in the storage if there is one.
 
     Args:
-        loop: the training loop.
-        settings: given to it; values may be references to objects in Ray's store.
+        train: called in each worker with the task and the worker.
+        task: lies in Ray's object store, once for each node, where its arrays are read without a copy.
         workers: the least and the most. If fewer than the most are there, it goes on from the last checkpoint
             with as many as there is room for, and again with more when there is.
         storage: a folder that all nodes see, for checkpoints and Ray Train's own state.
@@ -125,10 +127,10 @@ def run(
         report: called here with what the first worker reports of each epoch.
 
     Returns:
-        What the loop returned on the first worker.
+        What `train` returned on the first worker.
 
     Raises:
-        UserError: raised by the loop, or as of `check` and `nodes.check`.
+        UserError: raised by `train`, or as of `check` and `nodes.check`.
         JobError: training failed.
     """
     least, most = workers
@@ -139,7 +141,7 @@ def run(
     def work(config: Mapping[str, Any]) -> Any:
         nodes.agree(packages)  # Raised, unlike what all workers would find: the others must end too.
         try:
-            return loop(config, RayWorker(epochs.put))
+            return train(ray.get(config["task"]), RayWorker(epochs.put))
         except (TlrayError, ValueError, TypeError) as error:
             return error  # Raised, it would be tried again, and come again.
         except Exception as error:
@@ -150,7 +152,7 @@ def run(
 
     trainer = DataParallelTrainer(
         work,
-        train_loop_config=dict(settings),
+        train_loop_config={"task": ray.put(task)},
         backend_config=_TensorFlowConfig(),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),

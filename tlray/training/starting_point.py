@@ -9,13 +9,14 @@ from typing import Any
 from tlray.core.config import FinetuneConfig, NetworkConfig, option
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
+from tlray.core.storage import StrPath
 from tlray.features.feature_set import FeatureSet
 from tlray.models import registry
 from tlray.models.compiled import chosen_precision
 from tlray.models.frozen import DEFAULT, FrozenPart
 from tlray.models.interfaces import Head
 from tlray.models.layers import INPUT, Arrays, backbone_arrays, cut_before, layers_up_to
-from tlray.models.model import NETWORK, Model, load
+from tlray.models.model import Model
 from tlray.models.provenance import Provenance
 from tlray.models.weights import digest
 
@@ -38,7 +39,9 @@ class StartingPoint:
     model: Model | None = None
 
     @classmethod
-    def decide(cls, config: FinetuneConfig, model: str | None, features: FeatureSet | None) -> StartingPoint:
+    def decide(
+        cls, config: FinetuneConfig, model: StrPath | None, features: FeatureSet | None
+    ) -> StartingPoint:
         """Find the network, its cut and the head.
 
         Args:
@@ -80,7 +83,7 @@ class StartingPoint:
     @property
     def stages(self) -> list[Mapping[str, Any]]:
         """Of the model's training before."""
-        return list(self.model.manifest["stages"]) if self.model else []
+        return list(self.model.manifest.stages) if self.model else []
 
     @property
     def classes(self) -> list[str] | None:
@@ -91,7 +94,7 @@ class StartingPoint:
     def identity(self) -> dict[str, Any]:
         """JSON values that identify it."""
         model = self.model
-        made = {"model": model.folder.uri, "model_created": model.manifest["created"]} if model else {}
+        made = {"model": model.folder.uri, "model_created": model.manifest.created} if model else {}
         return {**made, "provenance": self.frozen.provenance.identity()}
 
     def first_trained(self, config: FinetuneConfig) -> str | None:
@@ -145,7 +148,7 @@ def _trained(config: FinetuneConfig, model: Model) -> StartingPoint:
     made = model.provenance
     _check_network(config, made, model.folder.uri)
     backbone = registry.backbone(made.backbone)
-    whole, end = load(model.folder.read(NETWORK)), model.manifest["end"]
+    whole, end = model.load(), model.manifest.end
     arrays = backbone_arrays(whole, backbone, made.image_size, end)
     cut = cut_before(backbone, config.from_) if config.from_ else made.cut
     provenance = replace(
@@ -161,7 +164,7 @@ def _trained(config: FinetuneConfig, model: Model) -> StartingPoint:
     return StartingPoint(
         frozen=FrozenPart(backbone, arrays, provenance),
         end=end,
-        head=registry.head(config.head or model.manifest["head"]),
+        head=registry.head(config.head or model.manifest.head),
         start=None if config.head else classifier.get_weights(),
         model=model,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class Workers:
+class AllReduce:
     """The sum of a tensor over all training workers; with one worker, the tensor."""
 
     def __init__(self, count: int) -> None:
@@ -47,7 +47,7 @@ class Workers:
 class SyncedModel(keras.Model):
     """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
 
-    def share_statistics(self, workers: Workers) -> None:
+    def share_statistics(self, all_reduce: AllReduce) -> None:
         """Take the moments of a batch over all workers, as one worker would.
 
         Keras' own `synchronized=True` needs a strategy's scope, under which its fit does not work
@@ -55,17 +55,17 @@ class SyncedModel(keras.Model):
         """
         for layer in self._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer._moments = self._moments(layer, workers)
+                layer._moments = self._moments(layer, all_reduce)
 
-    def _moments(self, layer: Any, workers: Workers) -> Callable[[Any, Any], tuple[Any, Any]]:
+    def _moments(self, layer: Any, all_reduce: AllReduce) -> Callable[[Any, Any], tuple[Any, Any]]:
         def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
             axes = layer._reduction_axes
             real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
             counted = tf.broadcast_to(real, tf.shape(inputs))
-            count = workers.sum(tf.reduce_sum(counted, axes))
-            mean = workers.sum(tf.reduce_sum(inputs * real, axes)) / count
+            count = all_reduce.sum(tf.reduce_sum(counted, axes))
+            mean = all_reduce.sum(tf.reduce_sum(inputs * real, axes)) / count
             # In two steps: a difference of squares would lose what float32 has.
-            return mean, workers.sum(tf.reduce_sum(tf.square(inputs - mean) * real, axes)) / count
+            return mean, all_reduce.sum(tf.reduce_sum(tf.square(inputs - mean) * real, axes)) / count
 
         return moments
 
@@ -74,14 +74,14 @@ class SyncedModel(keras.Model):
         return super().train_step(data)
 
 
-def averaging(optimizer: keras.Optimizer, workers: Workers) -> keras.Optimizer:
+def averaging(optimizer: keras.Optimizer, all_reduce: AllReduce) -> keras.Optimizer:
     """The same optimizer, made to average the gradients over the workers before each step."""
     kind: Any = type(optimizer)
 
     class Averaging(kind):
         def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
             # One collective for all: many small ones would wait for each other.
-            flat = workers.sum(tf.concat([tf.reshape(grad, [-1]) for grad in grads], 0)) / workers.count
+            flat = all_reduce.sum(tf.concat([tf.reshape(grad, [-1]) for grad in grads], 0)) / all_reduce.count
             parts = tf.split(flat, [int(np.prod(grad.shape)) for grad in grads])
             averaged = [tf.reshape(part, grad.shape) for part, grad in zip(parts, grads, strict=True)]
             super().apply(averaged, trainable_variables)

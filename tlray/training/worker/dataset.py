@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -12,9 +12,18 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tlray.training.worker.batches import GlobalBatches
-from tlray.training.worker.task import Features
 
 _STEPS_AHEAD = 4
+
+
+class Features(Protocol):
+    """Where the inputs of the trained part come from."""
+
+    waited: float
+    """Seconds that were spent waiting for them to be made."""
+
+    def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The features of these rows in that step of that epoch, (rows, *shape)."""
 
 
 @dataclass(frozen=True)

@@ -4,95 +4,88 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tlray.core.config import TrainConfig
 from tlray.models.assemble import assemble, trained_part
 from tlray.models.model import NETWORK
+from tlray.training.view_stream import ViewStream
 from tlray.training.worker import early_stopping
 from tlray.training.worker.batches import GlobalBatches
 from tlray.training.worker.checkpoint import State, seeds
-from tlray.training.worker.collective import SyncedModel, Workers, averaging
-from tlray.training.worker.dataset import InMemory, Slices
+from tlray.training.worker.collective import AllReduce, SyncedModel, averaging
+from tlray.training.worker.dataset import Features, InMemory, Slices
 from tlray.training.worker.metrics import GlobalEpochs, RowMean
-from tlray.training.worker.task import Checkpoints, Task, Trained
+from tlray.training.worker.task import Task, Trained, Worker
 
 _TENSORBOARD = "tensorboard"
 
 
-def train(
-    task: Task,
-    *,
-    rank: int,
-    workers: Workers,
-    checkpoints: Checkpoints,
-    scratch: str | None,
-    report: Callable[[dict[str, float]], None],
-) -> Trained | None:
+def train(task: Task, worker: Worker) -> Trained | None:
     """Train what comes after the cut and assemble the model; goes on from the last checkpoint.
 
     Args:
         task: the same for all workers.
-        rank: of this worker.
-        workers: all of them.
-        checkpoints: where the state is kept.
-        scratch: a local folder for temporary files; None: the system's.
-        report: called with the metrics of each epoch, the same on each worker.
+        worker: this one.
 
     Returns:
-        The model; only on rank 0.
+        The model; None on all workers but the first.
 
     Raises:
         UserError: the head does not fit, or the network cannot be cut there.
     """
     config = task.config
+    # TensorFlow must know the other workers before it computes anything.
+    all_reduce = AllReduce(worker.count)
     keras.utils.set_random_seed(config.seed)
     model = _build(task)
     batches = GlobalBatches(
         rows=len(task.targets),
         batch_size=config.batch_size,
-        workers=workers.count,
-        rank=rank,
+        workers=worker.count,
+        rank=worker.rank,
         seed=config.seed,
     )
-    metrics = _compile(model, task, batches.steps, workers)
-    with tempfile.TemporaryDirectory(prefix="tlray-", dir=scratch) as name:
-        state = State(model, config, Path(name))
-        with checkpoints.latest() as checkpoint:
+    metrics = _compile(model, task, batches.steps, all_reduce)
+    with tempfile.TemporaryDirectory(prefix="tlray-", dir=worker.scratch) as folder:
+        state = State(model, config, Path(folder))
+        with worker.latest() as checkpoint:
             if checkpoint is not None:
                 state.restore(checkpoint)
-        _drop_differently(model, rank)
+        _drop_differently(model, worker.rank)
         ahead = range(len(state.history), config.epochs)
         clock, waited = time.monotonic(), 0.0
         if ahead and not early_stopping.stops(state.history, config):
-            seen = Slices(task.features(batches, ahead), task.targets, batches, model, task.class_weights)
-            epochs = GlobalEpochs(workers, metrics, _held_out(task, seen), task.checkpoint_seconds)
+            features = _features(task, batches, ahead)
+            slices = Slices(features, task.targets, batches, model, _class_weights(task))
+            validation = _validation(task, slices)
+            epochs = GlobalEpochs(all_reduce, metrics, validation, task.checkpoint_seconds)
 
             def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
-                found = {"epoch": epoch + 1, **logs}
-                state.add(found)
+                state.add({"epoch": epoch + 1, **logs})
                 model.stop_training = early_stopping.stops(state.history, config)
-                report(found)
+                worker.report(state.history[-1])
                 if epochs.due:
-                    if rank == 0:
+                    if worker.rank == 0:
                         state.write()
-                    checkpoints.save(name if rank == 0 else None)
+                    worker.save(folder if worker.rank == 0 else None)
 
             callbacks = [
                 epochs,
-                *(_tensorboard(state.folder) if config.tensorboard and rank == 0 else ()),
+                *(_tensorboard(state.folder) if config.tensorboard and worker.rank == 0 else ()),
                 # The last, so that what the others write is part of the checkpoint.
                 keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch),
             ]
             model.fit(
-                seen.dataset(ahead),
+                slices.dataset(ahead),
                 steps_per_epoch=batches.steps,
                 initial_epoch=ahead.start,
                 epochs=ahead.stop,
@@ -100,9 +93,25 @@ def train(
                 verbose=0,
                 callbacks=callbacks,
             )
-            waited = seen.features.waited
+            waited = features.waited
         seconds = time.monotonic() - clock
-        return _finish(state, task, seconds, waited) if rank == 0 else None
+        return _finish(state, task, seconds, waited) if worker.rank == 0 else None
+
+
+def _features(task: Task, batches: GlobalBatches, epochs: range) -> Features:
+    """The features of this worker's batches: from memory, or streamed."""
+    if task.source is not None:
+        return ViewStream(task.source, batches, epochs)
+    assert task.features is not None
+    return InMemory(task.features, task.views)
+
+
+def _class_weights(task: Task) -> npt.NDArray[np.float32] | None:
+    """The weight of each class in the loss, (classes,), which makes all classes count the same."""
+    if not task.config.class_weights:
+        return None
+    counts = np.bincount(task.targets, minlength=task.classes)
+    return (len(task.targets) / (task.classes * np.maximum(counts, 1))).astype(np.float32)
 
 
 def _build(task: Task) -> SyncedModel:
@@ -113,16 +122,16 @@ def _build(task: Task) -> SyncedModel:
     return SyncedModel(part.input, part.output, name=part.name)
 
 
-def _held_out(task: Task, seen: Slices) -> tf.data.Dataset | None:
+def _validation(task: Task, training: Slices) -> tf.data.Dataset | None:
     """This worker's part of the validation rows, in their own order."""
     if task.validation is None:
         return None
     features, targets = task.validation
-    workers, rank = seen.batches.workers, seen.batches.rank
+    workers, rank = training.batches.workers, training.batches.rank
     # As many as make a step of sensible size, whatever the rows are.
     batch_size = max(workers, min(1024, (64 << 20) // max(1, features[0].nbytes)))
     batches = GlobalBatches(rows=len(targets), batch_size=batch_size, workers=workers, rank=rank, seed=None)
-    return Slices(InMemory(features), targets, batches, seen.model).dataset(range(1))
+    return Slices(InMemory(features), targets, batches, training.model).dataset(range(1))
 
 
 def _tensorboard(folder: Path) -> list[keras.callbacks.Callback]:
@@ -162,7 +171,7 @@ def _drop_differently(model: keras.Model, rank: int) -> None:
         variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
 
 
-def _compile(model: SyncedModel, task: Task, steps: int, workers: Workers) -> list[RowMean]:
+def _compile(model: SyncedModel, task: Task, steps: int, all_reduce: AllReduce) -> list[RowMean]:
     """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
     binary = model.output_shape[-1] == 1
     loss = task.head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
@@ -170,9 +179,9 @@ def _compile(model: SyncedModel, task: Task, steps: int, workers: Workers) -> li
     metrics = [RowMean(keras.losses.get(loss), name="row_loss"), RowMean(accuracy, name="row_accuracy")]
     optimizer = keras.optimizers.get(task.config.optimizer or task.head.optimizer)
     optimizer.learning_rate = _schedule(task.config, task.learning_rate, steps * task.config.epochs)
-    if workers.count > 1:
-        optimizer = averaging(optimizer, workers)
-        model.share_statistics(workers)
+    if all_reduce.count > 1:
+        optimizer = averaging(optimizer, all_reduce)
+        model.share_statistics(all_reduce)
     # An epoch is one call of a graph: from step to step nothing comes back to Python.
     model.compile(optimizer, loss, weighted_metrics=metrics, steps_per_execution=steps, jit_compile=False)
     optimizer.build(model.trainable_variables)  # So that a checkpoint has variables to go to.

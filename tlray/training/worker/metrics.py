@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlray.training.worker.collective import Workers
+from tlray.training.worker.collective import AllReduce
 
 
 class RowMean(keras.metrics.MeanMetricWrapper):
@@ -27,7 +27,7 @@ class GlobalEpochs(keras.callbacks.Callback):
 
     def __init__(
         self,
-        workers: Workers,
+        all_reduce: AllReduce,
         metrics: list[RowMean],
         validation: tf.data.Dataset | None,
         checkpoint_seconds: float,
@@ -38,7 +38,7 @@ class GlobalEpochs(keras.callbacks.Callback):
         self.checkpoint_seconds, self.last = checkpoint_seconds, time.monotonic()
         self.due = False
         """Whether the epoch that ended shall have a checkpoint."""
-        self._sum = tf.function(workers.sum, autograph=False)
+        self._sum = tf.function(all_reduce.sum, autograph=False)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         means, self.due = self._means()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,26 +11,28 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray.core.config import TrainConfig
+from tlray.features.feature_set import Rows
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head
-from tlray.training.worker.batches import GlobalBatches
+from tlray.models.layers import Arrays
+from tlray.training.view_stream import ViewSource
 
 
-class Features(Protocol):
-    """Where the inputs of the trained part come from."""
+class Worker(Protocol):
+    """One of the processes that train together."""
 
-    waited: float
-    """Seconds that were spent waiting for them to be made."""
+    rank: int
+    """Its number, from 0."""
+    count: int
+    """How many there are."""
+    scratch: str | None
+    """A local folder for temporary files; None: the system's."""
 
-    def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The features of these rows in that step of that epoch, (rows, *shape)."""
-
-
-class Checkpoints(Protocol):
-    """Where the state of training is kept."""
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell the command the metrics of an epoch, which are the same on each worker."""
 
     def latest(self) -> AbstractContextManager[str | None]:
-        """The folder of the last checkpoint, for as long as the block lasts."""
+        """The folder of the last checkpoint, for as long as the block lasts; None if there is none."""
 
     def save(self, folder: str | None) -> None:
         """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
@@ -38,34 +40,46 @@ class Checkpoints(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every worker is told."""
+    """A training, decided on in full: built where the command runs, and sent to each worker as it is.
+
+    Its arrays may lie in Ray's object store, read-only, once for each node.
+    """
 
     config: TrainConfig
     learning_rate: float
-    """The first one."""
+    """Of the first step."""
     head: Head
     classes: int
+    """How many there are."""
     frozen: FrozenPart
     """What makes the features, with the weights of the whole network; a part of the model."""
     end: str
     """The layer of the backbone that the head follows on; the cut, if only the head is trained."""
-    start: Sequence[npt.NDArray[Any]] | None
-    """Weights of the head; None: new ones."""
-    features: Callable[[GlobalBatches, range], Features]
-    """Makes the training rows' features, given a worker's batches and the epochs to come."""
+    start: Arrays | None
+    """Weights of the head to start from; None: new ones."""
+    features: npt.NDArray[Any] | None
+    """Of the training rows: (rows, *shape), or with `views` (rows, views, *shape); None with a `source`."""
     targets: npt.NDArray[np.int64]
-    """Class of each training row, (rows,)."""
-    class_weights: npt.NDArray[np.float32] | None
-    """Weight of each class in the loss, (classes,)."""
+    """The number of the class of each training row, (rows,)."""
     validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None
-    """Features and classes of all validation rows."""
-    checkpoint_seconds: float
-    """The least time between checkpoints; 0 is one after each epoch."""
+    """Features and targets of the validation rows; None if there are none."""
+    source: ViewSource | None = None
+    """Where new views of the training images come from in each epoch."""
+    views: bool = False
+    """Whether each training row has several views, which are taken in turn."""
+    checkpoint_seconds: float = 0
+    """The least time between two checkpoints; 0 is one after each epoch."""
+
+
+def targets(rows: Rows, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The number of the class of each row, (rows,); all rows have a label."""
+    number: dict[str | None, int] = {label: index for index, label in enumerate(classes)}
+    return np.array([number[label] for label in rows.labels], np.int64)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the first worker brings home; here, so that reading it loads no Keras."""
+    """What the first worker brings back."""
 
     files: dict[str, bytes]
     """Of the model's folder, by name."""
