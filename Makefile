@@ -20,22 +20,22 @@ demo: install
 	$(BIN)/tlray demo
 
 test: install
-	$(BIN)/python -m pytest -m "not cluster" tests
+	$(BIN)/python -m pytest -m "not cluster" tests --ignore=tests/cluster_jobs
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -m "not slow" tests --ignore=tests/cluster_jobs --ignore=tests/jobs
 
 # The plugins in plugins/, by their own tests and the contract, and the guide to writing one.
 test-plugins: install
-	$(BIN)/python -m pytest tests/installed_plugins.py tests/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
+	$(BIN)/python -m pytest tests/plugins/installed.py tests/packaging/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
 
 # Jobs on a Ray of several nodes on this machine, and jobs whose processes are killed.
 test-cluster: install
-	$(BIN)/python -m pytest -m cluster tests/on_cluster.py tests/short_torture.py tests/test_*.py
+	$(BIN)/python -m pytest tests/cluster_jobs && $(BIN)/python -m pytest -m cluster tests/jobs
 
 # The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
 test-deploy: install
-	$(BIN)/python -m pytest tests/image.py
+	$(BIN)/python -m pytest tests/packaging/image.py
 
 image:
 	docker build --file deploy/Dockerfile --tag $(TLRAY_IMAGE):$(TLRAY_VERSION) .
@@ -44,9 +44,9 @@ image:
 deploy: install
 	$(BIN)/python deploy/render.py
 
-# Ten minutes on two cores. TORTURE="--seed 3 --kills 30 --images 1500" are the options of tests/torture.py.
+# Ten minutes on two cores. TORTURE="--seed 3 --kills 30 --images 1500" are the options of tests/cluster_jobs/torture.py.
 torture: install
-	$(BIN)/python -m tests.torture $(TORTURE)
+	$(BIN)/python -m tests.cluster_jobs.torture $(TORTURE)
 
 lint: install
 	$(BIN)/ruff check .

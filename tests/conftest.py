@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_server import Server, running
+from tests.support.s3_server import Server, running
 
 Package = Callable[..., Path]
 

@@ -28,7 +28,7 @@ from PIL import Image
 from tests.benchmarks import photographs
 from tests.benchmarks.bench import machine, table, versions
 from tests.benchmarks.measure import Run, python, tlray
-from tests.s3_server import running
+from tests.support.s3_server import running
 from tlray.cluster import nodes, session
 from tlray.core.config import ExtractConfig
 from tlray.core.runtime import prepare_keras

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.bad_files import encode, photo, write_bad_files
+from tests import ROOT
+from tests.support.bad_files import encode, photo, write_bad_files
 from tlray.cluster import session
 from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
 from tlray.core.errors import JobError, UserError
@@ -45,7 +46,7 @@ from tlray.training.fit import fit
 pytestmark = pytest.mark.slow
 
 CONFIG = ExtractConfig(image_size=64, precision="float32", max_bad_fraction=0.5)
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "cats-dogs" / "train"
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "cats-dogs" / "train"
 ROWS = 301
 """No batch size divides it."""
 

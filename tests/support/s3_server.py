@@ -1,4 +1,4 @@
-"""An S3 server on loopback, moto's, that fails as it is told: `python -m tests.s3_server` prints its port."""
+"""An S3 server on loopback, moto's, that fails as it is told; run as a module, it prints its port."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Server:
 @contextmanager
 def running() -> Iterator[Server]:
     """A server in a process of its own, which also ends when this one does."""
-    command = [sys.executable, "-m", "tests.s3_server"]
+    command = [sys.executable, "-m", "tests.support.s3_server"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:

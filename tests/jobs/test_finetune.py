@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.test_main_job import _tlray, _wait_for
+from tests.jobs.test_main_job import _tlray, _wait_for
 from tlray.cluster import session
 from tlray.core.config import (
     EvaluateConfig,

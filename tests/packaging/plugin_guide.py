@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests import ROOT
 from tlray.core.runtime import prepare_keras
 
-GUIDE = Path(__file__).parents[1] / "docs" / "plugins.md"
+GUIDE = ROOT / "docs" / "plugins.md"
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
 
 

@@ -17,9 +17,9 @@ import pytest
 import typer
 import yaml
 
+from tests import ROOT
 from tlray.cli import app
 
-ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 GUIDE = (DEPLOY / "README.md").read_text()

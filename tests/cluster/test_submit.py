@@ -1,4 +1,4 @@
-"""What is sent along with a command, and how a job is followed; on a cluster: `on_cluster.py`."""
+"""What is sent along with a command, and how a job is followed; tests/cluster_jobs sends some."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.ray_cluster import BIN
+from tests.support.ray_cluster import BIN
 from tlray.cluster import jobs, submit, wheels
 from tlray.core.errors import JobError, UserError
 

@@ -11,7 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.torture import KINDS, Job, Kill, Torture, ViolationError, check, draw, read, write_images
+from tests.cluster_jobs.torture import (
+    KINDS,
+    Job,
+    Kill,
+    Torture,
+    ViolationError,
+    check,
+    draw,
+    read,
+    write_images,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -74,7 +84,7 @@ def test_all_that_can_be_wrong_with_a_set_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_lose_no_image() -> None:
-    """That of the command alone is in test_main_job."""
+    """That of the command alone is in tests/jobs."""
     kills = [
         Kill("everything", 0.3, 0, cluster=False),
         Kill("node", 0.6, 0.9, cluster=True),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from tests import ROOT
 from tlray.cli import app
 from tlray.core.errors import UserError
 from tlray.models import registry
@@ -43,7 +44,7 @@ def failed(kind: str, name: str, last: str = "") -> dict[str, str]:
 
 
 def test_the_page_is_generated_from_the_code():
-    docs = Path(__file__).parents[1] / "docs"
+    docs = ROOT / "docs"
     page = runpy.run_path(str(docs / "contract.py"))["page"]()
     assert page == (docs / "contract.md").read_text(), "python docs/contract.py > docs/contract.md"
 

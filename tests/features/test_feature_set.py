@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.slow_storage import SlowStorage
 from tests.support.manifests import feature_set_json
+from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features import part_files

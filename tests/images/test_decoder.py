@@ -26,7 +26,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from tests.bad_files import encode, flip, grey16, photo, png, png_chunk, tiff, with_exif, write_bad_files
+from tests.support.bad_files import (
+    encode,
+    flip,
+    grey16,
+    photo,
+    png,
+    png_chunk,
+    tiff,
+    with_exif,
+    write_bad_files,
+)
 from tlray.core.storage import Folder
 from tlray.images import reader
 from tlray.images.bad_image import MAX_BYTES, BadImage

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from tests import ROOT
 from tlray.images.index import _SHARDS_PER_PIECE, _shard_size
 
-PAGE = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
+PAGE = (ROOT / "docs" / "scale.md").read_text()
 
 
 def shards_of(images: int) -> int:

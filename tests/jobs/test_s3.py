@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from tests.s3_server import Server
+from tests.support.s3_server import Server
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig, FitConfig, PredictConfig
 from tlray.core.errors import UserError

@@ -20,9 +20,10 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.ray_cluster import BIN, Node, RayCluster, left, ray_cluster, wait_for
-from tests.test_main_job import read, weights
-from tests.test_submit import ODD, PROJECT, SECRET, pip
+from tests import ROOT
+from tests.cluster.test_submit import ODD, PROJECT, SECRET, pip
+from tests.jobs.test_main_job import read, weights
+from tests.support.ray_cluster import BIN, Node, RayCluster, left, ray_cluster, wait_for
 from tlray.recipes.demo import write_digits
 
 pytestmark = pytest.mark.cluster
@@ -299,7 +300,7 @@ def test_a_job_with_a_plugin_that_the_cluster_has_not(tlray, cluster, few, tmp_p
     assert {
         "third-party",
         "tlray",
-        *(path.name for path in (Path(__file__).parents[1] / "plugins").iterdir()),
+        *(path.name for path in (ROOT / "plugins").iterdir()),
     } == set(shipped)
     assert found["installed"] == []
     assert (found["result"]["images"], found["result"]["rows"], found["result"]["errors"]) == (13, 12, 1)

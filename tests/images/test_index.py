@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.slow_storage import SlowStorage
+from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.s3_server import Server
+from tests.support.s3_server import Server
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig, FitConfig, PredictConfig
 from tlray.core.errors import UserError

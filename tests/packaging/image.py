@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import BIN, end, free_port, left
-from tests.test_deploy import GUIDE, ROOT, instructions
+from tests import ROOT
+from tests.packaging.test_deploy import GUIDE, instructions
+from tests.support.ray_cluster import BIN, end, free_port, left
 from tlray.cluster import wheels
 
 
