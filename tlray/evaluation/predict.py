@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.evaluation import annotate, model_inference
 from tlray.features import bottleneck, feature_set, inference
-from tlray.images import decoder, reader
 from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
+from tlray.images.loader import ImageLoader
 from tlray.images.reader import Reader
+from tlray.images.sandbox import DecoderProcess
 from tlray.models.compiled import compile_network
 from tlray.models.model import NETWORK, Model, load, without_resize
 
@@ -114,14 +116,12 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
     started = time.monotonic()
     trained = Model.open(model)
     source = Images.open(image)
-    (found,) = source
+    (listed,) = source
     if config.annotate is not None:
         annotate.check_target(source.root, Folder.open(config.annotate))
     size = trained.provenance.image_size
-    try:
-        pixels = decoder.decode(reader.read_image(source.root, found.path), size, config.max_pixels)
-    except BadImage as bad:
-        raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
+    with _naming(image), ImageLoader(source.root, size, config.max_pixels) as load_image:
+        pixels = load_image(listed.place)
     prepare_keras()
     # For one image the precision that takes least to start is the fastest.
     precision = "float32" if config.precision == "auto" else config.precision
@@ -132,7 +132,10 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
     label, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         target = Folder.open(config.annotate)
-        annotate.annotate_one(Reader(source.root), found.path, label, probability, target, config.max_pixels)
+        with _naming(image), DecoderProcess() as run:
+            annotate.annotate_one(
+                Reader(source.root), run, listed.path, label, probability, target, config.max_pixels
+            )
     seconds = time.monotonic() - started
     return {
         "path": image,
@@ -146,6 +149,15 @@ def predict_one(model: str, image: str, config: PredictConfig) -> dict[str, Any]
         "images_per_second": round(1 / seconds, 3),
         **bottleneck.judge([]),
     }
+
+
+@contextmanager
+def _naming(image: str) -> Iterator[None]:
+    """A bad image becomes a JobError that names it."""
+    try:
+        yield
+    except BadImage as bad:
+        raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
 
 
 def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Table]:
