@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import ImageDraw, ImageFont
 
 from tlray.cluster import session
 from tlray.core.config import MAX_PIXELS
@@ -17,7 +16,8 @@ from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features import feature_set, part_files
 from tlray.features.inference_tasks import InferenceJob
-from tlray.images import decoder
+from tlray.images import copies, sandbox
+from tlray.images.bad_image import BadImage
 from tlray.images.reader import Reader
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -55,6 +55,7 @@ def annotate(job: InferenceJob, target: Folder, *, address: str | None) -> None:
 
 def annotate_one(
     read_image: Reader,
+    run: sandbox.Run,
     path: str,
     label: str,
     probability: float,
@@ -65,6 +66,7 @@ def annotate_one(
 
     Args:
         read_image: of the root of the images.
+        run: runs what decodes the image and draws on it.
         path: of the image.
         label: its predicted class.
         probability: of that class, 0 to 1.
@@ -77,22 +79,18 @@ def annotate_one(
 
     Raises:
         UserError: the copy would lie in the place of the image.
-        BadImage: the image is gone since it was predicted.
+        BadImage: the image is gone since it was predicted, or cannot be decoded in full size.
     """
     name, root = copy_name(path), read_image.root
     if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
         raise UserError(f"annotating would overwrite {target.join(name)}: choose another folder")
-    image = decoder.open_image(read_image(path), max_pixels=max_pixels)
-    text = f"{label}: {100 * probability:.1f} %"
-    size = max(12, min(image.size) // 14)
-    font = ImageFont.load_default(size)
-    draw = ImageDraw.Draw(image)
-    _, _, right, bottom = draw.textbbox((size // 2, size // 3), text, font=font)
-    draw.rectangle((0, 0, right + size // 2, bottom + size // 3), fill=(0, 0, 0))
-    draw.text((size // 2, size // 3), text, fill=(255, 255, 255), font=font)
-    stream = io.BytesIO()
-    image.save(stream, _FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
-    target.write(name, stream.getvalue())
+    draw = partial(
+        copies.captioned,
+        text=f"{label}: {100 * probability:.1f} %",
+        kind=_FORMATS[PurePosixPath(name).suffix.lower()],
+        max_pixels=max_pixels,
+    )
+    target.write(name, run(draw, read_image(path)))
     return name
 
 
@@ -106,10 +104,14 @@ def copy_name(path: str) -> str:
 def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, Any]:
     shard = int(row["shard"])
     classes, read_image = job.metadata["classes"], Reader(job.root)
-    for table in part_files.read_shard(job.out, shard, job.metadata["job"]):
-        rows = feature_set.Rows.of(table)
-        for path, probabilities in zip(rows.paths, rows.features, strict=True):
-            best = int(np.argmax(probabilities))
-            label, probability = classes[best], float(probabilities[best])
-            annotate_one(read_image, path, label, probability, target, job.settings.max_pixels)
+    with sandbox.in_task() as run:
+        for table in part_files.read_shard(job.out, shard, job.metadata["job"]):
+            rows = feature_set.Rows.of(table)
+            for path, probabilities in zip(rows.paths, rows.features, strict=True):
+                best = int(np.argmax(probabilities))
+                label, probability = classes[best], float(probabilities[best])
+                try:
+                    annotate_one(read_image, run, path, label, probability, target, job.settings.max_pixels)
+                except BadImage as bad:
+                    raise JobError(f"{path} was predicted, and cannot be copied: {bad}") from bad
     return row

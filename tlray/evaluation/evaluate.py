@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from tlray.evaluation.report import write_report
 from tlray.evaluation.scores import Evaluation, Tally
 from tlray.features import inference
 from tlray.features.feature_set import FeatureSet, Rows
-from tlray.images import decoder
+from tlray.images import copies
 from tlray.images.bad_image import BadImage
 from tlray.images.index import Index, piece_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
+from tlray.images.sandbox import DecoderProcess
 from tlray.models.model import NETWORK, Model, load
 
 _THUMBNAIL = 160
@@ -181,16 +182,10 @@ def _images_of(features: FeatureSet) -> Folder | None:
 
 def _thumbnails(root: Folder, paths: list[str]) -> dict[str, bytes]:
     """Small pictures of those that are still there."""
-    found, read_image = {}, Reader(root)
-    for path in paths:
-        with suppress(BadImage):
-            found[path] = _thumbnail(read_image(path))
-    return found
-
-
-def _thumbnail(data: bytes) -> bytes:
-    image = decoder.open_image(data)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
+    thumbnails, read_image = {}, Reader(root)
+    shrink = partial(copies.thumbnail, side=_THUMBNAIL)
+    with DecoderProcess() as run:
+        for path in paths:
+            with suppress(BadImage):
+                thumbnails[path] = run(shrink, read_image(path))
+    return thumbnails

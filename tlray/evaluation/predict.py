@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, overload
 
@@ -22,11 +23,12 @@ from tlray.core.results import ImageError, InferenceCounts
 from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import annotate, model_inference
 from tlray.features import feature_set, inference, part_files
-from tlray.images import decoder, reader
 from tlray.images.bad_image import BadImage
 from tlray.images.filetypes import is_image
 from tlray.images.listing import Images, Listed
+from tlray.images.loader import ImageLoader
 from tlray.images.reader import Reader
+from tlray.images.sandbox import DecoderProcess
 from tlray.models.compiled import compile_network
 from tlray.models.model import Model, without_resize
 
@@ -184,10 +186,8 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     if config.annotate is not None:
         annotate.check_target(source.root, Folder.open(config.annotate))
     size = model.provenance.image_size
-    try:
-        pixels = decoder.decode(reader.read_image(source.root, image.path), size, config.max_pixels)
-    except BadImage as bad:
-        raise JobError(f"{uri}: {bad.message} ({bad.error})") from bad
+    with _naming(uri), ImageLoader(source.root, size, config.max_pixels) as load:
+        pixels = load(image.place)
     # float32 starts fastest, which is what counts for a single image.
     precision = "float32" if config.precision == "auto" else config.precision
     network = compile_network(without_resize(model.load(), size), size, precision)
@@ -197,9 +197,10 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     predicted, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         target = Folder.open(config.annotate)
-        annotate.annotate_one(
-            Reader(source.root), image.path, predicted, probability, target, config.max_pixels
-        )
+        with _naming(uri), DecoderProcess() as run:
+            annotate.annotate_one(
+                Reader(source.root), run, image.path, predicted, probability, target, config.max_pixels
+            )
     seconds = time.monotonic() - started
     return Prediction(
         images=1,
@@ -216,6 +217,15 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
         probability=probability,
         probabilities=ranked,
     )
+
+
+@contextmanager
+def _naming(image: str) -> Iterator[None]:
+    """A bad image becomes a JobError that names it."""
+    try:
+        yield
+    except BadImage as bad:
+        raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
 
 
 def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Table]:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from tlray.core.errors import JobError
 from tlray.core.storage import Folder
 from tlray.features import part_files
 from tlray.features.bottleneck import ShardTiming
-from tlray.images import sandbox
 from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
 from tlray.images.index import Index
-from tlray.images.reader import Reader
+from tlray.images.loader import ImageLoader
+from tlray.images.reader import Place
 from tlray.models.compiled import Network
 
 if TYPE_CHECKING:
@@ -72,27 +73,24 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     errors: dict[str, list[str | None]] = {
         name: [None] * rows.num_rows for name in ("stage", "error", "message")
     }
-    read_seconds = decode_seconds = 0.0
-    read_image = Reader(job.root)
-    places = zip(*(listed[name].to_pylist() for name in ("path", "offset", "modified")), strict=True)
-    with sandbox.decoding() as decode:
-        for place, (path, offset, modified) in enumerate(places):
-            started = read = time.perf_counter()
+    places = zip(*(listed[name].to_pylist() for name in Place._fields), strict=True)
+    started = time.perf_counter()
+    with ImageLoader(job.root, size, job.settings.max_pixels, in_task=True) as load:
+        for row_number, place in enumerate(starmap(Place, places)):
             try:
-                data = read_image(path, offset, modified)
-                read = time.perf_counter()
-                pixels[place] = decode(data, size, job.settings.max_pixels)
+                plain = load(place)
                 if job.views:
-                    plain = pixels[place, 0].copy()
-                    pixels[place] = [job.views.view(plain, path, number) for number in range(job.copies)]
+                    pixels[row_number] = [job.views.view(plain, place.path, n) for n in range(job.copies)]
+                else:
+                    pixels[row_number] = plain
             except BadImage as bad:
                 for name, column in errors.items():
-                    column[place] = getattr(bad, name)
-            read_seconds += read - started
-            decode_seconds += time.perf_counter() - read
+                    column[row_number] = getattr(bad, name)
+    # All that is not reading counts as decoding: the views as well, and the start of a process.
+    decode_seconds = time.perf_counter() - started - load.read_seconds
     for name, column in errors.items():
         rows = rows.append_column(name, pa.array(column, pa.string()))
-    for name, seconds in (("read_seconds", read_seconds), ("decode_seconds", decode_seconds)):
+    for name, seconds in (("read_seconds", load.read_seconds), ("decode_seconds", decode_seconds)):
         rows = rows.append_column(name, pa.array([seconds] * rows.num_rows))
     return shard_source.pack(
         rows.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels))

@@ -23,10 +23,9 @@ from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
 from tlray.features.throughput import Cost, Kind, Throughput
-from tlray.images import decoder
 from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
-from tlray.images.reader import Reader
+from tlray.images.loader import ImageLoader
 from tlray.models.compiled import Network, compile_network
 from tlray.models.frozen import FrozenPart
 
@@ -173,22 +172,17 @@ def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, lis
 
 def _decode(root: Folder, images: list[Listed], image_size: int, max_pixels: int) -> tuple[float, float, Any]:
     """Seconds an image for reading and for decoding, and the pixels of those that are good."""
-    read = decode = 0.0
     good = []
-    read_image = Reader(root)
-    for image in images:
-        started = time.perf_counter()
-        try:
-            data = read_image(image.path, image.offset, image.modified)
-            read += time.perf_counter() - started
-            started = time.perf_counter()
-            good.append(decoder.decode(data, image_size, max_pixels))
-            decode += time.perf_counter() - started
-        except BadImage as bad:
-            reason = bad
+    # `in_task` would be wrong on a cluster as well: Ray tries a task of a plan only once.
+    with ImageLoader(root, image_size, max_pixels) as load:
+        for image in images:
+            try:
+                good.append(load(image.place))
+            except BadImage as bad:
+                reason = bad
     if not good:
         raise JobError(f"no image of a sample of {len(images)} can be decoded, e.g. {reason.message}")
-    return read / len(images), decode / len(good), np.stack(good)
+    return load.read_seconds / len(images), load.decode_seconds / len(images), np.stack(good)
 
 
 def row_bytes(features: Any, store: str) -> float:

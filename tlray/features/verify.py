@@ -14,12 +14,12 @@ from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
-from tlray.images import decoder
 from tlray.images.bad_image import BadImage
 from tlray.images.diff import COLUMNS, Changes, IndexDiff
 from tlray.images.index import Index
 from tlray.images.listing import Images
-from tlray.images.reader import Reader
+from tlray.images.loader import ImageLoader
+from tlray.images.reader import Place
 from tlray.models.compiled import compile_network
 from tlray.models.frozen import FrozenPart
 
@@ -63,7 +63,6 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
     """
     data = FeatureSet.open(features)
     source = Images.open(images)
-    root = source.root
     frozen = FrozenPart.of(data.provenance)
     index = Index.open(data.folder)
     errors = _check_files(data, index)
@@ -72,13 +71,15 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
     for _ in known.new(source):
         pass
     rows = _sample(data, sample)
-    pixels, read_image = [], Reader(root)
+    pixels = []
     size, max_pixels = data.provenance.image_size, data.manifest.job.max_pixels
-    for path in rows.paths:
-        try:
-            pixels.append(decoder.decode(read_image(path), size, max_pixels))
-        except BadImage as bad:
-            raise JobError(f"{path} was extracted once and is bad now: {bad.message} ({bad.error})") from bad
+    with ImageLoader(source.root, size, max_pixels) as load:
+        for path in rows.paths:
+            try:
+                pixels.append(load(Place(path)))
+            except BadImage as bad:
+                reason = f"{bad.message} ({bad.error})"
+                raise JobError(f"{path} was extracted once and is bad now: {reason}") from bad
     prepare_keras()
     network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)
     stored = rows.features.reshape(len(rows.paths), -1).astype(np.float64)

@@ -17,7 +17,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.images import filetypes
 from tlray.images.archives.base import Damaged, Found
 from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLITS, TABLE_SUFFIXES
-from tlray.images.reader import open_archive
+from tlray.images.reader import Place, open_archive
 from tlray.images.walk import Entry, below, walk
 
 _EXPECTED = "a folder, an image, a .tar or .parquet of images, or a .parquet or .csv table of a column 'path'"
@@ -36,6 +36,11 @@ class Listed(NamedTuple):
     """Of the file that it is, or lies in."""
     offset: int | None = None
     """Of an image in an archive; see `tlray.images.archives.base.Found`."""
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.path, self.offset, self.modified)
 
 
 _TOP = Entry("")

@@ -19,10 +19,10 @@ import pyarrow as pa
 from tlray.cluster import nodes
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
-from tlray.images import sandbox
 from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
-from tlray.images.reader import Reader
+from tlray.images.loader import ImageLoader
+from tlray.images.reader import Place
 from tlray.models.compiled import Network
 from tlray.training.worker.batches import GlobalBatches
 
@@ -129,18 +129,18 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: ViewSource, batches: Glo
     size = source.image_size
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
     images = ray.get(source.images).take(rows).to_pylist()
-    read_image = Reader(source.root)
-    with sandbox.decoding() as decode:
+    with ImageLoader(source.root, size, source.max_pixels, in_task=True) as load:
         # In the order of the listing: what is near in an archive is read together.
-        for place in np.argsort(rows):
-            if not weights[place]:
+        for row in np.argsort(rows):
+            if not weights[row]:
                 continue
-            path = images[place]["path"]
+            place = Place(**images[row])
             try:
-                plain = decode(read_image(**images[place]), size, source.max_pixels)
+                plain = load(place)
             except BadImage as bad:
-                raise JobError(f"{path} could be decoded before training and cannot now: {bad}") from bad
-            pixels[place] = source.views.view(plain, path, int(epoch))
+                reason = f"could be decoded before training and cannot now: {bad}"
+                raise JobError(f"{place.path} {reason}") from bad
+            pixels[row] = source.views.view(plain, place.path, int(epoch))
     return pack(pa.table({"pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)}))
 
 
