@@ -22,7 +22,7 @@ from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictC
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
 from tlray.evaluation.evaluate import evaluate
-from tlray.evaluation.predict import predict, predict_one
+from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
 from tlray.features.plan import plan
 from tlray.features.verify import verify
@@ -200,12 +200,12 @@ def test_verify_names_an_image_that_ends_the_decoder(images, features, harm, rep
 
 @pytest.mark.slow
 def test_plan_counts_the_images_that_end_the_decoder(images, harm, replaced):
-    before = plan(str(images), SMALL)["kinds"][0]["decode_ms"]
+    before = plan(str(images), SMALL).kinds[0].decode_ms
     replaced("a/02.png", picture(CRASHING))
     replaced("b/03.png", picture(HANGING))
     planned = plan(str(images), SMALL)
-    assert (planned["images"], planned["sample"], planned["sample_errors"]) == (12, 12, 2)
-    assert planned["kinds"][0]["decode_ms"] < before + 50  # A stall of two seconds would be 167 an image.
+    assert (planned.images, planned.sample, planned.sample_errors) == (12, 12, 2)
+    assert planned.kinds[0].decode_ms < before + 50  # A stall of two seconds would be 167 an image.
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_a_prediction_names_an_image_that_ends_the_decoder(images, model, harm, 
     replaced("b/03.png", picture(size))
     path = str(images / "b" / "03.png")
     with pytest.raises(JobError, match=rf"^{path}: .+ \({error}\)$"):
-        predict_one(model, path, PredictConfig())
+        predict(model, path)
 
 
 @pytest.mark.slow
@@ -224,9 +224,9 @@ def test_copies_name_an_image_that_ends_the_decoder_in_full_size(model, harm, tm
     path.parent.mkdir()
     path.write_bytes(picture(LARGE_CRASHING, "JPEG"))
     config = PredictConfig(annotate=str(tmp_path / "copies"))
-    assert predict_one(model, str(path), PredictConfig())["rows"] == 1
+    assert predict(model, path).rows == 1
     with pytest.raises(JobError, match=rf"^{path}: .+ \(DecoderCrash\)$"):
-        predict_one(model, str(path), config)
+        predict(model, path, config=config)
     failed = pytest.raises(JobError, match=r"large\.jpg was predicted, and cannot be copied: DecoderCrash")
     with session.connect(None), failed:
         predict(model, str(path.parent), str(tmp_path / "out.csv"), config)
@@ -261,7 +261,7 @@ def test_a_job_loses_only_the_images_that_end_their_processes(environment, tmp_p
     done = subprocess.run([*command, *settings], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found.images, found.rows, found.errors) == (140, 137, 3)
+    assert (found["images"], found["rows"], found["errors"]) == (140, 137, 3)
     errors = pq.read_table(tmp_path / "set" / "errors").to_pydict()
     assert dict(zip(errors["path"], errors["error"], strict=True)) == {
         "005.png": "DecoderCrash",
