@@ -113,6 +113,8 @@ def configured(kind: type[C], config: C | None, given: Mapping[str, Any]) -> C:
     Raises:
         UserError: there is no such setting (the message names the nearest), or a value is wrong.
     """
+    if not isinstance(config, kind | None):
+        raise UserError(f"config is {config!r}: expected a {kind.__name__}")
     known = settings(kind)
     for name in given:
         if name not in known:
