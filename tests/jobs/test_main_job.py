@@ -710,7 +710,7 @@ def test_one_worker_without_ray_gives_the_same_and_goes_on_after_a_kill(features
     # It did not begin anew, and no Ray was started.
     assert [line.split()[1] for line in errors.splitlines()] == ["5/8", "6/8", "7/8", "8/8"]
     assert _children_of_session(again.pid) == []
-    assert json.loads(output)["limited_by"] == "training"
+    assert json.loads(output)["time"]["training"] > 0
     assert sorted(os.listdir(tmp_path / "model")) == ["history.csv", "manifest.json", "model.keras"]
     for one, other in zip(weights(tmp_path / "model"), weights(model), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
