@@ -7,14 +7,28 @@ from typing import Annotated
 import typer
 
 from tlray.cli.options import OnRay, Result, command
+from tlray.core.config import OUTPUT
 
 
 @command
 def demo(
     run: OnRay,
-    out: Annotated[str, typer.Option(help="a folder for images, features, model and report")] = "demo",
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            rich_help_panel=OUTPUT.title,
+            help="Local folder to write the images, features, model, report and predictions to.",
+        ),
+    ] = "demo",
 ) -> Result:
-    """Handwritten digits, from image files to a trained head, a report and predictions."""
+    """Try a whole job on 1,797 images of handwritten digits, which come with scikit-learn.
+
+    The demo extracts features, trains a head, evaluates the model and predicts; on 2 cores it takes a minute.
+
+    Examples:
+        tlray demo
+    """
     from tlray.recipes.demo import demo
 
     found = demo(out, address=run.address)

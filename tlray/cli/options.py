@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from annotated_doc import Doc
 
-from tlray.core.config import CLUSTER, OUTPUT, settings
+from tlray.cli.arguments import COMPLETIONS, METAVARS
+from tlray.core.config import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, settings
 from tlray.core.config import option as option_name
 from tlray.core.errors import TlrayError
 from tlray.core.record import Record, dump
@@ -139,9 +140,13 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
         setting = known[field.name]
         if not setting.is_option:
             continue
-        # Named, or typer would add --no-json to a flag.
         option = typer.Option(
-            option_name(field.name), help=setting.help, show_default=field.default is not None
+            option_name(field.name),  # Without a name typer would add --no-json to a flag.
+            help=setting.help,
+            metavar=_metavar(field.name, setting),
+            rich_help_panel=setting.group.title,
+            show_default="Default: " not in setting.help,
+            autocompletion=COMPLETIONS.get(field.name),
         )
         found.append(
             inspect.Parameter(
@@ -152,3 +157,13 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
             )
         )
     return found
+
+
+def _metavar(name: str, setting: Setting) -> str | None:
+    """What `--help` calls the value of a setting; None leaves it to typer, which lists the choices."""
+    kinds = {setting.kind, *get_args(setting.kind)}
+    if str in kinds:
+        return METAVARS.get(name, "NAME")
+    if float in kinds:
+        return "FRACTION" if setting.bounds in (FRACTION, SHARE) else "NUMBER"
+    return "N" if int in kinds else None
