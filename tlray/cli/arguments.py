@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tlray.core.config import CLUSTER, OUTPUT
+from tlray.core.config import CLUSTER, OUTPUT, Group
+
+
+def option(declaration: str, group: Group | None, help: str, **settings: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        declaration: its name and what its value is called, e.g. "--out FOLDER"; a flag has no value.
+        group: the heading under which `--help` shows it; "Options" without one.
+        help: its text.
+        settings: more of what `typer.Option` takes.
+    """
+    name, _, metavar = declaration.partition(" ")
+    panel = group.title if group else None
+    return typer.Option(name, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
 
 
 def plugins(*kinds: str) -> list[str]:
@@ -58,11 +72,10 @@ Model = Annotated[
 ]
 NewModel = Annotated[
     str,
-    typer.Option(
-        "--out",
-        metavar="FOLDER",
-        rich_help_panel=OUTPUT.title,
-        help="Folder or URI to write the model to. It must be new or empty, or have a part of this same job.",
+    option(
+        "--out FOLDER",
+        OUTPUT,
+        "Folder or URI to write the model to. It must be new or empty, or have a part of this same job.",
     ),
 ]
 Recipe = Annotated[
@@ -75,11 +88,10 @@ Recipe = Annotated[
 ]
 Dashboard = Annotated[
     str | None,
-    typer.Option(
-        "--address",
-        metavar="URL",
-        rich_help_panel=CLUSTER.title,
-        help="Address of the cluster's dashboard, e.g. http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
+    option(
+        "--address URL",
+        CLUSTER,
+        "Address of the cluster's dashboard, e.g. http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
         "else RAY_ADDRESS, else a Ray that runs on this machine.",
     ),
 ]

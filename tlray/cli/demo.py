@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from tlray.cli.arguments import option
 from tlray.cli.options import OnRay, Result, command
+from tlray.cli.tables import table
 from tlray.core.config import OUTPUT
 
 
 @command
 def demo(
     run: OnRay,
-    out: Annotated[
-        str,
-        typer.Option(
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT.title,
-            help="Local folder to write the images, features, model, report and predictions to.",
-        ),
-    ] = "demo",
+    out: Annotated[str, option("--out FOLDER", OUTPUT, "Local folder to write everything to.")] = "demo",
 ) -> Result:
     """Try a whole job on 1,797 images of handwritten digits, which come with scikit-learn.
 
@@ -33,5 +26,4 @@ def demo(
 
     found = demo(out, address=run.address)
     shown = {**vars(found), "accuracy": f"{found.accuracy:.3f}", "seconds": f"{found.seconds:.0f}"}
-    lines = [f"{name:<12} {value}" for name, value in shown.items()]
-    return Result(found, "\n".join(lines))
+    return Result(found, table([(name, str(value)) for name, value in shown.items()]))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import Model
+from tlray.cli.arguments import Model, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
 from tlray.core.config import OUTPUT, EvaluateConfig
@@ -27,10 +27,10 @@ def evaluate(
     run: OnRay,
     out: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT.title,
-            help="Folder or URI to write the report to. Default: `report` in the model's folder.",
+        option(
+            "--out FOLDER",
+            OUTPUT,
+            "Folder or URI to write the report to. Default: `report` in the model's folder.",
         ),
     ] = None,
 ) -> Result:

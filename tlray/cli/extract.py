@@ -5,10 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Annotated
 
-import typer
-
 from tlray.cli import summaries
-from tlray.cli.arguments import Images
+from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
 from tlray.core.config import IMAGES, OUTPUT, ExtractConfig
@@ -19,10 +17,10 @@ def extract(
     images: Images,
     out: Annotated[
         str,
-        typer.Option(
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT.title,
-            help="Folder or URI to write the feature set to. It must be new or empty, or have a part of this "
+        option(
+            "--out FOLDER",
+            OUTPUT,
+            "Folder or URI to write the feature set to. It must be new or empty, or have a part of this "
             "same job.",
         ),
     ],
@@ -30,10 +28,10 @@ def extract(
     run: OnRay,
     extend: Annotated[
         bool,
-        typer.Option(
+        option(
             "--extend",
-            rich_help_panel=IMAGES.title,
-            help="Look for images that were added since the feature set was begun, and extract those too.",
+            IMAGES,
+            "Look for images that were added since the feature set was begun, and extract those too.",
         ),
     ] = False,
 ) -> Result:

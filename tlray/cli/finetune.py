@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import NewModel
+from tlray.cli.arguments import NewModel, option
 from tlray.cli.fit import trained
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
@@ -29,10 +29,10 @@ def finetune(
     run: OnRay,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            rich_help_panel=NETWORK.title,
-            help="Model to start from, made by `tlray fit` or `tlray finetune`. Default: a new --head on the "
+        option(
+            "--model MODEL",
+            NETWORK,
+            "Model to start from, made by `tlray fit` or `tlray finetune`. Default: a new --head on the "
             "--backbone.",
         ),
     ] = None,

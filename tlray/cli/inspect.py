@@ -1,4 +1,4 @@
-"""`tlray inspect`: what a folder of tlray's is."""
+"""`tlray inspect`: what a feature set or a model contains."""
 
 from __future__ import annotations
 

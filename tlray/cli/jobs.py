@@ -8,18 +8,11 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import Dashboard
-from tlray.cli.help import Command, Group
-from tlray.cli.options import Result, command
+from tlray.cli.arguments import Dashboard, option
+from tlray.cli.options import Result, group
 from tlray.cli.tables import table
 from tlray.core.config import OUTPUT
 
-app = typer.Typer(
-    name="jobs",
-    help="List, follow and stop the jobs that were sent by `tlray submit`.",
-    cls=Group,
-    no_args_is_help=True,
-)
 _Id = Annotated[
     str,
     typer.Argument(metavar="JOB", help="Name of the job, as `tlray submit` and `tlray jobs list` print it."),
@@ -53,10 +46,7 @@ def _logs(
     job: _Id,
     address: Dashboard = None,
     follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow", rich_help_panel=OUTPUT.title, help="Go on printing until the job ends, as it prints."
-        ),
+        bool, option("--follow", OUTPUT, "Go on printing until the job ends, as it prints.")
     ] = False,
 ) -> Result:
     """Print what a job has printed.
@@ -94,6 +84,4 @@ def _stop(job: _Id, address: Dashboard = None) -> Result:
     return Result({"job": job, "status": status}, f"job {job} {status}")
 
 
-app.command("list", cls=Command)(command(_list))
-app.command("logs", cls=Command)(command(_logs))
-app.command("stop", cls=Command)(command(_stop))
+app = group("jobs", "List, follow and stop the jobs that were sent by `tlray submit`.", _list, _logs, _stop)

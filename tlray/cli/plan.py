@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from tlray.cli.arguments import Images
+from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.tables import table
 from tlray.core.config import CLUSTER, IMAGES, ExtractConfig
@@ -21,17 +19,14 @@ def plan(
     config: ExtractConfig,
     ray: OnRay,
     sample: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", rich_help_panel=IMAGES.title, help="Number of images that are read and timed."
-        ),
+        int, option("--sample N", IMAGES, "Number of images that are read and timed.", min=1)
     ] = 64,
     cluster: Annotated[
         bool,
-        typer.Option(
+        option(
             "--cluster",
-            rich_help_panel=CLUSTER.title,
-            help="Time the images on one node of each kind of the cluster at --address, instead of here.",
+            CLUSTER,
+            "Time the images on one node of each kind of the cluster at --address, instead of here.",
         ),
     ] = False,
 ) -> Result:

@@ -1,4 +1,4 @@
-"""`tlray plugins`: which networks, heads and weights there are, new ones, and whether they are right."""
+"""`tlray plugins`: networks, heads and weights are listed, described, created and checked."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tlray.cli.arguments import plugins
-from tlray.cli.help import Command, Group
-from tlray.cli.options import OnRay, Result, command
+from tlray.cli.arguments import option, plugins
+from tlray.cli.options import OnRay, Result, group
 from tlray.cli.tables import table
 from tlray.core.config import OUTPUT
 
-app = typer.Typer(
-    name="plugins",
-    help="List, describe, create and check plugins: networks, heads and weights.",
-    cls=Group,
-    no_args_is_help=True,
-)
 _Name = Annotated[
     str,
     typer.Argument(
@@ -32,10 +25,8 @@ _Name = Annotated[
 def _list(
     parameters: Annotated[
         bool,
-        typer.Option(
-            "--parameters",
-            rich_help_panel=OUTPUT.title,
-            help="Also build each network and count its parameters, which takes longer.",
+        option(
+            "--parameters", OUTPUT, "Also build each network and count its parameters, which takes longer."
         ),
     ] = False,
 ) -> Result:
@@ -68,12 +59,12 @@ def _new(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Name for the plugin and its package: small letters, digits and -."
+            metavar="NAME", help="Name for the plugin and its package, of small letters, digits and `-`."
         ),
     ],
     kind: Annotated[
         Literal["backbone", "head", "weights"],
-        typer.Option(help="What the plugin is: a network is a backbone."),
+        option("--kind", None, "What the plugin is: a network is a backbone."),
     ],
 ) -> Result:
     """Create a Python package with a new plugin, in a folder of its name.
@@ -197,5 +188,8 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-for _function in (_list, _show, _new, _check):
-    app.command(_function.__name__.strip("_"), cls=Command)(command(_function))
+app = group(
+    "plugins",
+    "List, describe, create and check plugins: networks, heads and weights.",
+    *(_list, _show, _new, _check),
+)

@@ -1,13 +1,11 @@
-"""`tlray predict`: what is on the pictures."""
+"""`tlray predict`: the class of each image."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from tlray.cli import summaries
-from tlray.cli.arguments import Images, Model
+from tlray.cli.arguments import Images, Model, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
 from tlray.core.config import OUTPUT, PredictConfig
@@ -21,10 +19,10 @@ def predict(
     run: OnRay,
     out: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=OUTPUT.title,
-            help="File or URI to write the predictions to; its name ends with .parquet or .csv. Default: the "
+        option(
+            "--out FILE",
+            OUTPUT,
+            "File or URI to write the predictions to; its name ends with .parquet or .csv. Default: the "
             "prediction is printed, which works for a single image only.",
         ),
     ] = None,

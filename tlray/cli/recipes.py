@@ -1,21 +1,12 @@
-"""`tlray recipes`: whole jobs that are written down as data."""
+"""`tlray recipes`: whole jobs, each described in one file."""
 
 from __future__ import annotations
 
 import textwrap
 
-import typer
-
 from tlray.cli.arguments import Recipe
-from tlray.cli.help import Command, Group
-from tlray.cli.options import Result, command
+from tlray.cli.options import Result, group
 
-app = typer.Typer(
-    name="recipes",
-    help="List and show recipes: a recipe is a file that describes a whole job for `tlray run`.",
-    cls=Group,
-    no_args_is_help=True,
-)
 _INDENT = "    "
 
 
@@ -51,5 +42,6 @@ def _show(name: Recipe) -> Result:
     return Result(found.to_json(), f"{found.text.rstrip()}\n\n{textwrap.indent(said, '# ')}")
 
 
-app.command("list", cls=Command)(command(_list))
-app.command("show", cls=Command)(command(_show))
+app = group(
+    "recipes", "List and show recipes: files that each describe a whole job for `tlray run`.", _list, _show
+)

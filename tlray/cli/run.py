@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from tlray.cli.arguments import Images, Recipe
+from tlray.cli.arguments import Images, Recipe, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
 from tlray.cli.tables import table
@@ -23,20 +21,20 @@ def run(
     images: Images,
     out: Annotated[
         str,
-        typer.Option(
-            metavar="FOLDER",
-            rich_help_panel=OUTPUT.title,
-            help="Folder or URI to write to. Each stage of the recipe gets a folder or file in it that has "
+        option(
+            "--out FOLDER",
+            OUTPUT,
+            "Folder or URI to write to. Each stage of the recipe gets a folder or file in it that has "
             "its name.",
         ),
     ],
     run: OnRay,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="[STAGE.]KEY=VALUE",
-            help="Change a setting of the recipe, e.g. epochs=5 or model.batch-size=64; KEY= removes it. "
+        option(
+            "--set [STAGE.]KEY=VALUE",
+            None,
+            "Change a setting of the recipe, e.g. epochs=5 or model.batch-size=64; KEY= removes it. "
             "Without STAGE it is changed in every stage of the recipe that has it, or, if none has it, in "
             "every stage that can. May be given several times.",
         ),

@@ -1,4 +1,4 @@
-"""`tlray submit`: a command on a cluster."""
+"""`tlray submit`: a command runs as a job on a cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import Dashboard
+from tlray.cli.arguments import Dashboard, option
 from tlray.cli.options import Result, command
 from tlray.core.config import CLUSTER
 
@@ -26,29 +26,28 @@ def submit(
     address: Dashboard = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=CLUSTER.title,
-            help="Name of the job; a few digits are added to it. Default: the name of the command.",
+        option(
+            "--name NAME",
+            CLUSTER,
+            "Name of the job; a few digits are added to it. Default: the name of the command.",
         ),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=CLUSTER.title,
-            help="Environment variable that the job gets with the value it has here, e.g. "
+        option(
+            "--env NAME",
+            CLUSTER,
+            "Environment variable that the job gets with the value it has here, e.g. "
             "AWS_SECRET_ACCESS_KEY. May be given several times. tlray does not print the value, but everyone "
             "who may use the cluster can read it.",
         ),
     ] = None,
     no_wait: Annotated[
         bool,
-        typer.Option(
+        option(
             "--no-wait",
-            rich_help_panel=CLUSTER.title,
-            help="Return as soon as the job is sent. Otherwise tlray waits for the job and exits with its "
-            "status.",
+            CLUSTER,
+            "Return as soon as the job is sent. Otherwise tlray waits for the job and exits with its status.",
         ),
     ] = False,
 ) -> Result:

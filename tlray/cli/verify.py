@@ -1,13 +1,11 @@
-"""`tlray verify`: whether features still come out of their images."""
+"""`tlray verify`: whether a feature set is complete and still fits its images."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from tlray.cli import summaries
-from tlray.cli.arguments import Features
+from tlray.cli.arguments import Features, option
 from tlray.cli.options import Result, command
 from tlray.core.config import IMAGES
 
@@ -17,20 +15,12 @@ def verify(
     features: Features,
     images: Annotated[
         str,
-        typer.Option(
-            metavar="IMAGES",
-            rich_help_panel=IMAGES.title,
-            help="Images that the features were extracted from, wherever they are now.",
+        option(
+            "--images IMAGES", IMAGES, "Images that the features were extracted from, wherever they are now."
         ),
     ],
     sample: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=IMAGES.title,
-            help="Number of images that are extracted again.",
-        ),
+        int, option("--sample N", IMAGES, "Number of images that are extracted again.", min=1)
     ] = 64,
 ) -> Result:
     """Check that a feature set is complete, and extract a sample of it again to compare.
