@@ -110,7 +110,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, dict[str, str]]]] = {
                 batch_size=20,
                 precision="float32",
             ),
-            {"data": "IMAGES", "model": "head"},
+            {"images": "IMAGES", "model": "head"},
         ),
         "finetuned": (
             FinetuneConfig(
@@ -122,7 +122,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, dict[str, str]]]] = {
                 batch_size=20,
                 precision="float32",
             ),
-            {"data": "IMAGES", "model": "frozen"},
+            {"images": "IMAGES", "model": "frozen"},
         ),
         "report": (_ON_IMAGES, {"model": "finetuned", "data": "IMAGES"}),
     },
@@ -171,7 +171,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, dict[str, str]]]] = {
                 validation="test",
                 seed=42,
             ),
-            {"data": "IMAGES"},
+            {"images": "IMAGES"},
         ),
         "report": (_ON_IMAGES, {"model": "model", "data": "IMAGES"}),
     },
@@ -429,7 +429,7 @@ MISTAKES = [
     ('features = "features"', 'features = "IMAGES"', ['"IMAGES" is made by no earlier stage']),
     ('features = "features"', "features = 1", ['"1" is made by no earlier stage']),
     ('model = "model"', 'model = "features"', ["stage tuned", '"features" is made by extract', "(model)"]),
-    ('model = "model"', 'data = "model"', ['"model" is made by fit', "(features, IMAGES)"]),
+    ('model = "model"', 'images = "model"', ['"model" is made by fit', "(features, IMAGES)"]),
     ('[stages.model]\ncommand = "fit"', '[stages.model]\nimages = "x"\ncommand = "fit"', ["'images'"]),
     ("image-size = 64", 'image-size = "64"', ["stage features", "image-size = '64'", "a whole number"]),
     ("image-size = 64", "image-size = 64.5", ["image-size = 64.5", "a whole number"]),
@@ -530,7 +530,7 @@ def test_set_takes_a_key_out():
 
 def test_set_an_input():
     (*_, tuned, report, _) = recipe.read("mine.toml", ["report.data=features"]).stages
-    assert tuned.inputs["data"] == "IMAGES"
+    assert tuned.inputs["images"] == "IMAGES"
     assert report.inputs["data"] == "features"
 
 
@@ -606,7 +606,7 @@ def test_run_goes_through_the_stages(calls):
     assert [{**place, "address": None} for place in places] == [
         {"images": "images", "out": "out/features", "address": None},
         {"features": "out/features", "out": "out/model", "address": None},
-        {"data": "images", "model": "out/model", "out": "out/tuned", "address": None},
+        {"images": "images", "model": "out/model", "out": "out/tuned", "address": None},
         {"model": "out/tuned", "data": "images", "out": "out/report", "address": None},
         {"model": "out/tuned", "images": "images", "out": "out/predictions.parquet", "address": None},
     ]
@@ -768,7 +768,7 @@ def test_a_split_made_by_a_stage_is_known_to_what_comes_after(calls):
         recipe.run("mine.toml", "images/train", f"out-{number}", [*sets, change])
     with pytest.raises(UserError, match="no split 'test'"):
         recipe.run("mine.toml", "images/train", "new", [*sets, "tuned.model=", "tuned.validation=test"])
-    on_features = ["tuned.data=features", "tuned.augment=", "tuned.validation=test"]
+    on_features = ["tuned.images=features", "tuned.augment=", "tuned.validation=test"]
     recipe.run("mine.toml", "images/train", "other", [*sets, *on_features])
     with pytest.raises(UserError, match=r"stage model needs the split 'validation', but stage features has"):
         recipe.run("mine.toml", "images/train", "out", [*sets, "model.validation=", "model.early-stopping=1"])
@@ -779,7 +779,7 @@ def test_a_split_made_by_a_stage_is_known_to_what_comes_after(calls):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("tuned.data=features", r"stage tuned has augment, but its data are features"),
+        ("tuned.images=features", r"stage tuned has augment, but images = .features. is a feature set"),
         ("model.classes=one,two", r"--classes one,two: expected each class of images once"),
     ],
 )

@@ -25,14 +25,23 @@ from tlray.cli import (
     submit,
     verify,
 )
+from tlray.cli.help import Command, Group
 
 app = typer.Typer(
     name="tlray",
-    help="Image transfer learning on Ray: features once, a head in seconds, on one machine or a cluster.",
+    help="""Image transfer learning on Ray: features once, a head in seconds, on one machine or a cluster.
+
+    Every command prints its options and an example with `-h`.
+
+    Examples:
+        tlray extract photos/ --out features
+        tlray fit features --out model
+    """,
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # Rich would take as long to import as all the rest, and draw boxes into logs.
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
     extract.extract,
@@ -46,16 +55,16 @@ for command in (
     inspect.inspect,
     demo.demo,
 ):
-    app.command()(command)
-# What comes after the words of the command that is submitted belongs to it, also without "--".
-app.command(context_settings={"allow_interspersed_args": False})(submit.submit)
+    app.command(cls=Command)(command)
+# Every word after the first that is no option of submit belongs to the submitted command, also without "--".
+app.command(cls=Command, context_settings={"allow_interspersed_args": False})(submit.submit)
 app.add_typer(jobs.app)
 app.add_typer(plugins.app)
 app.add_typer(recipes.app)
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: bool = typer.Option(False, "--version", help="print the version")) -> None:
+def _main(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
         from tlray import __version__
 

@@ -1,26 +1,97 @@
-"""The arguments that several commands share."""
+"""The arguments and options that several commands share, and the values that a shell completes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from tlray.core.config import CLUSTER, OUTPUT, Group
+
+
+def option(declaration: str, group: Group | None, help: str, **settings: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        declaration: its name and what its value is called, e.g. "--out FOLDER"; a flag has no value.
+        group: the heading under which `--help` shows it; "Options" without one.
+        help: its text.
+        settings: more of what `typer.Option` takes.
+    """
+    name, _, metavar = declaration.partition(" ")
+    panel = group.title if group else None
+    return typer.Option(name, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
+
+
+def plugins(*kinds: str) -> list[str]:
+    """The names of the installed plugins of these kinds; they are not imported."""
+    from tlray.models import registry
+
+    return sorted({plugin.name for kind in kinds for plugin in registry.installed(kind)})
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that come with tlray."""
+    from tlray.recipes import recipe
+
+    return recipe.names()
+
+
+COMPLETIONS = {"backbone": lambda: plugins("backbones"), "head": lambda: plugins("heads")}
+"""The values that a shell completes for a setting, by the name of its field."""
+METAVARS = {
+    "actors": "N|MIN-MAX",
+    "address": "ADDRESS",
+    "annotate": "FOLDER",
+    "augment": "VIEWS",
+    "classes": "NAMES",
+    "cut": "LAYER",
+    "decay": "cosine|RATE",
+    "from_": "LAYER",
+    "split": "SPLIT",
+    "validation": "FRACTION|SPLIT",
+    "weights": "NAME|PATH",
+}
+"""What `--help` calls the value of a setting that is a text, by the name of its field; others are a NAME."""
 
 Images = Annotated[
     str,
     typer.Argument(
-        help="a folder with one folder per class; or with train/, validation/, test/ above those; "
-        "a flat folder; a .tar or .parquet of images, also inside a folder; a .parquet or .csv table with "
-        "`path` and optional `label`, `split`; or one image. Local or a URI."
+        metavar="IMAGES",
+        help="Folder with one folder of images for each class, also inside `train/`, `validation/` and "
+        "`test/`; or a folder of images without labels; a .tar or .parquet file that contains images; a "
+        ".parquet or .csv table with a column `path` and optional columns `label` and `split`; or a single "
+        "image. Local, or a URI such as s3://bucket/photos.",
     ),
 ]
-Features = Annotated[str, typer.Argument(help="a feature set, made by `tlray extract`")]
-Model = Annotated[str, typer.Argument(help="a model, made by `tlray fit` or `tlray finetune`")]
+Features = Annotated[
+    str, typer.Argument(metavar="FEATURES", help="Feature set to read, made by `tlray extract`.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model to use, made by `tlray fit` or `tlray finetune`.")
+]
+NewModel = Annotated[
+    str,
+    option(
+        "--out FOLDER",
+        OUTPUT,
+        "Folder or URI to write the model to. It must be new or empty, or have a part of this same job.",
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        autocompletion=recipes,
+        help="Name of a recipe, as `tlray recipes list` prints it, or the path of a .toml file of your own.",
+    ),
+]
 Dashboard = Annotated[
     str | None,
-    typer.Option(
-        "--address",
-        help="of the cluster's dashboard, as in http://HEAD:8265; without it RAY_API_SERVER_ADDRESS or "
-        "RAY_ADDRESS, or a Ray on this machine",
+    option(
+        "--address URL",
+        CLUSTER,
+        "Address of the cluster's dashboard, e.g. http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
+        "else RAY_ADDRESS, else a Ray that runs on this machine.",
     ),
 ]

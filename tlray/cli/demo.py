@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from tlray.cli.arguments import option
 from tlray.cli.options import OnRay, Result, command
+from tlray.cli.tables import table
+from tlray.core.config import OUTPUT
 
 
 @command
 def demo(
     run: OnRay,
-    out: Annotated[str, typer.Option(help="a folder for images, features, model and report")] = "demo",
+    out: Annotated[str, option("--out FOLDER", OUTPUT, "Local folder to write everything to.")] = "demo",
 ) -> Result:
-    """Handwritten digits, from image files to a trained head, a report and predictions."""
+    """Try a whole job on 1,797 images of handwritten digits, which come with scikit-learn.
+
+    The demo extracts features, trains a head, evaluates the model and predicts; on 2 cores it takes a minute.
+
+    Examples:
+        tlray demo
+    """
     from tlray.recipes.demo import demo
 
     found = demo(out, address=run.address)
     shown = {**vars(found), "accuracy": f"{found.accuracy:.3f}", "seconds": f"{found.seconds:.0f}"}
-    lines = [f"{name:<12} {value}" for name, value in shown.items()]
-    return Result(found, "\n".join(lines))
+    return Result(found, table([(name, str(value)) for name, value in shown.items()]))

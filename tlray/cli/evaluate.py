@@ -6,21 +6,43 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import Model
+from tlray.cli.arguments import Model, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.core.config import EvaluateConfig
+from tlray.core.config import OUTPUT, EvaluateConfig
 
 
 @command
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Argument(help="labelled images, or a feature set of the same provenance")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES|FEATURES",
+            help="Labelled images, in any form that `tlray extract` takes; or a feature set that was "
+            "extracted with the model's own network, weights and preprocessing.",
+        ),
+    ],
     config: EvaluateConfig,
     run: OnRay,
-    out: Annotated[str | None, typer.Option(help="folder of the report; MODEL/report if not given")] = None,
+    out: Annotated[
+        str | None,
+        option(
+            "--out FOLDER",
+            OUTPUT,
+            "Folder or URI to write the report to. Default: `report` in the model's folder.",
+        ),
+    ] = None,
 ) -> Result:
-    """Loss, accuracy, precision and recall of each class, the confusion matrix and the worst mistakes."""
+    """Measure how often a model is right on labelled images, and write a report.
+
+    The report is a web page with loss, accuracy, precision and recall of each class, the confusion matrix and
+    the worst mistakes.
+
+    Examples:
+        tlray evaluate model test-photos/
+        tlray evaluate model features --split test
+    """
     from tlray.evaluation.evaluate import evaluate
     from tlray.evaluation.summary import summary
 

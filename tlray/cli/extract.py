@@ -5,28 +5,44 @@ from __future__ import annotations
 import shlex
 from typing import Annotated
 
-import typer
-
 from tlray.cli import summaries
-from tlray.cli.arguments import Images
+from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.core.config import ExtractConfig
+from tlray.core.config import IMAGES, OUTPUT, ExtractConfig
 
 
 @command
 def extract(
     images: Images,
-    out: Annotated[str, typer.Option(help="the feature set to write: a new folder or URI")],
+    out: Annotated[
+        str,
+        option(
+            "--out FOLDER",
+            OUTPUT,
+            "Folder or URI to write the feature set to. It must be new or empty, or have a part of this "
+            "same job.",
+        ),
+    ],
     config: ExtractConfig,
     run: OnRay,
     extend: Annotated[
-        bool, typer.Option("--extend", help="look for images that came since, and extract them alone")
+        bool,
+        option(
+            "--extend",
+            IMAGES,
+            "Look for images that were added since the feature set was begun, and extract those too.",
+        ),
     ] = False,
 ) -> Result:
-    """Put every image through a pretrained network once and keep its features as Parquet.
+    """Run every image through a pretrained network once, and store the features as Parquet.
 
-    Run again, it goes on where it was; a finished set is recognised at once.
+    Run the same command again to continue a job that was stopped. A finished feature set is not computed
+    again.
+
+    Examples:
+        tlray extract photos/ --out features
+        tlray extract s3://bucket/photos --out s3://bucket/features --split 0.8
     """
     from tlray.features.extract import extract
 

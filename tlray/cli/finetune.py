@@ -7,27 +7,44 @@ from typing import Annotated
 
 import typer
 
+from tlray.cli.arguments import NewModel, option
 from tlray.cli.fit import trained
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
-from tlray.core.config import FinetuneConfig
+from tlray.core.config import NETWORK, FinetuneConfig
 
 
 @command
 def finetune(
     images: Annotated[
-        str, typer.Argument(help="labelled images; or, without --augment, their features at the cut")
+        str,
+        typer.Argument(
+            metavar="IMAGES",
+            help="Labelled images, in any form that `tlray extract` takes. Without --augment it may also be "
+            "a feature set that was extracted with --cut at the layer just before --from.",
+        ),
     ],
-    out: Annotated[str, typer.Option(help="the model to write: a new folder or URI")],
+    out: NewModel,
     config: FinetuneConfig,
     run: OnRay,
     model: Annotated[
-        str | None, typer.Option(help="the model to start from; without it a new --head on --backbone")
+        str | None,
+        option(
+            "--model MODEL",
+            NETWORK,
+            "Model to start from, made by `tlray fit` or `tlray finetune`. Default: a new --head on the "
+            "--backbone.",
+        ),
     ] = None,
 ) -> Result:
-    """Train a network from a layer on, together with its head; what lies before that layer is frozen.
+    """Train the upper layers of a network together with its head, on images.
 
-    Run again after it was stopped, it goes on from the last epoch.
+    The layers before --from stay as they are. Run the same command again to continue a job that was
+    stopped: it goes on after the last finished epoch.
+
+    Examples:
+        tlray finetune photos/ --model model --from block5_conv1 --out tuned
+        tlray finetune photos/ --head linear --augment light --out tuned
     """
     from tlray.training.finetune import finetune
 

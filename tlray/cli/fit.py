@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from tlray.cli import summaries
-from tlray.cli.arguments import Features
+from tlray.cli.arguments import Features, NewModel
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import print_epoch
 from tlray.core.config import FitConfig
@@ -21,11 +19,18 @@ if TYPE_CHECKING:
 @command
 def fit(
     features: Features,
-    out: Annotated[str, typer.Option(help="the model to write: a new folder or URI")],
+    out: NewModel,
     config: FitConfig,
     run: OnRay,
 ) -> Result:
-    """Train a head on a feature set; any number of workers gives the same weights."""
+    """Train a head, which is a small classifier, on a feature set.
+
+    Run the same command again to continue a job that was stopped.
+
+    Examples:
+        tlray fit features --out model
+        tlray fit features --head linear --epochs 100 --early-stopping 5 --out model
+    """
     from tlray.training.fit import fit
 
     report = partial(print_epoch, epochs=config.epochs)

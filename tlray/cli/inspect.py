@@ -1,4 +1,4 @@
-"""`tlray inspect`: what a folder of tlray's is."""
+"""`tlray inspect`: what a feature set or a model contains."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ _LONG = ("history", "job", "stages")
 
 @command
 def inspect(
-    path: Annotated[str, typer.Argument(help="a feature set or a model")],
+    path: Annotated[str, typer.Argument(metavar="FEATURES|MODEL", help="Feature set or model to describe.")],
 ) -> Result:
-    """Say what a feature set or a model holds and how it was made."""
+    """Show what a feature set or a model contains and how it was made.
+
+    Examples:
+        tlray inspect features
+        tlray inspect model --json
+    """
     from tlray.core.errors import UserError
     from tlray.core.storage import Folder
     from tlray.features.feature_set import FeatureSet

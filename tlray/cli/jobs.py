@@ -8,15 +8,23 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import Dashboard
-from tlray.cli.options import Result, command
+from tlray.cli.arguments import Dashboard, option
+from tlray.cli.options import Result, group
+from tlray.cli.tables import table
+from tlray.core.config import OUTPUT
 
-app = typer.Typer(name="jobs", help="What was submitted to a cluster.", no_args_is_help=True)
-_Id = Annotated[str, typer.Argument(help="of a job, as `tlray submit` and `tlray jobs list` print it")]
+_Id = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="Name of the job, as `tlray submit` and `tlray jobs list` print it."),
+]
 
 
 def _list(address: Dashboard = None) -> Result:
-    """List the jobs that tlray has sent, the newest first."""
+    """List the jobs that tlray has sent to a cluster, the newest first.
+
+    Examples:
+        tlray jobs list --address http://HEAD:8265
+    """
     from tlray.cluster.jobs import Jobs
 
     found = Jobs(address).list()
@@ -27,23 +35,25 @@ def _list(address: Dashboard = None) -> Result:
             time.strftime("%Y-%m-%d %H:%M", time.localtime(job["started"])),
             f"{job['seconds']:,.0f} s",
             job["user"],
+            job["command"],
         )
         for job in found
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
-    lines = [
-        "  ".join([*map(str.ljust, row, widths), job["command"]])
-        for row, job in zip(rows, found, strict=True)
-    ]
-    return Result({"jobs": found}, "\n".join(lines) or "tlray has sent no jobs to this cluster")
+    return Result({"jobs": found}, table(rows) or "tlray has sent no jobs to this cluster")
 
 
 def _logs(
     job: _Id,
     address: Dashboard = None,
-    follow: Annotated[bool, typer.Option("--follow", help="go on until it ends")] = False,
+    follow: Annotated[
+        bool, option("--follow", OUTPUT, "Go on printing until the job ends, as it prints.")
+    ] = False,
 ) -> Result:
-    """Print what a job has printed."""
+    """Print what a job has printed.
+
+    Examples:
+        tlray jobs logs tlray-extract-0a1b2c --follow
+    """
     from tlray.cluster.jobs import Jobs
 
     found = Jobs(address).open(job)
@@ -61,13 +71,17 @@ def _logs(
 
 
 def _stop(job: _Id, address: Dashboard = None) -> Result:
-    """Stop a job; the same command, submitted again, goes on where it was."""
+    """Stop a job.
+
+    Submit the same command again to continue it.
+
+    Examples:
+        tlray jobs stop tlray-extract-0a1b2c
+    """
     from tlray.cluster.jobs import Jobs
 
     status = Jobs(address).open(job).stop()
     return Result({"job": job, "status": status}, f"job {job} {status}")
 
 
-app.command("list")(command(_list))
-app.command("logs")(command(_logs))
-app.command("stop")(command(_stop))
+app = group("jobs", "List, follow and stop the jobs that were sent by `tlray submit`.", _list, _logs, _stop)

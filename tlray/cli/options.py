@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from annotated_doc import Doc
 
-from tlray.core.config import CLUSTER, OUTPUT, settings
+from tlray.cli.arguments import COMPLETIONS, METAVARS, option
+from tlray.cli.help import Command, Group
+from tlray.core.config import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, settings
 from tlray.core.config import option as option_name
 from tlray.core.errors import TlrayError
 from tlray.core.record import Record, dump
@@ -102,6 +104,14 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
     return run
 
 
+def group(name: str, help: str, *functions: Callable[..., Result]) -> typer.Typer:
+    """A command with commands of its own: the functions, whose names have a _ in front."""
+    app = typer.Typer(name=name, help=help, cls=Group, no_args_is_help=True)
+    for function in functions:
+        app.command(function.__name__.removeprefix("_"), cls=Command)(command(function))
+    return app
+
+
 class _reported:  # noqa: N801 - used like a function
     """Ends the command with a message and a status when an error leaves the block."""
 
@@ -139,16 +149,29 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
         setting = known[field.name]
         if not setting.is_option:
             continue
-        # Named, or typer would add --no-json to a flag.
-        option = typer.Option(
-            option_name(field.name), help=setting.help, show_default=field.default is not None
+        declared = option(
+            f"{option_name(field.name)} {_metavar(field.name, setting)}",
+            setting.group,
+            setting.help,
+            show_default="Default: " not in setting.help,
+            autocompletion=COMPLETIONS.get(field.name),
         )
         found.append(
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=Annotated[setting.kind, option],
+                annotation=Annotated[setting.kind, declared],
             )
         )
     return found
+
+
+def _metavar(name: str, setting: Setting) -> str:
+    """What `--help` calls the value of a setting; nothing for a flag, and for choices, which typer lists."""
+    kinds = {setting.kind, *get_args(setting.kind)}
+    if str in kinds:
+        return METAVARS.get(name, "NAME")
+    if float in kinds:
+        return "FRACTION" if setting.bounds in (FRACTION, SHARE) else "NUMBER"
+    return "N" if int in kinds else ""

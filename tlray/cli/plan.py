@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from tlray.cli.arguments import Images
+from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
-from tlray.core.config import ExtractConfig
+from tlray.cli.tables import table
+from tlray.core.config import CLUSTER, IMAGES, ExtractConfig
 
 if TYPE_CHECKING:
     from tlray.features.throughput import KindThroughput
@@ -19,12 +18,26 @@ def plan(
     images: Images,
     config: ExtractConfig,
     ray: OnRay,
-    sample: Annotated[int, typer.Option(min=1, help="how many images are timed")] = 64,
+    sample: Annotated[
+        int, option("--sample N", IMAGES, "Number of images that are read and timed.", min=1)
+    ] = 64,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="time them on a node of each kind of the Ray at --address")
+        bool,
+        option(
+            "--cluster",
+            CLUSTER,
+            "Time the images on one node of each kind of the cluster at --address, instead of here.",
+        ),
     ] = False,
 ) -> Result:
-    """Time a sample of the images and say how long all take, how they spread, and what they need."""
+    """Time `tlray extract` on a sample of the images, and estimate how long all of them take.
+
+    It also says what limits the speed, how many GPU hours the job needs, and how much it reads and writes.
+
+    Examples:
+        tlray plan photos/
+        tlray plan s3://bucket/photos --cluster --address HEAD:6379
+    """
     from tlray.features.plan import plan
 
     result = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
@@ -39,7 +52,7 @@ def plan(
         ("GPU hours", f"{result.gpu_hours:,.2f}"),
         ("features", f"{shape}, {_bytes(result.bytes_written)} to write"),
     ]
-    return Result(result, "\n".join(f"{name:<10} {text}" for name, text in rows))
+    return Result(result, table(rows))
 
 
 def _kind(kind: KindThroughput, gpus: float) -> str:

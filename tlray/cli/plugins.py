@@ -1,52 +1,79 @@
-"""`tlray plugins`: which networks, heads and weights there are, new ones, and whether they are right."""
+"""`tlray plugins`: networks, heads and weights are listed, described, created and checked."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from tlray.cli.options import OnRay, Result, command
+from tlray.cli.arguments import option, plugins
+from tlray.cli.options import OnRay, Result, group
+from tlray.cli.tables import table
+from tlray.core.config import OUTPUT
 
-app = typer.Typer(
-    name="plugins", help="Networks, heads and weights: installed ones, and new ones.", no_args_is_help=True
-)
-_Name = Annotated[str, typer.Argument(help="of a plugin, as `tlray plugins list` prints it")]
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        autocompletion=lambda: plugins("backbones", "heads", "weights"),
+        help="Name of the plugin, as `tlray plugins list` prints it.",
+    ),
+]
 
 
 def _list(
     parameters: Annotated[
-        bool, typer.Option("--parameters", help="build each network and count its parameters: takes longer")
+        bool,
+        option(
+            "--parameters", OUTPUT, "Also build each network and count its parameters, which takes longer."
+        ),
     ] = False,
 ) -> Result:
-    """List all plugins; a broken one with its reason."""
+    """List the plugins that are installed; a broken one is listed with the reason.
+
+    Examples:
+        tlray plugins list
+    """
     from tlray.models import registry
 
     found = [_describe(one, parameters) for kind in registry.KINDS for one in registry.installed(kind)]
-    columns = ("kind", "name", "package", "version")
-    widths = [max(len(row[column]) for row in found) for column in columns]
-    lines = [
-        "  ".join(
-            [*(row[column].ljust(width) for column, width in zip(columns, widths, strict=True)), _what(row)]
-        )
-        for row in found
+    rows = [
+        (*(row[column] for column in ("kind", "name", "package", "version")), _what(row)) for row in found
     ]
-    return Result({"plugins": found}, "\n".join(lines))
+    return Result({"plugins": found}, table(rows))
 
 
 def _show(name: _Name) -> Result:
-    """Show all there is to know of a plugin; a backbone is built for it."""
+    """Show everything about one plugin; a network is built to count its parameters.
+
+    Examples:
+        tlray plugins show vgg16
+    """
     found = [_describe(plugin, parameters=True) for plugin in _named(name)]
-    blocks = ["\n".join(f"{key:<12} {_text(value)}" for key, value in row.items()) for row in found]
+    blocks = [table([(key, _text(value)) for key, value in row.items()]) for row in found]
     return Result({"plugins": found}, "\n\n".join(blocks))
 
 
 def _new(
-    name: Annotated[str, typer.Argument(help="of the plugin and of its package, as in my-net")],
-    kind: Annotated[str, typer.Option(help="backbone, head or weights")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name for the plugin and its package, of small letters, digits and `-`."
+        ),
+    ],
+    kind: Annotated[
+        Literal["backbone", "head", "weights"],
+        option("--kind", None, "What the plugin is: a network is a backbone."),
+    ],
 ) -> Result:
-    """Write a package with a new plugin into a folder of its name; it works, and waits for your network."""
+    """Create a Python package with a new plugin, in a folder of its name.
+
+    The package works as it is. Replace what it does by your own network, head or weights.
+
+    Examples:
+        tlray plugins new my-net --kind backbone
+    """
     from tlray.plugins import new_package
 
     files = [str(path) for path in new_package.create(name, kind)]
@@ -55,7 +82,13 @@ def _new(
 
 
 def _check(name: _Name, run: OnRay) -> Result:
-    """Check a plugin against the contract, a line for each check; exit status 1 if one fails."""
+    """Check that a plugin does what tlray expects of it, and print one line for each check.
+
+    The exit status is 1 if a check fails.
+
+    Examples:
+        tlray plugins check my-net
+    """
     import logging
     import traceback
 
@@ -155,5 +188,8 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-for _function in (_list, _show, _new, _check):
-    app.command(_function.__name__.strip("_"))(command(_function))
+app = group(
+    "plugins",
+    "List, describe, create and check plugins: networks, heads and weights.",
+    *(_list, _show, _new, _check),
+)

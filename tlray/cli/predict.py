@@ -1,16 +1,14 @@
-"""`tlray predict`: what is on the pictures."""
+"""`tlray predict`: the class of each image."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from tlray.cli import summaries
-from tlray.cli.arguments import Images, Model
+from tlray.cli.arguments import Images, Model, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.core.config import PredictConfig
+from tlray.core.config import OUTPUT, PredictConfig
 
 
 @command
@@ -20,10 +18,21 @@ def predict(
     config: PredictConfig,
     run: OnRay,
     out: Annotated[
-        str | None, typer.Option(help="a .parquet or .csv file to write; not needed for a single image")
+        str | None,
+        option(
+            "--out FILE",
+            OUTPUT,
+            "File or URI to write the predictions to; its name ends with .parquet or .csv. Default: the "
+            "prediction is printed, which works for a single image only.",
+        ),
     ] = None,
 ) -> Result:
-    """Class and probabilities of every image, as one table; one single image is answered at once."""
+    """Predict the class of every image, and write a table with the probabilities.
+
+    Examples:
+        tlray predict model photos/ --out predictions.parquet
+        tlray predict model photo.jpg
+    """
     from tlray.evaluation.predict import predict
 
     if out is None:

@@ -1,22 +1,21 @@
-"""`tlray recipes`: whole jobs that are written down as data."""
+"""`tlray recipes`: whole jobs, each described in one file."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import Annotated
 
-import typer
+from tlray.cli.arguments import Recipe
+from tlray.cli.options import Result, group
 
-from tlray.cli.options import Result, command
-
-app = typer.Typer(
-    name="recipes", help="Whole jobs as data files: the published ones, and yours.", no_args_is_help=True
-)
 _INDENT = "    "
 
 
 def _list() -> Result:
-    """List the recipes that come with tlray."""
+    """List the recipes that come with tlray.
+
+    Examples:
+        tlray recipes list
+    """
     from tlray.recipes import recipe
 
     found = [recipe.read(name) for name in recipe.names()]
@@ -27,12 +26,14 @@ def _list() -> Result:
     return Result({"recipes": [one.to_json() for one in found]}, "\n".join(blocks))
 
 
-def _show(
-    name: Annotated[
-        str, typer.Argument(help="of a recipe, as `tlray recipes list` prints it; or the path of your own")
-    ],
-) -> Result:
-    """Show a recipe and the commands it stands for; the text is a recipe again, to start your own from."""
+def _show(name: Recipe) -> Result:
+    """Show a recipe, and the commands that it runs.
+
+    The output is a recipe itself: save it to a file to start one of your own.
+
+    Examples:
+        tlray recipes show vgg16-finetune
+    """
     from tlray.recipes import recipe
 
     found = recipe.read(name)
@@ -41,5 +42,6 @@ def _show(
     return Result(found.to_json(), f"{found.text.rstrip()}\n\n{textwrap.indent(said, '# ')}")
 
 
-app.command("list")(command(_list))
-app.command("show")(command(_show))
+app = group(
+    "recipes", "List and show recipes: files that each describe a whole job for `tlray run`.", _list, _show
+)

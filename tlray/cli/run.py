@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from tlray.cli.arguments import Images
+from tlray.cli.arguments import Images, Recipe, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
+from tlray.cli.tables import table
+from tlray.core.config import OUTPUT
 
 if TYPE_CHECKING:
     from tlray.recipes.recipe import StageResult
@@ -17,26 +17,37 @@ if TYPE_CHECKING:
 
 @command
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="a name from `tlray recipes list`, or the path of your own .toml file")
-    ],
+    recipe: Recipe,
     images: Images,
     out: Annotated[
-        str, typer.Option(help="a folder or URI; each stage has a folder or file of its name in it")
+        str,
+        option(
+            "--out FOLDER",
+            OUTPUT,
+            "Folder or URI to write to. Each stage of the recipe gets a folder or file in it that has "
+            "its name.",
+        ),
     ],
     run: OnRay,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="[STAGE.]KEY=VALUE",
-            help="change a setting, e.g. epochs=5 or model.batch-size=64; may be given several times. "
-            "Without a stage: of the stages that say KEY in the recipe, or if none does, of all that could. "
-            "KEY= takes it out of the recipe",
+        option(
+            "--set [STAGE.]KEY=VALUE",
+            None,
+            "Change a setting of the recipe, e.g. epochs=5 or model.batch-size=64; KEY= removes it. "
+            "Without STAGE it is changed in every stage of the recipe that has it, or, if none has it, in "
+            "every stage that can. May be given several times.",
         ),
     ] = None,
 ) -> Result:
-    """Run all stages of a recipe; run again, it goes on where it was."""
+    """Run a recipe: a whole job of several commands, described in one file.
+
+    Run the same command again to continue a job that was stopped.
+
+    Examples:
+        tlray run vgg16-finetune-plus photos/ --out all
+        tlray run my.toml photos/ --out all --set epochs=5
+    """
     from tlray.recipes import recipe as recipes
     from tlray.recipes.stage import Stage
 
@@ -52,11 +63,7 @@ def run(
     rows = [
         (stage.stage, stage.command, f"{stage.seconds:,.1f} s", _figures(stage)) for stage in result.stages
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        f"{stage:<{widths[0]}}  {name:<{widths[1]}}  {seconds:>{widths[2]}}  {figures}"
-        for stage, name, seconds, figures in rows
-    ]
+    lines = [table(rows, right={2})]
     published = recipes.read(recipe).header.get("published")
     lines += [f"published: {published}"] if published else []
     return Result(result, "\n".join([*lines, f"out: {out}"]))

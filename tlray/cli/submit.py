@@ -1,4 +1,4 @@
-"""`tlray submit`: a command on a cluster."""
+"""`tlray submit`: a command runs as a job on a cluster."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.arguments import Dashboard
+from tlray.cli.arguments import Dashboard, option
 from tlray.cli.options import Result, command
+from tlray.core.config import CLUSTER
 
 
 @command
@@ -16,29 +17,48 @@ def submit(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="any tlray command, after --; its paths and URIs are those of the cluster. In one pair of "
-            "quotes it is a line for the shell: 'tlray extract ... && tlray fit ...'",
+            metavar="COMMAND",
+            help="Any tlray command, without the word tlray. Its paths and URIs are those of the cluster. "
+            "Several commands are written as one quoted line for the shell: 'tlray extract IMAGES --out "
+            "FEATURES && tlray fit FEATURES --out MODEL'.",
         ),
     ],
     address: Dashboard = None,
     name: Annotated[
-        str | None, typer.Option(help="of the job, to find it by; that of the command by default")
+        str | None,
+        option(
+            "--name NAME",
+            CLUSTER,
+            "Name of the job; a few digits are added to it. Default: the name of the command.",
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="an environment variable that the job gets as it is here, e.g. AWS_SECRET_ACCESS_KEY; may "
-            "be given several times. tlray does not print it, but who may use the cluster can read it",
+        option(
+            "--env NAME",
+            CLUSTER,
+            "Environment variable that the job gets with the value it has here, e.g. "
+            "AWS_SECRET_ACCESS_KEY. May be given several times. tlray does not print the value, but everyone "
+            "who may use the cluster can read it.",
         ),
     ] = None,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="end when it is sent, not with its exit status when it ends")
+        bool,
+        option(
+            "--no-wait",
+            CLUSTER,
+            "Return as soon as the job is sent. Otherwise tlray waits for the job and exits with its status.",
+        ),
     ] = False,
 ) -> Result:
-    """Run a command on a Ray cluster as a job, with the tlray and the plugins that are installed here.
+    """Run any tlray command as a job on a Ray cluster.
 
-    What the cluster has in the same versions is not sent along.
+    This version of tlray and the plugins that are installed here are sent along, unless the cluster has the
+    same. Options of submit come before COMMAND.
+
+    Examples:
+        tlray submit -- extract /data/photos --out /data/features
+        tlray submit --address http://HEAD:8265 --no-wait -- plan /data/photos
     """
     from tlray.cluster.submit import submit
 

@@ -1,23 +1,33 @@
-"""`tlray verify`: whether features still come out of their images."""
+"""`tlray verify`: whether a feature set is complete and still fits its images."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from tlray.cli import summaries
-from tlray.cli.arguments import Features
+from tlray.cli.arguments import Features, option
 from tlray.cli.options import Result, command
+from tlray.core.config import IMAGES
 
 
 @command
 def verify(
     features: Features,
-    images: Annotated[str, typer.Option(help="what they were extracted from")],
-    sample: Annotated[int, typer.Option(min=1, help="how many rows are extracted again")] = 64,
+    images: Annotated[
+        str,
+        option(
+            "--images IMAGES", IMAGES, "Images that the features were extracted from, wherever they are now."
+        ),
+    ],
+    sample: Annotated[
+        int, option("--sample N", IMAGES, "Number of images that are extracted again.", min=1)
+    ] = 64,
 ) -> Result:
-    """Check that a feature set is whole, and extract a sample of it again to compare."""
+    """Check that a feature set is complete, and extract a sample of it again to compare.
+
+    Examples:
+        tlray verify features --images photos/
+    """
     from tlray.features.verify import verify
 
     result = verify(features, images, sample=sample)

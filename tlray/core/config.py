@@ -220,14 +220,17 @@ class _Split(InferenceConfig):
 
     split: Annotated[
         float | None,
-        Doc("Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`."),
+        Doc(
+            "Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`. "
+            "Default: the splits that the images have."
+        ),
         IMAGES,
         FRACTION,
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(BackboneConfig, FrozenConfig):
+class NetworkConfig(FrozenConfig, BackboneConfig):
     """The frozen part of a network."""
 
     cut: Annotated[
@@ -272,7 +275,10 @@ class TrainConfig(Config):
     ] = None
     early_stopping: Annotated[
         int | None,
-        Doc("Stop after this many epochs in a row in which the validation loss has not improved."),
+        Doc(
+            "Stop after this many epochs in a row in which the validation loss has not improved. Default: "
+            "train for all --epochs."
+        ),
         TRAINING,
         POSITIVE,
     ] = None
@@ -378,7 +384,7 @@ class FitConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(BackboneConfig, FrozenConfig, _Split, TrainConfig):
+class FinetuneConfig(FrozenConfig, BackboneConfig, _Split, TrainConfig):
     """The settings of `tlray finetune`."""
 
     from_: Annotated[
@@ -461,15 +467,22 @@ class EvaluateConfig(RunConfig):
 class PredictConfig(RunConfig):
     """The settings of `tlray predict`."""
 
-    split: Annotated[str | None, Doc("Predict only the images of this split."), IMAGES] = None
+    split: Annotated[
+        str | None, Doc("Predict only the images of this split. Default: all images."), IMAGES
+    ] = None
     annotate: Annotated[
         str | None,
-        Doc("Folder for copies of the images that have the predicted class and its probability on them."),
+        Doc(
+            "Folder for copies of the images that have the predicted class and its probability on them. "
+            "Default: no copies."
+        ),
         OUTPUT,
     ] = None
     top: Annotated[
         int | None,
-        Doc("Write the K most probable classes of each image, instead of the probabilities of all."),
+        Doc(
+            "Write only the N most probable classes of each image. Default: the probabilities of all classes."
+        ),
         OUTPUT,
         POSITIVE,
     ] = None

@@ -60,10 +60,10 @@ def _check_settings(settings: Any) -> None:
 
 
 def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:
-    if stage.inputs["data"] != IMAGES and settings.augment is not None:
+    if stage.inputs["images"] != IMAGES and settings.augment is not None:
         raise UserError(
-            f"stage {stage.name} has augment, but its data are features: new views need the images; take "
-            f'augment away, or write data = "{IMAGES}"'
+            f'stage {stage.name} has augment, but images = "{stage.inputs["images"]}" is a feature set: '
+            f'views are made of the images themselves; remove augment, or write images = "{IMAGES}"'
         )
     if settings.from_ is not None:
         backbone = registry.backbone(_backbone(stage, by_name))
@@ -73,7 +73,7 @@ def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str
 
 def _backbone(stage: Stage, by_name: Mapping[str, Stage]) -> str:
     """The backbone that a stage has, or gets from the one it starts from."""
-    for source in (stage.inputs.get(name, IMAGES) for name in ("model", "features", "data")):
+    for source in (stage.inputs.get(name, IMAGES) for name in ("model", "features", "images", "data")):
         if source != IMAGES:
             return _backbone(by_name[source], by_name)
     return str(getattr(stage.config, "backbone", None) or frozen.DEFAULT)

@@ -84,10 +84,10 @@ COMMANDS = {
     "finetune": Command(
         module="tlray.training.finetune",
         config=config.FinetuneConfig,
-        inputs=(Input("data", ("extract",), IMAGES), Input("model", _MODEL, optional=True)),
+        inputs=(Input("images", ("extract",), IMAGES), Input("model", _MODEL, optional=True)),
         callbacks=("progress", "report"),
         split=_validation,
-        splits_of=("data", "model"),
+        splits_of=("images", "model"),
     ),
     "evaluate": Command(
         module="tlray.evaluation.evaluate",

@@ -26,7 +26,7 @@ from tlray.training.worker.task import Task, targets
 
 
 def finetune(
-    data: StrPath,
+    images: StrPath,
     out: StrPath,
     config: FinetuneConfig | None = None,
     *,
@@ -43,7 +43,7 @@ def finetune(
     image are computed once.
 
     Args:
-        data: images (see `tlray.images.listing.Images`), or a feature set with the cut that is needed.
+        images: see `tlray.images.listing.Images`; or a feature set with the cut that is needed.
         out: the new model's folder or URI; new, empty, or of the same job, which then goes on.
         config: what to train, and how.
         model: the model to start from; without one a new head on the backbone that `config` names.
@@ -59,8 +59,8 @@ def finetune(
     started = time.monotonic()
     config = configured(FinetuneConfig, config, settings)
     folder = Folder.open(out)
-    decide = _from_features if Folder.open(data).is_file(piece_name(0)) else _from_images
-    source = decide(data, folder, config, model, progress)
+    decide = _from_features if Folder.open(images).is_file(piece_name(0)) else _from_images
+    source = decide(images, folder, config, model, progress)
     origin = source.origin
     job = {"data": source.identity, **origin.identity, "training": model_folder.identity(config)}
     if (result := model_folder.finished(folder, job)) is not None:
