@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tlray.models.interfaces import Head
+from tlray import Head
 
 if TYPE_CHECKING:
     import keras

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tlray.models.interfaces import Backbone, KnownWeights, WeightsProvider
+from tlray import Backbone, KnownWeights, WeightsProvider
 from tlray.models.weights import packaged_file, repair
 
 if TYPE_CHECKING:

