@@ -24,6 +24,7 @@ from tlray.cli.tables import table
 from tlray.core import config
 from tlray.core.errors import JobError, UserError
 from tlray.core.results import ImageError, InferenceCounts, TrainingTime
+from tlray.core.settings import option
 from tlray.core.storage import Folder
 from tlray.images.diff import Changes
 from tlray.training.model_folder import TrainResult
@@ -294,7 +295,7 @@ def test_every_field_is_an_option(name):
         if field.name == "monitor":  # Recipes and Python callers have it.
             continue
         param = params.pop(field.name)
-        assert param.opts == [config.option(field.name)]
+        assert param.opts == [option(field.name)]
         assert param.default == field.default
     # What is left are the command's own, and what all commands have.
     own = {"images", "features", "model", "data", "out", "sample", "extend", "cluster"}

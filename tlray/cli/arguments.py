@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.core.config import CLUSTER, OUTPUT, Group
+from tlray.core.settings import CLUSTER, OUTPUT, Group
 
 
 def option(declaration: str, group: Group | None, help: str, **settings: Any) -> Any:

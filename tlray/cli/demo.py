@@ -7,7 +7,7 @@ from typing import Annotated
 from tlray.cli.arguments import option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.tables import table
-from tlray.core.config import OUTPUT
+from tlray.core.settings import OUTPUT
 
 
 @command

@@ -9,7 +9,8 @@ import typer
 from tlray.cli.arguments import Model, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.core.config import OUTPUT, EvaluateConfig
+from tlray.core.config import EvaluateConfig
+from tlray.core.settings import OUTPUT
 
 
 @command

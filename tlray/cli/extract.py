@@ -9,7 +9,8 @@ from tlray.cli import summaries
 from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.core.config import IMAGES, OUTPUT, ExtractConfig
+from tlray.core.config import ExtractConfig
+from tlray.core.settings import IMAGES, OUTPUT
 
 
 @command

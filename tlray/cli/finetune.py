@@ -11,7 +11,8 @@ from tlray.cli.arguments import NewModel, option
 from tlray.cli.fit import trained
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
-from tlray.core.config import NETWORK, FinetuneConfig
+from tlray.core.config import FinetuneConfig
+from tlray.core.settings import NETWORK
 
 
 @command

@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from tlray.core.config import CLUSTER, IMAGES, NETWORK, OUTPUT, TRAINING
+from tlray.core.settings import CLUSTER, IMAGES, NETWORK, OUTPUT, TRAINING
 
 _ARGUMENTS, _OPTIONS = "Arguments", "Options"
 _HEADINGS = (_ARGUMENTS, _OPTIONS, *(group.title for group in (IMAGES, NETWORK, TRAINING, OUTPUT, CLUSTER)))

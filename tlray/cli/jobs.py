@@ -11,7 +11,7 @@ import typer
 from tlray.cli.arguments import Dashboard, option
 from tlray.cli.options import Result, group
 from tlray.cli.tables import table
-from tlray.core.config import OUTPUT
+from tlray.core.settings import OUTPUT
 
 _Id = Annotated[
     str,

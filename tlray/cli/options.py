@@ -15,14 +15,13 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
-from annotated_doc import Doc
 
 from tlray.cli.arguments import COMPLETIONS, METAVARS, option
 from tlray.cli.help import Command, Group
-from tlray.core.config import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, settings
-from tlray.core.config import option as option_name
 from tlray.core.errors import TlrayError
 from tlray.core.record import Record, dump
+from tlray.core.settings import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, setting, settings
+from tlray.core.settings import option as option_name
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of a shell."""
@@ -32,22 +31,20 @@ INTERRUPTED = 130
 class _Output:
     """What every command takes."""
 
-    json: Annotated[bool, Doc("Print one JSON object on stdout, and nothing else there."), OUTPUT] = False
-    debug: Annotated[bool, Doc("Show tracebacks, and the messages of Ray and TensorFlow."), OUTPUT] = False
+    json: bool = setting(False, OUTPUT, "Print one JSON object on stdout, and nothing else there.")
+    debug: bool = setting(False, OUTPUT, "Show tracebacks, and the messages of Ray and TensorFlow.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnRay:
     """What every command that runs on Ray takes."""
 
-    address: Annotated[
-        str | None,
-        Doc(
-            "Address of a running Ray cluster. Default: RAY_ADDRESS, which Ray sets for a submitted job; "
-            "else a local Ray is started, and stopped at the end."
-        ),
+    address: str | None = setting(
+        os.environ.get("RAY_ADDRESS"),
         CLUSTER,
-    ] = os.environ.get("RAY_ADDRESS")
+        "Address of a running Ray cluster. Default: RAY_ADDRESS, which Ray sets for a submitted job; "
+        "else a local Ray is started, and stopped at the end.",
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.tables import table
-from tlray.core.config import CLUSTER, IMAGES, ExtractConfig
+from tlray.core.config import ExtractConfig
+from tlray.core.settings import CLUSTER, IMAGES
 
 if TYPE_CHECKING:
     from tlray.features.throughput import KindThroughput

@@ -10,7 +10,7 @@ import typer
 from tlray.cli.arguments import option, plugins
 from tlray.cli.options import OnRay, Result, group
 from tlray.cli.tables import table
-from tlray.core.config import OUTPUT
+from tlray.core.settings import OUTPUT
 
 _Name = Annotated[
     str,

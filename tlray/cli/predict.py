@@ -8,7 +8,8 @@ from tlray.cli import summaries
 from tlray.cli.arguments import Images, Model, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress
-from tlray.core.config import OUTPUT, PredictConfig
+from tlray.core.config import PredictConfig
+from tlray.core.settings import OUTPUT
 
 
 @command

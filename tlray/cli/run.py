@@ -9,7 +9,7 @@ from tlray.cli.arguments import Images, Recipe, option
 from tlray.cli.options import OnRay, Result, command
 from tlray.cli.progress import Progress, print_epoch
 from tlray.cli.tables import table
-from tlray.core.config import OUTPUT
+from tlray.core.settings import OUTPUT
 
 if TYPE_CHECKING:
     from tlray.recipes.recipe import StageResult

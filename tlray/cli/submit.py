@@ -9,7 +9,7 @@ import typer
 
 from tlray.cli.arguments import Dashboard, option
 from tlray.cli.options import Result, command
-from tlray.core.config import CLUSTER
+from tlray.core.settings import CLUSTER
 
 
 @command

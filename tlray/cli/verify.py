@@ -7,7 +7,7 @@ from typing import Annotated
 from tlray.cli import summaries
 from tlray.cli.arguments import Features, option
 from tlray.cli.options import Result, command
-from tlray.core.config import IMAGES
+from tlray.core.settings import IMAGES
 
 
 @command

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from tlray.cluster import session
-from tlray.core.config import EvaluateConfig, configured
+from tlray.core.config import EvaluateConfig
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
+from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import model_inference
 from tlray.evaluation.report import write_report

@@ -16,10 +16,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tlray.cluster import session
-from tlray.core.config import PredictConfig, configured
+from tlray.core.config import PredictConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
 from tlray.core.results import ImageError, InferenceCounts
+from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import annotate, model_inference
 from tlray.features import feature_set, inference, part_files

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray.cluster import session
-from tlray.core.config import ExtractConfig, configured
+from tlray.core.config import ExtractConfig
 from tlray.core.manifest import MANIFEST, package_versions, versions
 from tlray.core.record import dump
 from tlray.core.results import ImageError, InferenceCounts
+from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest

@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from tlray.cluster import nodes, session
 from tlray.cluster.nodes import Pool
-from tlray.core.config import ExtractConfig, configured
+from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.runtime import prepare_keras
+from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
 from tlray.features.throughput import Cost, Kind, Throughput

@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tlray.core import config
-from tlray.core.config import option
 from tlray.core.errors import UserError
 from tlray.core.schema import coerced
+from tlray.core.settings import option, settings
 
 IMAGES = "IMAGES"
 """Stands in a recipe for the images that are given when it is run."""
@@ -54,7 +54,7 @@ class Command:
     def kinds(self) -> dict[str, Any]:
         """The keys that a stage may have, each with the type of its value."""
         inputs = {given.name: str for given in self.inputs if given.makers}
-        return {**inputs, **{key(name): found.kind for name, found in config.settings(self.config).items()}}
+        return {**inputs, **{key(name): setting.kind for name, setting in settings(self.config).items()}}
 
 
 def _validation(settings: config.TrainConfig) -> str | None:
@@ -139,10 +139,10 @@ class Stage:
             if given.optional and given.name in places:
                 words += [option(given.name), places[given.name]]
         words += ["--out", self.output(out)]
-        only_here, settings = "", config.settings(type(self.config))
+        only_here, known = "", settings(type(self.config))
         for name in self.given:
             value = getattr(self.config, name)
-            if settings[name].is_option:
+            if known[name].is_option:
                 words += [option(name)] * (value is not False) + [str(value)] * (not isinstance(value, bool))
             elif value != getattr(type(self.config), name):
                 only_here += f"  # and {key(name)} = {value}, which is no option"

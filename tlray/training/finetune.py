@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tlray.cluster import session
-from tlray.core.config import FinetuneConfig, configured, option
+from tlray.core.config import FinetuneConfig
 from tlray.core.errors import UserError
+from tlray.core.settings import configured, option
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, part_files
 from tlray.features.feature_set import FeatureSet

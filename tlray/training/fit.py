@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from tlray.cluster import session
-from tlray.core.config import FitConfig, configured
+from tlray.core.config import FitConfig
 from tlray.core.runtime import has_hidden_gpus
+from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features.feature_set import FeatureSet
 from tlray.features.part_files import ERRORS

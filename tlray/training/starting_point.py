@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tlray.core.config import FinetuneConfig, NetworkConfig, option
+from tlray.core.config import FinetuneConfig, NetworkConfig
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
+from tlray.core.settings import option
 from tlray.core.storage import StrPath
 from tlray.features.feature_set import FeatureSet
 from tlray.models import registry
