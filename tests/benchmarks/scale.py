@@ -29,7 +29,7 @@ from tests.benchmarks import photographs
 from tests.benchmarks.bench import machine, table, versions
 from tests.benchmarks.measure import Run, python, tlray
 from tests.support.s3_server import running
-from tlray.cluster import nodes, session
+from tlray.cluster import session
 from tlray.core.config import ExtractConfig
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
@@ -40,6 +40,7 @@ from tlray.features.plan import row_bytes
 from tlray.images import decoder
 from tlray.images.diff import COLUMNS, IndexDiff
 from tlray.images.index import Index
+from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 from tlray.models.compiled import compile_network
@@ -198,9 +199,9 @@ class Scale:
             part = (names, iter([features]), (1700,), "float32", {"job": JOB})
             asked("a part written", 1, part_files.write_part, out, 0, *part)
             asked("a part counted", 1, part_files.count_rows, out, [0], JOB)
-            index = Index.start(out.child("index-of"), synthetic(9000), 32, JOB)
-            asked("a piece of the index written", 1, index.finish)
-            asked("two pieces opened", 2, Index.open, index.folder)
+            writer = IndexWriter.start(out.child("index-of"), synthetic(9000), 32, JOB)
+            asked("a piece of the index written", 1, writer.finish)
+            asked("two pieces opened", 2, Index.open, writer.index.folder)
         return _section("Requests", ["what", "requests", "for each"], rows)
 
     def shards(self) -> str:
@@ -242,9 +243,9 @@ def list_images(place: Path) -> None:
 
 
 def start(folder: Folder, count: int) -> int:
-    index = Index.start(folder, synthetic(count), 32, JOB)
-    index.finish()
-    return len(index.shard_sizes)
+    writer = IndexWriter.start(folder, synthetic(count), 32, JOB)
+    writer.finish()
+    return len(writer.index.shard_sizes)
 
 
 def opened(folder: Folder) -> None:
@@ -377,11 +378,11 @@ def _png(pixels: Any) -> bytes:
 def idle(count: int, out: str) -> None:
     """Print shards done, CPU seconds and MB of this process, as so many pass."""
     folder = Folder.open(out)
-    index = Index.start(folder, synthetic(count), 1, JOB, copies=1024)
-    index.finish()
+    writer = IndexWriter.start(folder, synthetic(count), 1, JOB, copies=1024)
+    writer.finish()
     work = InferenceJob(
         root=folder,
-        index=index,
+        index=writer.index,
         out=folder,
         settings=ExtractConfig(),
         image_size=1,
@@ -397,8 +398,7 @@ def idle(count: int, out: str) -> None:
 
     inference.decode_shard, inference.NetworkActor = _pass_on, _Idle  # type: ignore[assignment, misc]
     with session.connect(None) as connected:
-        connected()
-        inference._run(work, set(), lambda: None, nodes.pool(None, 1.0), progress)  # type: ignore[arg-type, return-value]
+        inference.run(work, writer, lambda: None, progress, connected)  # type: ignore[arg-type, return-value]
 
 
 def _pass_on(row: pa.Table, job: InferenceJob) -> pa.Table:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from tests import ROOT
-from tlray.images.index import _SHARDS_PER_PIECE, _shard_size
+from tlray.images.index import SHARDS_PER_PIECE
+from tlray.images.index_writer import shard_size
 
 PAGE = (ROOT / "docs" / "scale.md").read_text()
 
 
 def shards_of(images: int) -> int:
-    size = _shard_size(32, 1)
-    first = sum(map(size, range(_SHARDS_PER_PIECE)))
-    return _SHARDS_PER_PIECE - (first - images) // size(_SHARDS_PER_PIECE)
+    size = shard_size(32, 1)
+    first = sum(map(size, range(SHARDS_PER_PIECE)))
+    return SHARDS_PER_PIECE - (first - images) // size(SHARDS_PER_PIECE)
 
 
 def test_the_page_counts_shards_as_the_index_does():
     for images in (10**7, 10**9):
         shards = shards_of(images)
         assert f"{shards:,}" in PAGE
-        assert f"{-(-shards // _SHARDS_PER_PIECE):,} files" in PAGE
+        assert f"{-(-shards // SHARDS_PER_PIECE):,} files" in PAGE
 
 
 def test_the_page_knows_the_size_of_a_shard():
-    size = _shard_size(32, 1)(_SHARDS_PER_PIECE)
+    size = shard_size(32, 1)(SHARDS_PER_PIECE)
     assert f"| {size:,} images |" in PAGE
-    assert f"{size * _SHARDS_PER_PIECE:,} images a file" in PAGE
+    assert f"{size * SHARDS_PER_PIECE:,} images a file" in PAGE
     assert f"{size * 150**2 * 3 / 1e6:.0f} MB at 150 px, {size * 224**2 * 3 / 1e6:.0f} MB at 224" in PAGE

@@ -141,6 +141,15 @@ def test_weights_are_made_before_ray_starts(monkeypatch, tmp_path):
     assert log == ["weights", "Ray"]
 
 
+def test_without_an_image_ray_is_neither_imported_nor_started(starts, monkeypatch, tmp_path):
+    monkeypatch.setattr(session, "import_ahead", lambda address: starts.log.append("imported"))
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="no image in"):
+        extract(str(tmp_path / "images"), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
+    assert starts.log == []
+    assert not (tmp_path / "set").exists()
+
+
 def test_importing_ray_leaves_the_random_numbers_alone():
     """Random weights are made meanwhile, and must be those of the seed."""
     code = (

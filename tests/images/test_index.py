@@ -23,6 +23,7 @@ from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder
 from tlray.images.diff import Changes
 from tlray.images.index import SCHEMA, Index, piece_name
+from tlray.images.index_writer import IndexWriter, listing_for
 from tlray.images.listing import Images, Listed
 
 JOB = {"source": "/images", "seed": None, "provenance": {"cut": "end", "weights_sha256": "ab"}}
@@ -43,9 +44,9 @@ def listing(count: int) -> list[Listed]:
 
 
 def start(folder: Folder, images: Iterable[Listed], batch_size: int = 32, **changed: object) -> Index:
-    index = Index.start(folder, images, batch_size, {**JOB, **changed})
-    index.finish()
-    return index
+    writer = IndexWriter.start(folder, images, batch_size, {**JOB, **changed})
+    writer.finish()
+    return writer.index
 
 
 def rows(index: Index) -> list[Listed]:
@@ -151,38 +152,40 @@ def test_work_begins_when_the_first_piece_is_listed(folder):
             seen += 1
             yield image
 
-    index = Index.start(folder, images(), 32, JOB)
+    writer = IndexWriter.start(folder, images(), 32, JOB)
+    index = writer.index
     assert seen == 64 * 128 + 1
     assert (index.images, index.complete) == (64 * 128, False)
     shards = index.shards(())
     assert [next(shards)["shard"][0].as_py() for _ in range(64)] == list(range(64))
-    growing = index.grow()
+    growing = writer.grow()
     next(growing)
     assert (index.images, index.complete) == (64 * 128 + 64 * 1024, False)
     assert next(shards)["shard"][0].as_py() == 64
-    index.finish()
+    writer.finish()
     assert (index.images, index.complete) == (64 * 128 + 64 * 1024 + 5, True)
     assert sum(table.num_rows for table in shards) == 63 * 1024 + 5
 
 
 def test_a_reader_waits_for_what_is_being_listed(folder):
-    index = Index.start(folder, listing(64 * 128 + 5), 32, JOB)
-    found = ThreadPoolExecutor(1).submit(lambda: [table.num_rows for table in index.shards(())])
+    writer = IndexWriter.start(folder, listing(64 * 128 + 5), 32, JOB)
+    found = ThreadPoolExecutor(1).submit(lambda: [table.num_rows for table in writer.index.shards(())])
     time.sleep(0.5)
     assert not found.done()
-    index.finish()
-    assert found.result(timeout=10) == index.shard_sizes
+    writer.finish()
+    assert found.result(timeout=10) == writer.index.shard_sizes
 
 
 def test_a_reader_is_told_that_a_listing_was_stopped(folder):
     images = listing(64 * 128 + 5)
-    index = Index.start(folder, images, 32, JOB)
-    shards = ThreadPoolExecutor(1).submit(list, index.shards(()))
-    index.stop()
+    writer = IndexWriter.start(folder, images, 32, JOB)
+    shards = ThreadPoolExecutor(1).submit(list, writer.index.shards(()))
+    writer.stop()
     with pytest.raises(JobError, match="was stopped"):
         shards.result(timeout=10)
-    again = start(folder, images)
-    assert rows(again) == images
+    again = IndexWriter.start(folder, images, 32, JOB)
+    again.finish()
+    assert rows(again.index) == images
     again.stop()
     assert folder.names("index") == ["part-00000.parquet", "part-00001.parquet"]
 
@@ -195,10 +198,10 @@ def test_a_listing_in_another_thread_is_stopped_at_its_next_image(folder):
         going.set()
         yield from (Listed(f"z{number}", None, None, None, None) for number in itertools.count())
 
-    index = Index.start(folder, images(), 32, JOB)
-    found = ThreadPoolExecutor(1).submit(index.finish)
+    writer = IndexWriter.start(folder, images(), 32, JOB)
+    found = ThreadPoolExecutor(1).submit(writer.finish)
     assert going.wait(30)
-    index.stop()
+    writer.stop()
     with pytest.raises(JobError, match="was stopped"):
         found.result(timeout=30)
 
@@ -290,6 +293,25 @@ def test_without_an_image_nothing_is_written(folder, tmp_path):
     assert not folder.exists()
 
 
+def test_the_first_image_is_looked_for_in_the_listing_that_goes_on(folder):
+    images, seen = listing(300), []
+
+    def once() -> Iterator[Listed]:
+        for image in images:
+            seen.append(image)
+            yield image
+
+    listed = listing_for(folder, once())
+    assert seen == images[:1]
+    assert not folder.exists()
+    assert rows(start(folder, listed)) == images == seen
+
+
+def test_no_image_is_looked_for_where_there_is_an_index(folder):
+    start(folder, listing(3))
+    assert start(folder, listing_for(folder, forbidden())).images == 3
+
+
 def test_a_listing_that_fails_on_its_way_leaves_nothing(folder):
     def images() -> Iterable[Listed]:
         yield from listing(300)
@@ -308,10 +330,10 @@ def test_a_listing_that_fails_later_can_be_gone_on_with(folder):
         yield from images[: 64 * 128 + 7]
         raise UserError("cannot list the folder")
 
-    index = Index.start(folder, unreadable(), 32, JOB)
+    writer = IndexWriter.start(folder, unreadable(), 32, JOB)
     with pytest.raises(JobError, match=r"cannot list the folder.*run it again"):
-        index.finish()
-    assert index.images == 64 * 128
+        writer.finish()
+    assert writer.index.images == 64 * 128
     assert rows(start(folder, images)) == images
 
 
@@ -319,7 +341,7 @@ def test_a_listing_that_fails_later_can_be_gone_on_with(folder):
 def test_a_listing_that_was_killed_goes_on_after_what_is_written(folder, pieces):
     """What came meanwhile belongs to the job, wherever in the listing it comes."""
     images = listing(64 * 128 + 64 * 1024 + 5)
-    growing = Index.start(folder, images, 32, JOB).grow()
+    growing = IndexWriter.start(folder, images, 32, JOB).grow()
     for _ in range(pieces - 1):
         next(growing)
     before = [folder.read(piece_name(piece)) for piece in range(pieces)]
@@ -334,11 +356,11 @@ def test_a_listing_that_was_killed_goes_on_after_what_is_written(folder, pieces)
 def test_a_listing_goes_on_though_images_are_gone(folder, left):
     """Also if there is nothing left to list: nobody waits for another piece."""
     images = listing(64 * 128 + 5)
-    Index.start(folder, images, 32, JOB)
-    index = Index.start(folder, images[:left], 32, JOB)
-    assert index.complete
-    assert index.known.changes().removed == 64 * 128 - left
-    assert rows(index) == images[: 64 * 128] == rows(Index.open(folder))
+    IndexWriter.start(folder, images, 32, JOB)
+    writer = IndexWriter.start(folder, images[:left], 32, JOB)
+    assert writer.index.complete
+    assert writer.diff.changes().removed == 64 * 128 - left
+    assert rows(writer.index) == images[: 64 * 128] == rows(Index.open(folder))
 
 
 def test_a_job_that_was_killed_while_listing_starts_again(folder):
@@ -368,28 +390,29 @@ def test_a_full_disk(folder, monkeypatch):
 # Images that come later
 
 
-def extend(folder: Folder, images: Iterable[Listed]) -> Index:
-    index = Index.start(folder, images, 32, JOB, extend=True)
-    index.finish()
-    return index
+def extend(folder: Folder, images: Iterable[Listed]) -> IndexWriter:
+    writer = IndexWriter.start(folder, images, 32, JOB, extend=True)
+    writer.finish()
+    return writer
 
 
 @pytest.mark.parametrize("count", [1, 128, 300, 64 * 128, 64 * 128 + 5, 64 * 128 + 64 * 1024])
 def test_new_images_come_in_shards_behind_the_others(folder, count):
     images, new = listing(count), [image._replace(path=f"0/new-{image.path}") for image in listing(200)]
     sizes = start(folder, images).shard_sizes
-    index = extend(folder, sorted([*images, *new]))
+    writer = extend(folder, sorted([*images, *new]))
+    index = writer.index
     assert index.shard_sizes[: len(sizes)] == sizes
     assert rows(index) == rows(Index.open(folder)) == [*images, *sorted(new)]
     assert index.images == Index.open(folder).images == count + 200
     assert [shard for table in index.shards(()) for shard in set(table["shard"].to_pylist())] == list(
         range(len(index.shard_sizes))
     )
-    assert index.known.changes() == Changes(added=200)
+    assert writer.diff.changes() == Changes(added=200)
     again = extend(folder, [*images, *new])
-    assert again.complete
-    assert again.known.changes() == Changes(added=0)
-    assert again.shard_sizes == index.shard_sizes
+    assert again.index.complete
+    assert again.diff.changes() == Changes(added=0)
+    assert again.index.shard_sizes == index.shard_sizes
 
 
 def test_many_small_additions(folder):
@@ -407,8 +430,8 @@ def test_an_extension_that_was_killed_while_listing(folder):
     """Run again, with or without --extend, it lists the rest, and nothing twice."""
     images, new = listing(300), [Listed(f"0/{i}", None, None, i, None) for i in range(64 * 128)]
     start(folder, images)
-    index = Index.start(folder, [*new, *images], 32, JOB, extend=True)
-    assert not index.complete
+    writer = IndexWriter.start(folder, [*new, *images], 32, JOB, extend=True)
+    assert not writer.index.complete
     again = start(folder, [*new, *images])
     assert again.complete
     assert rows(again) == [*images, *new]
@@ -417,8 +440,8 @@ def test_an_extension_that_was_killed_while_listing(folder):
 def test_without_extend_nothing_is_listed(folder):
     start(folder, listing(300))
     extend(folder, listing(400))
-    index = start(folder, forbidden())
-    assert (index.images, index.known) == (400, None)
+    writer = IndexWriter.start(folder, forbidden(), 32, JOB)
+    assert (writer.index.images, writer.diff) == (400, None)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +460,7 @@ def test_an_image_that_was_replaced_is_noticed(folder, changed, replaced):
     images[200] = images[200]._replace(**changed)
     paths = [images[200].path] * replaced
     expected = Changes(added=0, replaced=replaced, removed=1, replaced_paths=paths)
-    assert extend(folder, images[1:]).known.changes() == expected
+    assert extend(folder, images[1:]).diff.changes() == expected
 
 
 # Damage
@@ -499,17 +522,17 @@ def test_an_index_on_remote_storage():
 
 def test_pieces_are_asked_for_side_by_side(tmp_path):
     images = listing(64 + 10 * 64 * 8)
-    written = Index.start(Folder.open(str(tmp_path)), images, 1, JOB, 128)
-    written.finish()
+    writer = IndexWriter.start(Folder.open(str(tmp_path)), images, 1, JOB, 128)
+    writer.finish()
     storage = SlowStorage()
     index = Index.open(storage.folder(tmp_path))
-    assert (index.shard_sizes, index.complete) == (written.shard_sizes, True)
+    assert (index.shard_sizes, index.complete) == (writer.index.shard_sizes, True)
     assert storage.most > 5
 
 
 @pytest.mark.parametrize("count", [64 + 2 * 64 * 8, 64 + 2 * 64 * 8 + 3])
 def test_pieces_that_are_done_are_not_read(folder, count):
-    Index.start(folder, listing(count), 1, JOB, 128).finish()
+    IndexWriter.start(folder, listing(count), 1, JOB, 128).finish()
     folder.remove(piece_name(0))
     folder.remove(piece_name(1))
     left = pa.concat_tables([SCHEMA.empty_table(), *Index(folder, JOB).shards(range(192))])

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests import ROOT
 from tlray.cluster import session
 from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
 from tlray.core.errors import JobError
@@ -67,7 +68,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """Of a subprocess in which those images do harm."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HARM)
-    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parents[1]}"}
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ with sandbox.DecoderProcess() as run:
     run(partial(copies.captioned, **{CAPTION}), data)
     print(run(eval, loaded))
 """)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert (done.stdout.splitlines(), done.stderr) == (["the script", "[]"], "")
 

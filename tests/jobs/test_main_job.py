@@ -25,7 +25,7 @@ from PIL import Image
 from tests import ROOT
 from tests.support.bad_files import encode, photo, write_bad_files
 from tlray.cluster import session
-from tlray.core.config import EvaluateConfig, ExtractConfig, FitConfig, PredictConfig
+from tlray.core.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.evaluate import evaluate
@@ -36,11 +36,12 @@ from tlray.features.verify import verify
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
 from tlray.images.diff import Changes
-from tlray.images.index import Index
+from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import fastest_precision
 from tlray.models.interfaces import Head
 from tlray.recipes.demo import write_digits
+from tlray.training.finetune import finetune
 from tlray.training.fit import fit
 
 pytestmark = pytest.mark.slow
@@ -344,7 +345,7 @@ def test_images_that_came_later_are_extracted_alone(images, features, ray, tmp_p
     removed.unlink()
     changes = Changes(added=0, replaced=1, removed=1, replaced_paths=[str(replaced.relative_to(source))])
     job = json.loads((out / "manifest.json").read_text())["job"]
-    Index.start(
+    IndexWriter.start(
         Folder.open(str(out)), Images.open(str(source)), 32, job, extend=True
     )  # A run that is killed.
     found = verify(str(out), str(source), sample=4)
@@ -567,6 +568,23 @@ def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path
     np.testing.assert_allclose(rows["probability_1"], table["probability"], atol=1e-6)
     with pytest.raises(UserError, match="there already"):
         predict(str(model), str(folder), str(out), PredictConfig())
+
+
+def test_without_an_image_no_job_waits_for_ray(model, monkeypatch, tmp_path):
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(session, "connect", connect)
+    empty, out = str(tmp_path / "empty"), str(tmp_path / "out.csv")
+    (tmp_path / "empty").mkdir()
+    for job in (
+        lambda: predict(str(model), empty, out, PredictConfig()),
+        lambda: evaluate(str(model), empty, EvaluateConfig()),
+        lambda: finetune(empty, out, FinetuneConfig(), model=str(model)),
+    ):
+        with pytest.raises(UserError, match="no image in"):
+            job()
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_a_table_of_paths_with_labels_and_splits(images, ray, tmp_path):

@@ -166,8 +166,7 @@ def _from_images(
     key = hashlib.sha256(job.encode()).hexdigest()[:8]
     parts = report.child(f".parts-{key}")
     with session.connect(address) as connected:
-        work = model_inference.start(model, source.root, chosen, what, parts, config)
-        model_inference.run(work, model, progress, connected)
+        work, _ = model_inference.run(model, source.root, chosen, what, parts, config, progress, connected)
         inference.reconcile(work)
     yield from map(Rows.of, model_inference.tables(work))
     parts.remove()

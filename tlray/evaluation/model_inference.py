@@ -13,16 +13,23 @@ from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.bottleneck import ShardTiming
-from tlray.images.index import Index
+from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import fastest_precision
 from tlray.models.model import NETWORK, Model, loader
 
 
-def start(
-    model: Model, root: Folder, images: Iterable[Listed], source: str, work: Folder, config: RunConfig
-) -> inference_tasks.InferenceJob:
-    """Begin, or go on with, a pass of a model over images; its "features" are probabilities.
+def run(
+    model: Model,
+    root: Folder,
+    images: Iterable[Listed],
+    source: str,
+    work: Folder,
+    config: RunConfig,
+    progress: inference.Progress,
+    connected: session.Connected,
+) -> tuple[inference_tasks.InferenceJob, list[ShardTiming]]:
+    """Do a pass of a model over images, or what is left of it; its "features" are probabilities.
 
     Args:
         model: the model.
@@ -31,9 +38,15 @@ def start(
         source: what the images are of, to know the job again.
         work: the folder for the part files.
         config: how to run.
+        progress: called after each shard.
+        connected: waits until Ray is there.
+
+    Returns:
+        The pass, and what became of the shards, as of `inference.run`.
 
     Raises:
-        UserError: the folder holds something else, or there are no images.
+        UserError: the folder holds something else, there are no images, or Ray cannot do the job.
+        JobError: as of `inference.run`.
     """
     precision: str = config.precision
     if precision == "auto":
@@ -45,10 +58,10 @@ def start(
         "precision": precision,
         "max_pixels": config.max_pixels,
     }
-    index = Index.start(work, images, config.batch_size, job)
-    return inference_tasks.InferenceJob(
+    writer = IndexWriter.start(work, images, config.batch_size, job)
+    inference_job = inference_tasks.InferenceJob(
         root=root,
-        index=index,
+        index=writer.index,
         out=work,
         settings=config,
         image_size=model.provenance.image_size,
@@ -57,22 +70,14 @@ def start(
         metadata={"job": job, "classes": model.classes, "versions": versions()},
         packages=package_versions(),
     )
-
-
-def run(
-    work: inference_tasks.InferenceJob,
-    model: Model,
-    progress: inference.Progress,
-    connected: session.Connected,
-) -> list[ShardTiming]:
-    """Do what is left of a pass of a model; errors as of `inference.run`."""
-    precision = work.metadata["job"]["precision"]
-    return inference.run(
-        work,
-        lambda: loader(model.folder.read(NETWORK), work.image_size, precision),
+    done = inference.run(
+        inference_job,
+        writer,
+        lambda: loader(model.folder.read(NETWORK), inference_job.image_size, precision),
         progress,
         connected,
     )
+    return inference_job, done
 
 
 def tables(work: inference_tasks.InferenceJob) -> Iterator[pa.Table]:

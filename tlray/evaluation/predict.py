@@ -26,6 +26,7 @@ from tlray.evaluation import annotate, model_inference
 from tlray.features import feature_set, inference, part_files
 from tlray.images.bad_image import BadImage
 from tlray.images.filetypes import is_image
+from tlray.images.index_writer import listing_for
 from tlray.images.listing import Images, Listed
 from tlray.images.loader import ImageLoader
 from tlray.images.reader import Reader
@@ -156,10 +157,12 @@ def _predict_all(
             raise UserError(f"--split {config.split}: {images} has no such split: it has {there}")
     stem, _, suffix = name.rpartition(".")
     error_file = f"{stem}.errors.{suffix}"
+    chosen = listing_for(parts, chosen)
     with parts.locked():
         with session.connect(address) as connected:
-            work = model_inference.start(model, source.root, chosen, what, parts, config)
-            done = model_inference.run(work, model, progress, connected)
+            work, done = model_inference.run(
+                model, source.root, chosen, what, parts, config, progress, connected
+            )
             errors = inference.reconcile(work)
         if errors.num_rows == work.index.images:
             raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")

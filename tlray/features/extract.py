@@ -21,7 +21,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest
 from tlray.images.diff import Changes
-from tlray.images.index import Index
+from tlray.images.index_writer import IndexWriter, listing_for
 from tlray.images.listing import Images
 from tlray.models.frozen import FrozenPart
 from tlray.models.provenance import Provenance
@@ -80,6 +80,7 @@ def extract(
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
+    listing = listing_for(folder, source)
     ahead = not folder.is_file(MANIFEST)
     if ahead:
         session.import_ahead(address)
@@ -94,9 +95,10 @@ def extract(
     )
     with folder.locked():
         with session.connect(address, ahead=ahead) as connected:
+            writer = IndexWriter.start(folder, listing, config.batch_size, job.to_json(), extend=extend)
             work = inference_tasks.InferenceJob(
                 root=source.root,
-                index=Index.start(folder, source, config.batch_size, job.to_json(), extend=extend),
+                index=writer.index,
                 out=folder,
                 settings=config,
                 image_size=frozen.provenance.image_size,
@@ -105,7 +107,7 @@ def extract(
                 metadata={"job": job.to_json(), "versions": versions()},
                 packages=package_versions(frozen.provenance.package),
             )
-            done = inference.run(work, frozen.loader, progress, connected)
+            done = inference.run(work, writer, frozen.loader, progress, connected)
             errors = inference.reconcile(work)
         counts = inference.counts(work, done, errors, time.monotonic() - started)
         before = FeatureSet.open(out).manifest if folder.is_file(MANIFEST) else None
@@ -114,7 +116,7 @@ def extract(
             folder.sweep()
             folder.sweep("errors")
             _finish(work, job, frozen.provenance, errors, counts, source.others)
-    known = work.index.known
+    changes = writer.diff.changes() if writer.diff else Changes(added=work.index.images)
     return ExtractResult(
         **vars(counts),
         out=folder.uri,
@@ -123,7 +125,7 @@ def extract(
         classes=FeatureSet.open(out).classes,
         first_errors=part_files.first_errors(errors),
         errors_uri=folder.child("errors").uri if counts.errors else None,
-        changes=(known.changes() if known else Changes(added=work.index.images)) if extend else None,
+        changes=changes if extend else None,
     )
 
 

@@ -16,6 +16,7 @@ from tlray.core.results import InferenceCounts
 from tlray.features import bottleneck, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
+from tlray.images.index_writer import IndexWriter
 from tlray.images.reader import ImageProbe
 from tlray.models.compiled import Network
 
@@ -33,6 +34,7 @@ def finished(job: InferenceJob) -> set[int]:
 
 def run(
     job: InferenceJob,
+    writer: IndexWriter,
     loader: Callable[[], Callable[[], Network]],
     progress: Progress,
     connected: session.Connected,
@@ -41,6 +43,7 @@ def run(
 
     Args:
         job: the pass.
+        writer: of its index.
         loader: called once Ray is connected; what it returns is called once in each actor.
         progress: called after each shard.
         connected: waits until Ray is there.
@@ -63,13 +66,14 @@ def run(
         nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
     except UserError:
         if not done:  # Nothing was started: nothing is left behind.
-            job.index.discard()
+            writer.discard()
         raise
-    return _run(job, done, loader(), pool, progress)
+    return _run(job, writer, done, loader(), pool, progress)
 
 
 def _run(
     job: InferenceJob,
+    writer: IndexWriter,
     done: set[int],
     load_network: Callable[[], Network],
     pool: nodes.Pool,
@@ -100,7 +104,7 @@ def _run(
     )
     # The listing in the thread: Ray Data must end where it began, or, with Ray gone, it ends the process.
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
-        listing = thread.submit(job.index.finish)
+        listing = thread.submit(writer.finish)
         try:
             found = _consume(results, job, done, progress)
             listing.result()
@@ -110,7 +114,7 @@ def _run(
                 listing.result()  # That it failed made the rest fail.
             raise JobError(f"the job failed: {session.reason(error)}; run it again to go on") from error
         finally:
-            job.index.stop()
+            writer.stop()
 
 
 def _consume(results: Dataset, job: InferenceJob, done: set[int], progress: Progress) -> list[ShardTiming]:

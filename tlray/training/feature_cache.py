@@ -23,7 +23,7 @@ from tlray.features import inference, inference_tasks, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import Rows
 from tlray.images.augment import Views
-from tlray.images.index import Index
+from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import Network
 from tlray.training import holdout
@@ -78,9 +78,10 @@ class FeatureCache:
         for use in ("training", "validation"):
             found[use] = Rows.join([], (0, 1))
             if counts[use]:
-                done = self._pass(use, work.child(use), counts["training"] + counts["validation"])
+                images = counts["training"] + counts["validation"]
+                done, writer = self._pass(use, work.child(use), images)
                 loader = _looker if self._only_looks(use) else self.origin.frozen.loader
-                passes += inference.run(done, loader, progress, connected=lambda: None)
+                passes += inference.run(done, writer, loader, progress, connected=lambda: None)
                 errors.append(inference.reconcile(done))
                 found[use] = _rows(done)
                 if self._only_looks(use):
@@ -105,20 +106,20 @@ class FeatureCache:
     def _only_looks(self, use: str) -> bool:
         return self.config.streams and use == "training"
 
-    def _pass(self, use: str, out: Folder, images: int) -> inference_tasks.InferenceJob:
+    def _pass(self, use: str, out: Folder, images: int) -> tuple[inference_tasks.InferenceJob, IndexWriter]:
         views = self.views if use == "training" and not self.config.streams else None
         copies = (self.config.views or 1) if views else 1
         job = {"pass": use}
         chosen = (image for image in self.images if self._use(image) == use)
-        index = Index.start(out, chosen, _BATCH, job, copies)
-        index.finish()
+        writer = IndexWriter.start(out, chosen, _BATCH, job, copies)
+        writer.finish()
         provenance = self.origin.frozen.provenance
         if not self._only_looks(use):
             row_bytes = np.dtype(provenance.store).itemsize * math.prod(self.origin.feature_shape) * copies
-            holdout.check_memory(index.images, row_bytes, self.uri)
-        return inference_tasks.InferenceJob(
+            holdout.check_memory(writer.index.images, row_bytes, self.uri)
+        inference_job = inference_tasks.InferenceJob(
             root=self.images.root,
-            index=index,
+            index=writer.index,
             out=out,
             settings=self.config,
             image_size=_LOOK if self._only_looks(use) else provenance.image_size,
@@ -130,6 +131,7 @@ class FeatureCache:
             views=views,
             copies=copies,
         )
+        return inference_job, writer
 
 
 def _rows(done: inference_tasks.InferenceJob) -> Rows:
