@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -61,3 +62,29 @@ def test_every_room_has_its_floor():
 
 def test_no_module_imports_itself_by_way_of_others():
     TopologicalSorter(IMPORTS).prepare()  # Raises a CycleError that names the modules.
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """The private names that a module imports, or uses of an object, without defining them itself."""
+    used, own = set(), {"_asdict", "_fields", "_replace"}  # Of named tuples they are public.
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            used |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.Attribute):
+            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if of_itself else used).add(node.attr)
+    return {name for name in used - own if re.fullmatch(r"_[a-z]\w*|__reduce__|src|v2", name)}
+
+
+def test_only_one_module_uses_private_names():
+    found = {
+        str(path.relative_to(PACKAGE)): names
+        for path in PACKAGE.rglob("*.py")
+        if (names := private_names(ast.parse(path.read_text())))
+    }
+    assert found.pop("core/private.py") >= {"_flatten_layers", "_private", "v2", "__reduce__"}
+    assert found == {}

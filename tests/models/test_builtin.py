@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 
 from tlray.core.config import NetworkConfig
+from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.images.decoder import decode
 from tlray.models import registry
 from tlray.models.compiled import compile_network
 from tlray.models.frozen import FrozenPart
+from tlray.models.interfaces import Backbone
+from tlray.models.layers import cut_before
 
 RNG = np.random.default_rng(0)
 
@@ -194,3 +197,66 @@ def test_a_head_is_the_published_one(keras, name, shape, classes):
     assert [described(layer) for layer in model.layers] == [("Flatten",), *hidden, output]
     assert model.input_shape == (None, *shape)
     assert model.output_shape == (None, output[1])
+
+
+class Branched(Backbone):
+    """A stem, two paths that are joined, and an operation that is no layer."""
+
+    name = "branched"
+    image_size = 8
+    cuts = ("stem",)
+
+    def build(self, image_size: int):
+        import keras
+
+        layers = keras.layers
+        pixels = keras.Input((image_size, image_size, 3), name="pixels")
+        stem = layers.Conv2D(3, 3, padding="same", name="stem")(pixels)
+        joined = layers.Add(name="join")([stem, layers.ReLU(name="relu")(stem)])
+        flipped = keras.ops.flip(layers.ReLU(name="after_join")(joined), axis=-1)
+        return keras.Model(pixels, layers.Flatten(name="after_flip")(flipped))
+
+    def preprocess(self, pixels):
+        return pixels
+
+
+class Stack(Branched):
+    """A `keras.Sequential`, which does not list the layer of its input."""
+
+    def build(self, image_size: int):
+        import keras
+
+        layers = keras.layers
+        first, second = layers.ReLU(name="first"), layers.ReLU(name="second")
+        return keras.Sequential([keras.Input((image_size, image_size, 3)), first, second])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "layer", "cut"),
+    [
+        (Branched(), "input", "input"),
+        (Branched(), "pixels", "input"),
+        (Branched(), "stem", "input"),
+        (Branched(), "relu", "stem"),
+        (Branched(), "after_join", "join"),
+        (Stack(), "first", "input"),
+        (Stack(), "second", "first"),
+    ],
+)
+def test_training_from_a_layer_cuts_after_the_one_before_it(backbone, layer, cut):
+    assert cut_before(backbone, layer) == cut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("join", "branched cannot be split before join, which joins 2 paths"),
+        ("after_flip", "branched cannot be split before after_flip, which follows on no layer with a name"),
+        ("steam", "unknown layer of branched 'steam': did you mean stem?"),
+    ],
+)
+def test_training_from_a_layer_that_follows_on_no_single_one_is_refused(layer, message):
+    with pytest.raises(UserError, match=message):
+        cut_before(Branched(), layer)

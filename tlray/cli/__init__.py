@@ -26,6 +26,7 @@ from tlray.cli import (
     verify,
 )
 from tlray.cli.help import Command, Group
+from tlray.core import private
 
 app = typer.Typer(
     name="tlray",
@@ -81,7 +82,7 @@ def main() -> None:
         gc.freeze()  # Or Python, as it ends, looks for garbage in all of Ray: a fifth of a second.
         sys.exit(status)
     except typer.TyperException as error:
-        error.show()  # type: ignore[attr-defined]
+        private.show(error)
         if "--json" in sys.argv:
             print(json.dumps({"error": error.format_message(), "exit_status": error.exit_code}))
         sys.exit(error.exit_code)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tlray.core import private
 from tlray.core.errors import JobError, UserError, unknown
 from tlray.core.runtime import importing
 
@@ -108,8 +109,7 @@ class Jobs:
                 raise UserError(f"--address {address}: expected the dashboard's, as in http://HEAD:8265")
             os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would prefer RAY_ADDRESS to an argument.
         if not logging.getLogger("tlray").isEnabledFor(logging.DEBUG):
-            for module in ("dashboard_sdk", "job.sdk"):
-                logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
+            private.silence_job_client()
         where = address or "the address of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or on this machine"
         try:
             self._client = JobSubmissionClient(address)

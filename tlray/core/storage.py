@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pyarrow import fs
 
+from tlray.core import private
 from tlray.core.errors import UserError
 
 _RETRIES = 8
@@ -225,5 +226,4 @@ def _patient(filesystem: fs.FileSystem) -> fs.FileSystem:
     """The same file system, if it is S3 with `_RETRIES`."""
     if filesystem.type_name != "s3":
         return filesystem
-    make, (options,) = filesystem.__reduce__()
-    return make(options | {"retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=_RETRIES)})
+    return private.with_retries(filesystem, _RETRIES)

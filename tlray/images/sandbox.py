@@ -19,6 +19,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
+from tlray.core import private
 from tlray.core.errors import JobError
 from tlray.images.bad_image import BadImage
 
@@ -43,18 +44,11 @@ class Run(Protocol):
 @contextmanager
 def in_task() -> Iterator[Run]:
     """The way to decode in a Ray task that Ray tries again if its process ends."""
-    if _attempt() == 0:
+    if private.task_attempt() == 0:
         yield in_time
         return
     with DecoderProcess() as run:
         yield run
-
-
-def _attempt() -> int:
-    """How often Ray has tried this task before."""
-    from ray._private.worker import global_worker  # It has no public name.
-
-    return int(global_worker.core_worker.get_current_task_attempt_number())
 
 
 def in_time(function: Callable[[bytes], Result], data: bytes) -> Result:

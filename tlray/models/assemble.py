@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tlray.core import private
 from tlray.core.errors import UserError
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head
@@ -45,7 +46,7 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
         raise UserError(
             f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
         ) from error
-    for layer in made._flatten_layers():
+    for layer in private.flatten_layers(made):
         if not type(layer).__module__.startswith("keras."):
             raise UserError(
                 f"head {head.name!r} uses a layer of its own, {type(layer).__name__}, without which its "

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tlray.core import private
 from tlray.core.errors import UserError, unknown
 from tlray.core.runtime import prepare_keras
 from tlray.models.interfaces import Backbone
-
-if TYPE_CHECKING:
-    import keras
-
 
 if TYPE_CHECKING:
     import keras
@@ -30,7 +27,7 @@ def check_cut(backbone: Backbone, cut: str) -> None:
     Only a layer that the backbone does not list as a good cut costs the building of the network.
     """
     if cut != INPUT and cut not in backbone.cuts:
-        _layer(backbone, cut)
+        _network_with(backbone, cut)
 
 
 def cut_before(backbone: Backbone, layer: str) -> str:
@@ -41,9 +38,10 @@ def cut_before(backbone: Backbone, layer: str) -> str:
     """
     if layer == INPUT:
         return INPUT
-    found = _layer(backbone, layer)
+    network = _network_with(backbone, layer)
     import keras
 
+    found = network.get_layer(layer)
     if isinstance(found, keras.layers.InputLayer):
         return INPUT
     above = found.input
@@ -52,21 +50,25 @@ def cut_before(backbone: Backbone, layer: str) -> str:
             f"{backbone.name} cannot be split before {layer}, which joins {len(above)} paths: "
             f"choose a layer after one of {', '.join(backbone.cuts)}"
         )
-    producer = above._keras_history.operation
-    if not isinstance(producer, keras.Layer):
+    if above is network.inputs[0]:
+        return INPUT
+    producers = [other.name for other in network.layers if other.output is above]
+    if not producers:
         raise UserError(
             f"{backbone.name} cannot be split before {layer}, which follows on no layer with a name of its "
             f"own: choose a layer after one of {', '.join(backbone.cuts)}, or {INPUT}"
         )
-    return INPUT if isinstance(producer, keras.layers.InputLayer) else str(producer.name)
+    return str(producers[0])
 
 
-def _layer(backbone: Backbone, name: str) -> keras.Layer:
+def _network_with(backbone: Backbone, name: str) -> keras.Model:
+    """The whole network. Raises UserError if it has no layer of that name."""
     prepare_keras(gpu=False)
-    layers = {layer.name: layer for layer in backbone.build(backbone.image_size).layers}
-    if name not in layers:
-        raise unknown(f"layer of {backbone.name}", name, [INPUT, *layers])
-    return layers[name]
+    network = backbone.build(backbone.image_size)
+    names = [layer.name for layer in network.layers]
+    if name not in names:
+        raise unknown(f"layer of {backbone.name}", name, [INPUT, *names])
+    return network
 
 
 def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int, end: str) -> Arrays:
@@ -84,7 +86,7 @@ def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int, end
     used = layers_up_to(backbone, end)
     trained = {layer.name: layer for layer in backbone_layers(model)}
     for layer in network.layers:
-        for leaf in layer._flatten_layers():
+        for leaf in private.flatten_layers(layer):
             if isinstance(leaf, keras.Model) or not leaf.weights:
                 continue
             if leaf.name in trained:
@@ -118,6 +120,6 @@ def backbone_layers(model: keras.Model) -> list[keras.Layer]:
         layer
         for network in inside
         if network.name not in ("frozen", "head", "classifier")
-        for layer in network._flatten_layers(include_self=False)
+        for layer in private.flatten_layers(network)
         if not isinstance(layer, keras.Model)
     ]

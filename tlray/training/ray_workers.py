@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,10 +13,10 @@ from typing import Any
 import ray
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Empty, Queue
 
 from tlray.cluster import nodes, session
+from tlray.core import private
 from tlray.core.errors import JobError, TlrayError, UserError
 from tlray.core.storage import Folder
 from tlray.training.view_stream import STREAM_CPUS
@@ -57,15 +58,10 @@ class RayWorker:
 
 
 class _TensorFlowBackend(Backend):
-    """Tells TensorFlow where the other workers are.
-
-    Ray's own TensorFlow backend also sets TF_USE_LEGACY_KERAS, which is not for Keras 3 (ray#64276).
-    """
+    """Tells TensorFlow where the other workers are."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        addresses = worker_group.execute(_free_address)
-        for rank in range(len(addresses)):
-            worker_group.execute_single(rank, _set_tf_config, addresses, rank)
+        private.exchange(worker_group, _free_address, _set_tf_config)
 
 
 class _TensorFlowConfig(BackendConfig):
@@ -75,9 +71,11 @@ class _TensorFlowConfig(BackendConfig):
 
 
 def _free_address() -> str:
-    from ray.train._internal.utils import get_address_and_port
-
-    address, port = get_address_and_port()
+    """An address of this node, with a port that is free now."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
@@ -150,7 +148,7 @@ def run(
                 return JobError(session.reason(error))
             raise
 
-    trainer = DataParallelTrainer(
+    trainer = private.data_parallel_trainer()(
         work,
         train_loop_config={"task": ray.put(task)},
         backend_config=_TensorFlowConfig(),
@@ -177,7 +175,7 @@ def run(
         epochs.shutdown(force=True)
 
 
-def _outcome(trainer: DataParallelTrainer, epochs: Queue, report: Report) -> Any:
+def _outcome(trainer: Any, epochs: Queue, report: Report) -> Any:
     """Wait for the end, passing reports on; errors as in `run`."""
     found: list[Any] = []
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlray.cluster import session
+from tlray.core import private
 from tlray.core.errors import UserError
 from tlray.models import registry
 
@@ -272,7 +273,7 @@ def exported(model: keras.Model, inputs: npt.NDArray[Any]) -> None:
 
 def foreign_layers(model: keras.Model) -> list[str]:
     """The classes of its layers that are not Keras' own."""
-    kinds = {type(layer) for layer in model._flatten_layers()}
+    kinds = {type(layer) for layer in private.flatten_layers(model)}
     return sorted(
         f"{kind.__module__}.{kind.__name__}" for kind in kinds if not kind.__module__.startswith("keras.")
     )

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from tlray.core import private
 from tlray.core.config import TrainConfig
 from tlray.training.worker import early_stopping
 
@@ -27,7 +28,7 @@ class State:
 
     @property
     def _variables(self) -> list[Any]:
-        return [*self.model.weights, *seeds(self.model), *self.model.optimizer.variables]
+        return [*self.model.weights, *private.seed_states(self.model), *self.model.optimizer.variables]
 
     def restore(self, checkpoint: str) -> None:
         """Go on from a checkpoint, of which a copy becomes the folder."""
@@ -63,8 +64,3 @@ def _write(path: Path, arrays: Sequence[npt.NDArray[Any]]) -> None:
 def _read(path: Path) -> list[npt.NDArray[Any]]:
     with np.load(path, allow_pickle=False) as file:
         return [file[name] for name in file.files]
-
-
-def seeds(model: keras.Model) -> list[Any]:
-    """The states of its dropout layers' random numbers."""
-    return [variable for variable in model.variables if "seed_generator_state" in variable.path]

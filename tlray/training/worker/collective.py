@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlray.core import private
+
 
 class AllReduce:
     """The sum of a tensor over all training workers; with one worker, the tensor."""
@@ -16,9 +18,7 @@ class AllReduce:
     def __init__(self, count: int) -> None:
         self.count = count
         self._calls = 0
-        # Only for the collective runtime it brings up from TF_CONFIG: Keras 3's fit does not
-        # work under this strategy (keras#20585), so nothing is built in its scope.
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else None
+        self._collectives = private.start_collectives() if count > 1 else None
 
     def sum(self, tensor: Any) -> Any:
         """Sum; every worker must call it equally often, inside a traced function. It has a gradient."""
@@ -33,33 +33,21 @@ class AllReduce:
 
     def _reduce(self, tensor: Any) -> Any:
         self._calls += 1
-        return tf.raw_ops.CollectiveReduceV2(
-            input=tensor,
-            group_size=self.count,
-            group_key=1,
-            instance_key=self._calls,
-            ordering_token=[],
-            merge_op="Add",
-            final_op="Id",
-        )
+        return private.sum_over_processes(tensor, self.count, self._calls)
 
 
 class SyncedModel(keras.Model):
     """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
 
     def share_statistics(self, all_reduce: AllReduce) -> None:
-        """Take the moments of a batch over all workers, as one worker would.
-
-        Keras' own `synchronized=True` needs a strategy's scope, under which its fit does not work
-        (keras#20585).
-        """
-        for layer in self._flatten_layers():
+        """Take the moments of a batch over all workers, as one worker would."""
+        for layer in private.flatten_layers(self):
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer._moments = self._moments(layer, all_reduce)
+                private.replace_moments(layer, self._moments(layer.axis, all_reduce))
 
-    def _moments(self, layer: Any, all_reduce: AllReduce) -> Callable[[Any, Any], tuple[Any, Any]]:
+    def _moments(self, axis: int, all_reduce: AllReduce) -> Callable[[Any, Any], tuple[Any, Any]]:
         def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
-            axes = layer._reduction_axes
+            axes = [other for other in range(len(inputs.shape)) if other != axis % len(inputs.shape)]
             real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
             counted = tf.broadcast_to(real, tf.shape(inputs))
             count = all_reduce.sum(tf.reduce_sum(counted, axes))

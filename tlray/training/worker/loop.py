@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tlray.core import private
 from tlray.core.config import TrainConfig
 from tlray.models.assemble import assemble, trained_part
 from tlray.models.model import NETWORK
 from tlray.training.view_stream import ViewStream
 from tlray.training.worker import early_stopping
 from tlray.training.worker.batches import GlobalBatches
-from tlray.training.worker.checkpoint import State, seeds
+from tlray.training.worker.checkpoint import State
 from tlray.training.worker.collective import AllReduce, SyncedModel, averaging
 from tlray.training.worker.dataset import Features, InMemory, Slices
 from tlray.training.worker.metrics import GlobalEpochs, RowMean
@@ -166,7 +167,7 @@ def _size(variables: Sequence[Any]) -> int:
 
 def _drop_differently(model: keras.Model, rank: int) -> None:
     """Give the dropout of each worker a seed of its own; the first worker keeps Keras'."""
-    for variable in seeds(model):
+    for variable in private.seed_states(model):
         seed, count = (int(value) for value in variable.numpy())
         variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlray.core import private
 from tlray.training.worker.collective import AllReduce
 
 
@@ -53,9 +54,7 @@ class GlobalEpochs(keras.callbacks.Callback):
     def _means(self) -> tuple[dict[str, float], bool]:
         """The metrics over all workers, and whether any of them finds that a checkpoint is due."""
         due = time.monotonic() - self.last >= self.checkpoint_seconds
-        state = np.array(
-            [*([metric.total.numpy(), metric.count.numpy()] for metric in self.metrics), [due, 0]], np.float64
-        )
+        state = np.array([*(private.weighted_sum(metric) for metric in self.metrics), (due, 0)], np.float64)
         *sums, (due_somewhere, _) = self._sum(tf.constant(state)).numpy()
         means = {
             metric.name.removeprefix("row_"): float(total / count)
