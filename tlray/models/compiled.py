@@ -16,7 +16,6 @@ from tlray.models.layers import backbone_layers
 if TYPE_CHECKING:
     import keras
 
-
 Network = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """A function from uint8 RGB pixels (batch, size, size, 3) to float32 features (batch, ...)."""
 

@@ -12,11 +12,7 @@ from tlray.core.config import NetworkConfig
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry, weights
-from tlray.models.compiled import (
-    Network,
-    chosen_precision,
-    compile_network,
-)
+from tlray.models.compiled import Network, chosen_precision, compile_network
 from tlray.models.interfaces import Backbone
 from tlray.models.layers import INPUT, Arrays, check_cut
 from tlray.models.provenance import Provenance

@@ -17,7 +17,7 @@ class KnownWeights:
     """Pretrained weights of a backbone, with the digest by which tlray verifies them on each use.
 
     Raises:
-        ValueError: both `sha256` and `file_hash` are given, or neither.
+        ValueError: neither or both of `sha256` and `file_hash` are given.
     """
 
     sha256: str = ""
@@ -47,14 +47,11 @@ class Backbone(ABC):
     minimum_size: ClassVar[int] = 1
     """Smallest side length of the input, in pixels, for which the network still has an output."""
     cuts: ClassVar[tuple[str, ...]]
-    """Names of the layers where the network can be cut in two, from the input to the output.
-
-    The last one must be the output layer; it is the default of `--cut`.
-    """
+    """Names of layers where the network can be cut, in order; the last is its output and the default cut."""
     reduced_precision: ClassVar[bool] = True
     """Whether `--precision auto` may choose bfloat16; False if bfloat16 is too inaccurate or not faster."""
     weights: ClassVar[Mapping[str, KnownWeights]] = {}
-    """Pretrained weights by name; the first are the default. Empty: random weights are the default."""
+    """Pretrained weights by name; the first entry is the default. Empty: random weights by default."""
 
     @abstractmethod
     def build(self, image_size: int) -> keras.Model:
@@ -85,8 +82,7 @@ class Backbone(ABC):
 class Head(ABC):
     """A classifier: it turns features into class probabilities.
 
-    Subclass it and register the class, whose constructor takes no arguments, as an entry point in the
-    group `tlray.heads`. Import Keras inside the methods, not at the top of the module.
+    Subclass it and register it like a `Backbone`, but in the entry-point group `tlray.heads`.
     """
 
     name: ClassVar[str]
@@ -119,8 +115,7 @@ class Head(ABC):
 class WeightsProvider(ABC):
     """A source of pretrained weights on this machine, such as a file inside an installed package.
 
-    Subclass it and register the class, whose constructor takes no arguments, as an entry point in the
-    group `tlray.weights`. Import Keras inside the methods, not at the top of the module.
+    Subclass it and register it like a `Backbone`, but in the entry-point group `tlray.weights`.
     """
 
     name: ClassVar[str]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
-from typing import Any, TypeVar
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
@@ -19,8 +19,6 @@ KINDS: dict[str, type[Any]] = {"backbones": Backbone, "heads": Head, "weights": 
 """The base class of the plugins in each entry-point group `tlray.<kind>`."""
 NOUNS = {"backbones": "backbone", "heads": "head", "weights": "weights"}
 """The word for one plugin of each kind."""
-
-P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,13 @@ def _invalid_attribute(plugin: Any) -> str:
     if isinstance(plugin, Backbone):
         cuts = plugin.cuts
         if not isinstance(cuts, tuple) or not cuts or not all(isinstance(cut, str) for cut in cuts):
-            return f"cuts is {cuts!r}, expected a tuple of layer names; write a single name as ('name',)"
+            return f"cuts is {cuts!r}, expected a tuple of layer names such as ('name',)"
         if not isinstance(plugin.weights, Mapping):
             return f"weights is {plugin.weights!r}, expected a dict from names to KnownWeights"
     if isinstance(plugin, WeightsProvider):
         offers = plugin.offers
         if not isinstance(offers, tuple) or not all(isinstance(x, tuple) and len(x) == 2 for x in offers):
-            return (
-                f"offers is {offers!r}, expected a tuple of pairs; write a single pair as "
-                "(('backbone', 'weights'),)"
-            )
+            return f"offers is {offers!r}, expected a tuple of pairs such as (('backbone', 'weights'),)"
     return ""
 
 

@@ -40,13 +40,11 @@ def packaged_file(package: str, version: str, file: str) -> Path:
         distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError as error:
         raise RuntimeError(
-            f"the weights are in the package {package} {version}, which is not installed here; "
-            f"install it: {install}"
+            f"the weights are in {package} {version}, which is not installed here; install it: {install}"
         ) from error
     if distribution.version != version:
         raise RuntimeError(
-            f"the weights are in {package} {version}, but {distribution.version} is installed; "
-            f"install {version}: {install}"
+            f"the weights are in {package} {version}, but {distribution.version} is installed; run {install}"
         )
     path = Path(str(distribution.locate_file(file)))
     if not path.is_file():
