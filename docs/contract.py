@@ -38,7 +38,7 @@ def rows(kind: str) -> Iterator[str]:
 
 def described(interface: type) -> Iterator[str]:
     """The name, the docstring, the attributes and the public methods of a class."""
-    yield f"### `{interface.__module__}.{interface.__name__}`"
+    yield f"### `tlray.{interface.__name__}`"
     yield from map(paragraph, inspect.cleandoc(interface.__doc__ or "").split("\n\n"))
     (tree,) = ast.parse(inspect.getsource(interface)).body
     assert isinstance(tree, ast.ClassDef)

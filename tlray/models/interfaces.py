@@ -47,7 +47,7 @@ class Backbone(ABC):
     minimum_size: ClassVar[int] = 1
     """Smallest side length of the input, in pixels, for which the network still has an output."""
     cuts: ClassVar[tuple[str, ...]]
-    """Names of layers where the network can be cut, in order; the last is its output and the default cut."""
+    """Layers where the network can be cut, in order; the last is the output layer and the default cut."""
     reduced_precision: ClassVar[bool] = True
     """Whether `--precision auto` may choose bfloat16; False if bfloat16 is too inaccurate or not faster."""
     weights: ClassVar[Mapping[str, KnownWeights]] = {}

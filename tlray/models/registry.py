@@ -51,7 +51,7 @@ class Plugin:
         if not isinstance(plugin, expected):
             raise UserError(
                 f"{label} is broken: {self.entry_point.value} is a {type(plugin).__name__}, "
-                f"expected a subclass of {expected.__module__}.{expected.__name__}"
+                f"expected a subclass of tlray.{expected.__name__}"
             )
         missing = [name for name in expected.__annotations__ if not hasattr(plugin, name)]
         if missing:
@@ -109,7 +109,7 @@ def _requirements(package: str) -> dict[str, SpecifierSet]:
 
 
 def installed(kind: str) -> list[Plugin]:
-    """Every installed plugin of one kind, sorted by name. Two packages may give the same name."""
+    """Every installed plugin of one kind, sorted by name. Two packages may use the same name."""
     points = entry_points(group=f"tlray.{kind}")
     plugins = [
         Plugin(kind, point.name, point.dist.name, point.dist.version, point) for point in points if point.dist
@@ -118,7 +118,7 @@ def installed(kind: str) -> list[Plugin]:
 
 
 def clashes(plugins: Iterable[Plugin]) -> dict[str, str]:
-    """The error message for each name that more than one package gives to a plugin."""
+    """The error message for each plugin name that more than one package uses."""
     packages: dict[str, list[str]] = {}
     for plugin in plugins:
         packages.setdefault(plugin.name, []).append(f"{plugin.package} {plugin.version}")
@@ -133,7 +133,7 @@ def find(kind: str, name: str) -> Plugin:
     """Return the plugin of that kind and name.
 
     Raises:
-        UserError: no plugin has the name (the message suggests similar ones), or two packages give it.
+        UserError: no plugin has the name (the message suggests similar ones), or two packages use it.
     """
     plugins = installed(kind)
     matches = [plugin for plugin in plugins if plugin.name == name]
@@ -162,7 +162,7 @@ def weights_providers() -> Iterator[WeightsProvider]:
     `tlray plugins list` shows why a provider is broken.
 
     Raises:
-        UserError: two packages give the same name to a provider.
+        UserError: two packages use the same name for a provider.
     """
     plugins = installed("weights")
     for message in clashes(plugins).values():

@@ -240,7 +240,7 @@ def weights_here(backbone: Backbone) -> list[str]:
     """The names of the weights that need no download: they are in the Keras cache or a provider has them.
 
     Raises:
-        UserError: two packages give the same name to a provider.
+        UserError: two packages use the same name for a provider.
     """
     offered = {pair for provider in weights_providers() for pair in provider.offers}
     return [

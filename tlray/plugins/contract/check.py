@@ -31,7 +31,7 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 TOLERANCE = 1e-4
-"""The relative error up to which results count as equal; another order of additions causes some."""
+"""The largest relative error of equal results; the order of additions changes their last digits."""
 
 
 class Failed(AssertionError):  # noqa: N818 - named like the outcomes of pytest
