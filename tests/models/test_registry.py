@@ -179,7 +179,7 @@ def test_a_clash_with_a_built_in(package):
         ("class Other: pass", ["Top"]),
         ("class Top:\n    def __init__(self): raise OSError('no such file')", ["no such file"]),
         (GOOD.replace("class Top", "def Top(): raise ValueError('why')\nclass _Top"), ["why"]),
-        ("class Top:\n    name = 'top'", ["tlray.models.interfaces.Head"]),
+        ("class Top:\n    name = 'top'", ["expected a subclass of tlray.Head"]),
         (GOOD.replace("class Top(Head)", "class Top(Backbone)"), ["Top"]),
         (GOOD.replace("def build(self, feature_shape", "def built(self, feature_shape"), ["build"]),
         (GOOD.replace('name = "top"', 'name = "tip"'), ["tip", "top"]),

@@ -37,7 +37,7 @@ def failed(kind: str, name: str, last: str = "") -> dict[str, str]:
     found = {}
     for outcome in contract.run(kind, name, HERE):
         if outcome.state == "failed":
-            found[outcome.check] = outcome.why
+            found[outcome.check] = outcome.reason
         if outcome.check == last:
             break
     return found
@@ -122,12 +122,12 @@ MISTAKES = {
     "unknown layer": (
         [('("conv", "end")', '("conv1", "end")')],
         "has_cuts",
-        r"cuts names a layer that is not there: unknown layer 'conv1': did you mean conv\?",
+        r"cuts lists a layer that does not exist: unknown layer 'conv1': did you mean conv\?",
     ),
     "preprocessing in Python": (
         [("keras.layers.Rescaling(1 / 255)(pixels)", "np.asarray(pixels) / 255")],
         "preprocesses",
-        r"preprocess failed on the symbolic tensor .*must be made of Keras' layers and keras\.ops, not",
+        r"preprocess failed on a symbolic tensor .*: use Keras' layers and keras\.ops, not NumPy",
     ),
     "random layer in the frozen part": (
         [('name="drop")(x)', 'name="drop")(x, training=True)')],
@@ -136,13 +136,13 @@ MISTAKES = {
     ),
     "moving batch statistics": (
         [('name="norm")(x)', 'name="norm")(x, training=True)')],
-        "stays",
-        r"norm/moving_mean, norm/moving_variance moved in inference: do not call batch normalisation",
+        "keeps_weights",
+        r"norm/moving_mean, norm/moving_variance changed in inference: call no layer, such as batch norm",
     ),
     "a layer that cannot be saved": (
         [("    def build(", OWN_LAYER)],
         "saves",
-        r"layers of its own, bad_plugins\.Scale: a model with it would not load without this package",
+        r"its own layer classes bad_plugins\.Scale, so a saved model would not load without this package",
     ),
     "a lambda": (
         [('layers.Dropout(0.5, name="drop")', 'layers.Lambda(lambda x: x * 2, name="drop")')],
@@ -151,23 +151,23 @@ MISTAKES = {
     ),
     "wrong digest": (
         [("cuts =", f"{WEIGHTS}\n    cuts =")],
-        "knows_weights",
+        "matches_digests",
         r"does not hold the 'known' weights of net: digest \w{16}\.\.\., expected 0{16}",
     ),
     "no name of a layer": (
         [('"same", name="conv")', '"same")'), ('("conv", "end")', '("end",)')],
         "names_layers",
-        r"the layer conv2d\w* is called conv2d\w* when it is built again: give every layer a name=",
+        r"the layer conv2d\w* is called conv2d\w* in another build: give it a name=",
     ),
     "it ends after its last cut": (
         [('("conv", "end")', '("conv", "norm")')],
         "has_cuts",
-        r"the last cut, norm, is not the end of the network, end: name that as the last cut",
+        r"the last cut is norm, but the output layer is end: append end to cuts",
     ),
     "a way around a cut": (
         [('name="drop")(x)', 'name="drop")(layers.Concatenate(name="both")([x, pixels]))')],
         "rejoins",
-        r"it cannot be split at the cut conv: other paths lead around it; leave it out of cuts",
+        r"the network cannot be split at conv: later layers use earlier ones; remove it from cuts",
     ),
     "a download": (
         [
@@ -177,17 +177,17 @@ MISTAKES = {
             )
         ],
         "builds",
-        r"build\(16\) reached for a file or the network .*: it must build without weights",
+        r"build\(16\) used a file or the network .*: build the network without weights",
     ),
     "one size only": (
         [("GlobalAveragePooling2D(", "Dense(2, name='d')(layers.Flatten()(x)); x = layers.Identity(")],
         "builds",
-        r"the shapes of its weights depend on the image size: say minimum_size = 16",
+        r"the shapes of the weights depend on the image size: set minimum_size = 16",
     ),
     "no smallest size": (
         [('padding="same", name="conv"', 'name="conv"')],
         "builds",
-        r"build\(1\) failed: ValueError: .*; if it takes no images so small, raise minimum_size",
+        r"build\(1\) failed: ValueError: .*; if this image size is too small, raise minimum_size",
     ),
     "it ends the process": (
         [("        layers = keras.layers\n", "        raise SystemExit(3)\n")],
@@ -197,7 +197,7 @@ MISTAKES = {
     "a heavy import": (
         [("import numpy", "import torch\nimport numpy")],
         "loads",
-        r"its module imports torch",
+        r"the module imports torch",
     ),
     "one string for cuts": ([('("conv", "end")', '"end"')], "loads", r"cuts is 'end', expected a tuple"),
 }
@@ -218,7 +218,7 @@ def test_a_mistake_in_a_backbone(package, how):
     assert check in found, found
 
     assert re.search(sentence, found.pop(check)), found
-    assert set(found) <= ({"repeats"} if check == "stays" else set())
+    assert set(found) <= ({"repeats"} if check == "keeps_weights" else set())
 
 
 @pytest.mark.slow
@@ -229,8 +229,12 @@ def test_without_a_mistake_nothing_fails(package):
 
 
 HEAD_MISTAKES = {
-    "no probabilities": ('layers.Dense(classes, "softmax")', "layers.Dense(classes)", "says_probabilities"),
-    "not one": ('layers.Dense(classes, "softmax")', 'layers.Dense(classes, "sigmoid")', "says_probabilities"),
+    "no probabilities": ('layers.Dense(classes, "softmax")', "layers.Dense(classes)", "gives_probabilities"),
+    "not one": (
+        'layers.Dense(classes, "softmax")',
+        'layers.Dense(classes, "sigmoid")',
+        "gives_probabilities",
+    ),
     "wrong width": ('layers.Dense(classes, "softmax")', 'layers.Dense(7, "softmax")', "builds"),
     "unknown loss": ('name = "top"', 'name = "top"; loss = "no_such"', "declares"),
 }
@@ -249,7 +253,7 @@ STORE_MISTAKES = {
         'return folder / "a.npz"',
         "return None",
         "provides",
-        "offers net/known, but provides None",
+        "offers has net/known, but provide returned None",
     ),
     "no file": (
         'return folder / "a.npz"',
@@ -258,9 +262,9 @@ STORE_MISTAKES = {
         "expected the path of",
     ),
     "no pairs": ('(("net", "known"),)', '("net", "known")', "loads", "expected a tuple of pairs"),
-    "whatever": ("not in self.offers", "is None", "knows_only_its_own", "return None unless"),
-    "unknown to it": (WEIGHTS, "", "provides_the_right_ones", "but net knows no weights"),
-    "wrong digest": ("", "", "provides_the_right_ones", "expected 0000000000000000..."),
+    "whatever": ("not in self.offers", "is None", "declines_others", "return None unless"),
+    "unknown to it": (WEIGHTS, "", "matches_digests", "but net declares none"),
+    "wrong digest": ("", "", "matches_digests", "expected 0000000000000000..."),
 }
 
 
@@ -271,7 +275,7 @@ def test_a_mistake_in_a_weights_provider(package, how):
     package("bad-plugins", source, backbones={"net": "Net"}, weights={"store": "Store"})
     found = failed("weights", "store")
     assert sentence in found.pop(check, ""), found
-    assert set(found) <= {"provides_the_right_ones"}
+    assert set(found) <= {"matches_digests"}
 
 
 # The command
@@ -288,7 +292,7 @@ def test_a_clash_of_names(package):
         package(one, NET, backbones={"net": "Net"})
     text = check("net")
     assert "FAILED   loads: two packages provide a plugin 'net': one-plugins 1.0 and two-plugins 1.0" in text
-    assert "skipped  builds: needs loads" in text
+    assert "skipped  builds: loads failed" in text
     assert text.count("FAILED") == 1
 
 
@@ -357,9 +361,9 @@ def test_new_packages_install_and_keep_the_contract_unedited(folder, monkeypatch
         ("class", "backbone", "small letters"),
         ("", "head", "small letters"),
         ("net", "network", "backbone, head, weights"),
-        ("vgg16", "backbone", "vgg16' already, of tlray"),
-        ("numpy", "head", "module numpy already"),
-        ("there", "head", "exists already"),
+        ("vgg16", "backbone", "tlray already provides the backbone 'vgg16'"),
+        ("numpy", "head", "module numpy already exists"),
+        ("there", "head", "already exists"),
     ],
 )
 def test_what_cannot_be_made(folder, name, kind, words):

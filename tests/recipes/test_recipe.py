@@ -386,7 +386,7 @@ def test_a_stage_stands_for_a_command_line(name):
             expected = vars(stage.config).copy()
             if hasattr(stage.config, "monitor"):
                 monitor = expected.pop("monitor")
-                said = "" if monitor == "val_loss" else f"monitor = {monitor}, which is no option"
+                said = "" if monitor == "val_loss" else f"monitor = {monitor}, which has no option"
                 assert only_here == said
             assert {field: context.params[field] for field in expected} == expected
 
@@ -425,11 +425,15 @@ MISTAKES = [
     ('command = "fit"', 'command = "fitt"', ["stage model", "'fitt'", "extract, fit, finetune"]),
     ('command = "fit"', 'command = ["fit"]', ["stage model", "['fit']", "extract, fit, finetune"]),
     ('features = "features"', "", ["stage model", "features is missing", "(features)"]),
-    ('features = "features"', 'features = "tuned"', ['"tuned" is made by no earlier stage', "(features)"]),
-    ('features = "features"', 'features = "IMAGES"', ['"IMAGES" is made by no earlier stage']),
-    ('features = "features"', "features = 1", ['"1" is made by no earlier stage']),
-    ('model = "model"', 'model = "features"', ["stage tuned", '"features" is made by extract', "(model)"]),
-    ('model = "model"', 'images = "model"', ['"model" is made by fit', "(features, IMAGES)"]),
+    ('features = "features"', 'features = "tuned"', ['"tuned" is not an earlier stage', "(features)"]),
+    ('features = "features"', 'features = "IMAGES"', ['"IMAGES" is not an earlier stage']),
+    ('features = "features"', "features = 1", ['"1" is not an earlier stage']),
+    (
+        'model = "model"',
+        'model = "features"',
+        ["stage tuned", '"features" is the output of extract', "(model)"],
+    ),
+    ('model = "model"', 'images = "model"', ['"model" is the output of fit', "(features) or IMAGES"]),
     ('[stages.model]\ncommand = "fit"', '[stages.model]\nimages = "x"\ncommand = "fit"', ["'images'"]),
     ("image-size = 64", 'image-size = "64"', ["stage features", "image-size = '64'", "a whole number"]),
     ("image-size = 64", "image-size = 64.5", ["image-size = 64.5", "a whole number"]),
@@ -445,8 +449,8 @@ MISTAKES = [
     ("decay = 0.001", "decay = -1", ["stage model", "--decay -1", "rate of 0 or more"]),
     ("[stages.model]", "[stages.'../model']", ["'../model'", "letters, digits"]),
     ("[stages.model]", "[stages.IMAGES]", ["'IMAGES'", "letters, digits"]),
-    ("[stages.model]", "[stages.features]", ["no TOML", "line"]),
-    ("epochs = 3", "epochs = ", ["no TOML", "line 13"]),
+    ("[stages.model]", "[stages.features]", ["not valid TOML", "line"]),
+    ("epochs = 3", "epochs = ", ["not valid TOML", "line 13"]),
     (MINE, "", ["title is missing"]),
     (MINE, 'title = "x"\ncommand = "y"', ["no stages", "[stages.features]"]),
     (MINE, 'title = "x"\ncommand = "y"\nstages = 3', ["no stages"]),
@@ -467,7 +471,7 @@ def test_a_mistake_in_a_recipe(here, old, new, words):
 
 def test_an_unknown_recipe():
     assert "did you mean vgg16-features" in mistake("run", "vgg16-feature", "images", "--out", "out")
-    assert "'other.toml' is not there" in mistake("run", "other.toml", "images", "--out", "out")
+    assert "'other.toml' does not exist" in mistake("run", "other.toml", "images", "--out", "out")
     assert "did you mean simple-nn" in mistake("recipes", "show", "simple-n")
 
 
@@ -561,7 +565,7 @@ BAD_SETS = [
     ("epochs=0", ["--epochs 0", "more than 0"]),
     ("features.precision=half", ["'half'", "auto, float32, bfloat16 or float16"]),
     ("model.features=", ["stage model", "features is missing"]),
-    ("model.features=x", ["made by no earlier stage"]),
+    ("model.features=x", ["is not an earlier stage"]),
 ]
 
 
@@ -677,7 +681,9 @@ def test_run_again(here, calls):
 def test_predictions_of_a_model_that_is_gone(here, calls):
     recipe.run("mine.toml", "images", "out")
     calls.clear()
-    with pytest.raises(UserError, match=r"out/predictions\.parquet is there, but the model out/tuned"):
+    with pytest.raises(
+        UserError, match=r"out/predictions\.parquet exists, but out/tuned, the model that made it, does not"
+    ):
         recipe.run("mine.toml", "images", "out")
     assert calls == []
 
@@ -796,7 +802,7 @@ def test_the_results_do_not_go_among_the_images(calls):
 
 
 def test_a_split_of_images_that_are_split(calls):
-    with pytest.raises(UserError, match=r"images has splits already \(test\):\n.*--set features\.split="):
+    with pytest.raises(UserError, match=r"images already has splits \(test\):\n.*--set features\.split="):
         recipe.run("mine.toml", "images", "out", ["features.split=0.8"])
     assert calls == []
 

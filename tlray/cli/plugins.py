@@ -94,14 +94,14 @@ def _check(name: _Name, run: OnRay) -> Result:
 
     from tlray.models import registry
     from tlray.plugins import contract
-    from tlray.plugins.contract.check import Elsewhere
+    from tlray.plugins.contract.check import FreshProcess
 
     debug = logging.getLogger("tlray").isEnabledFor(logging.DEBUG)
     rows: list[dict[str, Any]] = []
-    with Elsewhere(run.address) as elsewhere:
+    with FreshProcess(run.address) as process:
         for plugin in _named(name):
             kind = registry.NOUNS[plugin.kind]
-            for outcome in contract.run(plugin.kind, name, elsewhere):
+            for outcome in contract.run(plugin.kind, name, process):
                 print(outcome, file=sys.stderr, flush=True)
                 if debug and outcome.error is not None:
                     traceback.print_exception(outcome.error)
@@ -152,13 +152,13 @@ def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
 def _built(backbone: Any) -> dict[str, Any]:
     """What only the built network knows."""
     from tlray.core.runtime import prepare_keras
-    from tlray.plugins.contract.check import line
+    from tlray.plugins.contract.check import summary
 
     prepare_keras(gpu=False)
     try:
         network = backbone.build(backbone.image_size)
     except Exception as error:
-        return {"broken": f"build({backbone.image_size}) failed: {type(error).__name__}: {line(error)}"}
+        return {"broken": f"build({backbone.image_size}) failed: {type(error).__name__}: {summary(error)}"}
     return {"parameters": network.count_params(), "features": list(network.output_shape[1:])}
 
 

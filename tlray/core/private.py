@@ -1,7 +1,7 @@
 """Everything tlray uses of other packages that is private, or that their documentation does not name.
 
-`tests/core/test_private.py` calls each function here and checks what it does; `tests/test_layout.py` checks that
-no other module uses a private name. `pyproject.toml` allows no later minor version of Ray, Keras and
+`tests/core/test_private.py` calls each function here and checks what it does; `tests/test_layout.py` checks
+that no other module uses a private name. `pyproject.toml` allows no later minor version of Ray, Keras and
 TensorFlow than those with which these tests have passed.
 
 Ray also reads some environment variables that its documentation does not name. `cluster.session` sets them

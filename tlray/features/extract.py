@@ -80,7 +80,6 @@ def extract(
     source = Images.open(images).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
-    listing = listing_for(folder, source)
     ahead = not folder.is_file(MANIFEST)
     if ahead:
         session.import_ahead(address)
@@ -93,6 +92,7 @@ def extract(
         max_pixels=config.max_pixels,
         provenance=frozen.provenance.identity(),
     )
+    listing = listing_for(folder, source)
     with folder.locked():
         with session.connect(address, ahead=ahead) as connected:
             writer = IndexWriter.start(folder, listing, config.batch_size, job.to_json(), extend=extend)

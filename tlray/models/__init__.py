@@ -1,1 +1,1 @@
-"""Networks: backbones, heads and weights, where a network is cut, and the folder of a trained model."""
+"""Backbones, heads and their weights, cutting a network in two, and the folder of a trained model."""

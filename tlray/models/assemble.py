@@ -1,4 +1,4 @@
-"""The trained part of a network, and the whole of frozen and trained part as one Keras model."""
+"""Builds the trained part of a network and joins it with the frozen part into one Keras model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def trained_part(frozen: FrozenPart, end: str, head: Head, classes: int) -> keras.Model:
-    """What is trained: "tail", the backbone from the cut to `end`, if that is not the cut, and "classifier".
+    """Build the model "trained", from features at the cut, float32 (batch, *shape), to the head's output.
 
-    Takes features at the cut, float32 (batch, *shape), to the output of the head.
+    It consists of "tail", the backbone from the cut to `end`, if any, and "classifier".
 
     Raises:
-        UserError: the network cannot be cut there, or the head does not fit it or the classes.
+        UserError: the network cannot be cut there, or the head does not fit the features or the classes.
     """
     import keras
 
@@ -32,10 +32,10 @@ def trained_part(frozen: FrozenPart, end: str, head: Head, classes: int) -> kera
 
 
 def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> keras.Model:
-    """Build a head, as the model "classifier", and check what the plugin made.
+    """Build a head as the model "classifier", and check the model that the plugin returns.
 
     Raises:
-        UserError: it does not fit the features or the classes.
+        UserError: the head does not fit the features or the classes, or uses other layers than Keras' own.
     """
     import keras
 
@@ -49,8 +49,8 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
     for layer in private.flatten_layers(made):
         if not type(layer).__module__.startswith("keras."):
             raise UserError(
-                f"head {head.name!r} uses a layer of its own, {type(layer).__name__}, without which its "
-                "model would not load: use Keras' layers and keras.ops"
+                f"head {head.name!r} uses its own layer class {type(layer).__name__}, so its model would not "
+                "load without the plugin: use Keras' layers and keras.ops"
             )
     width = made.output_shape[-1]
     if len(made.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
@@ -62,11 +62,11 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
 
 
 def assemble(frozen: FrozenPart, trained: keras.Model) -> keras.Model:
-    """The whole network, made of Keras' own layers only: "resize", "frozen", "head".
+    """Join the layers "resize", "frozen" and "head" into the whole network, which needs no code but Keras.
 
-    Its input is "image", uint8 RGB (batch, height, width, 3) of any size; its output is
-    (batch, classes) probabilities. "head" takes features to the same probabilities: it holds "tail",
-    if anything of the backbone was trained, and "classifier".
+    It turns "image", uint8 RGB (batch, height, width, 3) of any size, into probabilities
+    (batch, classes). The layer "head" turns features into the same probabilities: it holds "tail",
+    if a part of the backbone was trained, and "classifier".
     """
     import keras
 
@@ -78,10 +78,10 @@ def assemble(frozen: FrozenPart, trained: keras.Model) -> keras.Model:
         probabilities = keras.ops.concatenate([1 - probabilities, probabilities], axis=-1)
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
     size = frozen.provenance.image_size
-    # As Pillow's bilinear filter, which extraction uses: antialiased, to whole numbers.
+    # Extraction resizes with Pillow's bilinear filter, which is antialiased and rounds; this does the same.
     resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name="resize")
     whole = keras.Model(features, probabilities, name="head")
-    # Resizing's own default is training=True, which Keras hands on to all layers after it when the model is
-    # called, or exported, without `training`: dropout would then be at work.
+    # Resizing's default is training=True. Keras passes it on to all later layers when the model is called or
+    # exported without `training`, and dropout would then drop values in inference.
     resized = resize(image, training=False)
     return keras.Model(image, whole(frozen.build()(resized)), name="tlray")

@@ -1,4 +1,4 @@
-"""A network as a function on pixels, compiled for a precision."""
+"""Compiles a Keras model into a fast function from pixels to features or probabilities."""
 
 from __future__ import annotations
 
@@ -16,40 +16,39 @@ from tlray.models.layers import backbone_layers
 if TYPE_CHECKING:
     import keras
 
-
 Network = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""From RGB pixels (rows, size, size, 3) to one row of features each."""
+"""A function from uint8 RGB pixels (batch, size, size, 3) to float32 features (batch, ...)."""
 
 
 def chosen_precision(backbone: Backbone, asked: str) -> str:
-    """What a backbone computes in, where `asked` may be "auto"."""
+    """Return the precision of a backbone; `asked` is a precision or "auto"."""
     if asked != "auto":
         return asked
     return fastest_precision() if backbone.reduced_precision else "float32"
 
 
 def fastest_precision() -> str:
-    """The fastest precision that this machine computes natively: "bfloat16" or "float32"."""
+    """Return the fastest precision that this machine computes natively: "bfloat16" or "float32"."""
     try:
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        if found.strip():
-            return "bfloat16" if all(float(line) >= 8.0 for line in found.split()) else "float32"
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        if output.strip():
+            return "bfloat16" if all(float(line) >= 8.0 for line in output.split()) else "float32"
     except (OSError, subprocess.SubprocessError, ValueError):
-        pass  # No NVIDIA GPU: the CPU decides.
+        pass  # Without an NVIDIA GPU, the CPU decides.
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def compile_network(model: keras.Model, image_size: int, precision: str) -> Network:
-    """The function that runs a model on uint8 pixels, in inference mode, at full speed.
+    """Compile a model into a function that runs it in inference mode.
 
     Args:
-        model: takes pixels (batch, image_size, image_size, 3); its weights stay float32.
-        image_size: in pixels.
-        precision: "float32", "bfloat16" or "float16": what the backbone computes in, after its first
-            layer with weights.
+        model: a model that takes pixels (batch, image_size, image_size, 3); its weights stay float32.
+        image_size: the side length of the images, in pixels.
+        precision: "float32", "bfloat16" or "float16"; the layers of the backbone use it, except those up
+            to the first layer with weights.
     """
     import keras
     import tensorflow as tf
@@ -57,14 +56,14 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
     if precision != "float32":
         policy = keras.DTypePolicy(f"mixed_{precision}")
         layers = backbone_layers(model)
-        # What sees the pixels keeps float32: bfloat16 has no room for their 256 values. That
-        # halves the error of VGG16's features and costs one hundredth of the speed.
-        first = next((place for place, layer in enumerate(layers) if layer.weights), len(layers))
+        # The first layer with weights keeps float32, because bfloat16 is too coarse for pixel values. This
+        # halves the error of VGG16's features and costs 1 % of the speed.
+        first = next((number for number, layer in enumerate(layers) if layer.weights), len(layers))
         for layer in layers[first + 1 :]:
             layer.dtype_policy = policy
 
     @tf.function(
-        autograph=False,  # Its conversion would leave a file in the temporary folder.
+        autograph=False,  # AutoGraph would leave a file in the temporary folder.
         input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.uint8)],
         jit_compile=False,
     )

@@ -1,4 +1,4 @@
-"""The frozen part of a network: built from a backbone, cut, compiled for the precision asked for."""
+"""The frozen part of a network: the backbone from the pixels to the cut, with its weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from tlray.core.config import NetworkConfig
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
 from tlray.models import registry, weights
-from tlray.models.compiled import (
-    Network,
-    chosen_precision,
-    compile_network,
-)
+from tlray.models.compiled import Network, chosen_precision, compile_network
 from tlray.models.interfaces import Backbone
 from tlray.models.layers import INPUT, Arrays, check_cut
 from tlray.models.provenance import Provenance
@@ -25,12 +21,12 @@ if TYPE_CHECKING:
     import keras
 
 DEFAULT = "vgg16"
-"""The backbone that is used unless another is named."""
+"""The name of the backbone that is used unless the user chooses another."""
 
 
 @dataclass(frozen=True)
 class FrozenPart:
-    """The frozen part of a network, decided on in full; nothing is built yet."""
+    """A backbone, its weights and all settings of the frozen part; `build` makes the Keras model."""
 
     backbone: Backbone
     arrays: Arrays
@@ -38,14 +34,15 @@ class FrozenPart:
 
     @classmethod
     def decide(cls, config: NetworkConfig, seed: int = 0) -> FrozenPart:
-        """Find backbone and weights and check that they go with the rest.
+        """Load the backbone and its weights, fill in the defaults and check the settings.
 
         Args:
-            config: settings.
-            seed: of random weights.
+            config: the settings of the network; None stands for the default of the backbone.
+            seed: the seed of random weights.
 
         Raises:
-            UserError: an unknown or broken plugin, an unknown layer, or weights that are not to be had.
+            UserError: the plugin is unknown or broken, the cut names no layer, the image size is
+                too small, or the weights cannot be found.
         """
         plugin = registry.find("backbones", config.backbone or DEFAULT)
         backbone: Backbone = plugin.load()
@@ -57,44 +54,45 @@ class FrozenPart:
                 f"--image-size {size}: {backbone.name} needs at least {backbone.minimum_size} pixels"
             )
         name = config.weights or next(iter(backbone.weights), "none")
-        found = weights.resolve(backbone, name, registry.weights_providers(), seed)
+        resolved = weights.resolve(backbone, name, registry.weights_providers(), seed)
         provenance = Provenance(
             backbone=backbone.name,
             package=f"{plugin.package} {plugin.version}",
-            weights=found.name,
-            weights_sha256=found.sha256,
+            weights=resolved.name,
+            weights_sha256=resolved.sha256,
             cut=cut,
             preprocess=config.preprocess or "imagenet",
             image_size=size,
             precision=chosen_precision(backbone, config.precision),
             store=config.store,
         )
-        return cls(backbone, found.arrays, provenance)
+        return cls(backbone, resolved.arrays, provenance)
 
     @classmethod
     def of(cls, provenance: Provenance) -> FrozenPart:
-        """The frozen part that features were made with.
+        """Return the frozen part that made the features of that provenance.
 
         Raises:
-            UserError: this installation no longer has the same.
+            UserError: the installed plugins or the weights have changed since then.
         """
         frozen = cls.decide(NetworkConfig(**provenance.options()))
         if differences := frozen.provenance.differences(provenance):
             raise UserError(
-                f"the features were made with another network than is here: {'; '.join(differences)}"
+                f"the installed network is not the one that made the features: {'; '.join(differences)}; "
+                "install the package or weights that made them, or extract the features again"
             )
         return frozen
 
     def build(self) -> keras.Model:
-        """The network "frozen" from pixels (batch, size, size, 3), 0 to 255, to the output of the cut.
+        """Build the model "frozen", from float32 pixels (batch, size, size, 3), 0 to 255, to the cut.
 
         Raises:
-            UserError: the network cannot be built at this size, or the weights do not fit it.
+            UserError: the network cannot be built for this image size, or the weights do not fit it.
         """
         import keras
 
         size = self.provenance.image_size
-        pixels = keras.Input((size, size, 3), name="input_pixels")  # No backbone is called so.
+        pixels = keras.Input((size, size, 3), name="input_pixels")  # No backbone has this name.
         if self.provenance.preprocess == "imagenet":
             output = self.backbone.preprocess(pixels)
         elif self.provenance.preprocess == "rescale":
@@ -110,10 +108,10 @@ class FrozenPart:
         return frozen
 
     def build_tail(self, end: str) -> keras.Model | None:
-        """The network "tail", from the output of the cut to that of the layer `end`; None if that is the cut.
+        """Build the model "tail", from the cut to the output of the layer `end`; None if `end` is the cut.
 
         Raises:
-            UserError: what comes after the cut needs more than its output, or `end` comes before it.
+            UserError: `end` depends on other layers than the cut, or comes before it.
         """
         import keras
 
@@ -126,12 +124,12 @@ class FrozenPart:
             return keras.Model(start, whole.get_layer(end).output, name="tail")
         except ValueError as error:
             raise UserError(
-                f"{self.backbone.name} cannot be split at {cut}: other paths lead around it to {end}, or it "
-                f"comes later; it can be split at {', '.join(self.backbone.cuts)}"
+                f"{self.backbone.name} cannot be split at {cut}: {end} comes before it or also depends on "
+                f"earlier layers; it can be split at {', '.join(self.backbone.cuts)}"
             ) from error
 
     def network(self) -> keras.Model:
-        """The whole network of the backbone, from preprocessed pixels to its end; errors as of `build`."""
+        """Build the whole backbone, from preprocessed pixels to its last layer; raises as `build` does."""
         try:
             network = self.backbone.build(self.provenance.image_size)
             network.set_weights(self.arrays)
@@ -141,7 +139,7 @@ class FrozenPart:
         return network
 
     def loader(self) -> Callable[[], Network]:
-        """What loads the network in an actor; the weights travel in Ray's object store."""
+        """Return a function that builds the network in an actor. Ray's object store carries the weights."""
         import ray
 
         return partial(_load, self.backbone, ray.put(list(self.arrays)), self.provenance)

@@ -1,4 +1,4 @@
-"""What the author of a plugin subclasses: a backbone, a head, or a provider of weights."""
+"""The classes that a plugin author subclasses: a backbone, a head or a weights provider."""
 
 from __future__ import annotations
 
@@ -14,118 +14,129 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """Weights that a backbone knows by name, with the one digest that tells them from others.
+    """Pretrained weights of a backbone, with the digest by which tlray verifies them on each use.
 
     Raises:
-        ValueError: no digest, or both.
+        ValueError: neither or both of `sha256` and `file_hash` are given.
     """
 
     sha256: str = ""
-    """Of their arrays: see `tlray.models.weights.digest`. Wherever these come from, they are taken."""
+    """SHA-256 of the arrays, from `tlray.models.weights.digest`. Any file that holds them is accepted."""
     url: str = ""
-    """A Keras 2 `.h5` file; looked for in the Keras cache under its last part, and downloaded at last."""
+    """URL of a Keras 2 `.h5` file; tlray looks in the Keras cache and asks providers before a download."""
     file_hash: str = ""
-    """MD5 or SHA-256 of that file, in hexadecimal, if that is what is published. Only this file is taken."""
+    """MD5 or SHA-256 of the file at `url`, in hexadecimal. Only this exact file is accepted."""
 
     def __post_init__(self) -> None:
         if bool(self.sha256) == bool(self.file_hash):
-            raise ValueError("weights that have a name need either sha256 or file_hash")
+            raise ValueError("KnownWeights needs either sha256 or file_hash, and not both")
 
 
 class Backbone(ABC):
-    """A network without its classifier. Subclass it and register the class as an entry point.
+    """A network without its classifier: it turns an image into features.
 
-    The class is instantiated without arguments. Its module must import without Keras (import it
-    in the methods): commands that need no network do without TensorFlow.
+    Subclass it and register the class, whose constructor takes no arguments, as an entry point in the
+    group `tlray.backbones`. Import Keras inside the methods, not at the top of the module, so that
+    commands that need no network start without TensorFlow.
     """
 
     name: ClassVar[str]
-    """The name on the command line; the same as the entry point's."""
+    """Name on the command line. The entry point must have the same name."""
     image_size: ClassVar[int]
-    """Default side of the square input, in pixels."""
+    """Default side length of the square input, in pixels."""
     minimum_size: ClassVar[int] = 1
-    """The smallest input that leaves a feature map, in pixels."""
+    """Smallest side length of the input, in pixels, for which the network still has an output."""
     cuts: ClassVar[tuple[str, ...]]
-    """Layers that make good cuts, from the input to the end; the last is the default cut."""
+    """Layers where the network can be cut, in order; the last is the output layer and the default cut."""
     reduced_precision: ClassVar[bool] = True
-    """Whether `--precision auto` is bfloat16 where the hardware has it; False if that does it no good."""
+    """Whether `--precision auto` may choose bfloat16; False if bfloat16 is too inaccurate or not faster."""
     weights: ClassVar[Mapping[str, KnownWeights]] = {}
-    """By name; the first are the default. Empty: there are none, and training starts from random ones."""
+    """Pretrained weights by name; the first entry is the default. Empty: random weights by default."""
 
     @abstractmethod
     def build(self, image_size: int) -> keras.Model:
-        """The network from preprocessed pixels, float32 (batch, image_size, image_size, 3), to features.
+        """Build the network with untrained weights and without network access.
 
-        Built without weights and without network access. Layer names must be the same every time.
+        Args:
+            image_size: side length of the square input, in pixels.
+
+        Returns:
+            A model from preprocessed pixels, float32 (batch, image_size, image_size, 3), to features
+            (batch, ...) of fixed size. tlray finds layers by name: name each layer explicitly, so that
+            every call gives the same names.
         """
 
     @abstractmethod
     def preprocess(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
-        """What the weights were trained with, or are to be, as a part of the graph.
+        """Turn RGB pixels into the input that the weights were trained with.
 
         Args:
-            pixels: symbolic float32 tensor (batch, image_size, image_size, 3), RGB, 0 to 255.
+            pixels: symbolic float32 tensor (batch, image_size, image_size, 3), RGB, values 0 to 255.
 
         Returns:
-            The symbolic tensor that `build`'s network takes. Only layers and `keras.ops` may be
-            used, so that the model saves and loads without any code of the plugin.
+            The symbolic input tensor for the network from `build`, of the same shape. Compute it with
+            Keras' layers and `keras.ops` only, so that a saved model loads without this plugin.
         """
 
 
 class Head(ABC):
-    """A classifier on features. Subclass it and register the class as an entry point.
+    """A classifier: it turns features into class probabilities.
 
-    The class is instantiated without arguments; its module must import without Keras.
+    Subclass it and register it like a `Backbone`, but in the entry-point group `tlray.heads`.
     """
 
     name: ClassVar[str]
-    """The name on the command line; the same as the entry point's."""
+    """Name on the command line. The entry point must have the same name."""
     loss: ClassVar[str] = ""
-    """A Keras loss by name. Empty: binary cross-entropy for one output, categorical for more."""
+    """Name of a Keras loss. Empty: binary cross-entropy for one output, categorical for more."""
     optimizer: ClassVar[str] = "rmsprop"
-    """A Keras optimizer by name, used unless the user names another."""
+    """Name of the Keras optimizer that trains the head unless the user chooses another."""
     learning_rate: ClassVar[float] = 1e-4
-    """Used unless the user gives another."""
+    """Learning rate of that optimizer unless the user gives another."""
 
     @abstractmethod
     def build(self, feature_shape: tuple[int, ...], classes: int) -> keras.Model:
-        """The network from features to probabilities.
+        """Build the classifier with untrained weights.
 
         Args:
-            feature_shape: shape of one row of features, e.g. (4, 4, 512), float32.
-            classes: how many classes there are, at least 2.
+            feature_shape: shape of one image's features, e.g. (4, 4, 512); their dtype is float32.
+            classes: number of classes, at least 2.
 
         Returns:
-            An uncompiled model of Keras' own layers, so that it loads anywhere. Its output is
-            (batch, classes) probabilities, or for two classes, if the head likes, (batch, 1): the
-            probability of the second class.
+            An uncompiled model from features (batch, *feature_shape) to probabilities (batch, classes).
+            For two classes it may return (batch, 1) instead: the probability of the second class.
+            Use Keras' own layers only, so that a saved model loads without this plugin.
 
         Raises:
-            ValueError: the head does not fit these features or this number of classes.
+            ValueError: the head cannot be built for this feature shape or number of classes.
         """
 
 
 class WeightsProvider(ABC):
-    """Brings weights that are already on this machine, e.g. inside another package.
+    """A source of pretrained weights on this machine, such as a file inside an installed package.
 
-    Subclass it and register the class as an entry point in the group `tlray.weights`.
+    Subclass it and register it like a `Backbone`, but in the entry-point group `tlray.weights`.
     """
 
     name: ClassVar[str]
-    """The same as the entry point's name."""
+    """Name of the provider. The entry point must have the same name."""
     offers: ClassVar[tuple[tuple[str, str], ...]]
-    """The (backbone, weights) pairs that this provider has, without any download."""
+    """The weights that `provide` returns without a download, as pairs (backbone name, weights name)."""
 
     @abstractmethod
     def provide(self, backbone: str, weights: str, folder: Path) -> Path | None:
-        """A local file with these weights, or None if this provider does not have them.
+        """Return a local file that holds the weights, or None if this provider does not have them.
 
         Args:
             backbone: name of the backbone.
-            weights: name of its weights, e.g. "imagenet".
-            folder: a temporary folder that the file may be written to.
+            weights: name of the weights, e.g. "imagenet".
+            folder: a temporary folder where the provider may write the file.
 
         Returns:
-            A Keras `.h5` file, or an `.npz` file with the arrays in Keras order, each named
-            "layer/variable".
+            The path of a Keras 2 `.h5` file, or of an `.npz` file with the arrays in the order of
+            `keras.Model.get_weights`, each named "layer/variable".
+
+        Raises:
+            Exception: the weights cannot be read. tlray then asks the next provider, and shows the
+                message if no other has the weights.
         """

@@ -1,4 +1,4 @@
-"""Where a network can be cut, by the names of its layers."""
+"""The layers of a network by name, and the places where it can be cut in two."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 Arrays = Sequence[npt.NDArray[np.float32]]
 INPUT = "input"
-"""The cut before the first layer."""
+"""The name of the cut before the first layer."""
 
 
 def check_cut(backbone: Backbone, cut: str) -> None:
-    """Raise UserError unless the backbone has a layer of that name.
+    """Raise UserError if the backbone has no layer of that name.
 
-    Only a layer that the backbone does not list as a good cut costs the building of the network.
+    The network is built only if the name is not in `backbone.cuts`, because building takes time.
     """
     if cut != INPUT and cut not in backbone.cuts:
         _network_with(backbone, cut)
 
 
 def cut_before(backbone: Backbone, layer: str) -> str:
-    """The cut that leaves a layer, and all that comes after it, to be trained.
+    """Return the cut right before a layer, so that this layer and all later ones are trained.
 
     Raises:
-        UserError: there is no such layer, or it does not follow on exactly one other.
+        UserError: the layer does not exist, or its input is not the output of exactly one layer.
     """
     if layer == INPUT:
         return INPUT
     network = _network_with(backbone, layer)
     import keras
 
-    found = network.get_layer(layer)
-    if isinstance(found, keras.layers.InputLayer):
+    first_trained = network.get_layer(layer)
+    if isinstance(first_trained, keras.layers.InputLayer):
         return INPUT
-    above = found.input
+    above = first_trained.input
     if isinstance(above, list):
         raise UserError(
             f"{backbone.name} cannot be split before {layer}, which joins {len(above)} paths: "
@@ -55,8 +55,8 @@ def cut_before(backbone: Backbone, layer: str) -> str:
     producers = [other.name for other in network.layers if other.output is above]
     if not producers:
         raise UserError(
-            f"{backbone.name} cannot be split before {layer}, which follows on no layer with a name of its "
-            f"own: choose a layer after one of {', '.join(backbone.cuts)}, or {INPUT}"
+            f"{backbone.name} cannot be split before {layer}, because its input does not come from a layer: "
+            f"choose a layer after one of {', '.join(backbone.cuts)}, or {INPUT}"
         )
     return str(producers[0])
 
@@ -72,12 +72,12 @@ def _network_with(backbone: Backbone, name: str) -> keras.Model:
 
 
 def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int, end: str) -> Arrays:
-    """The weights of a backbone in Keras order, as they are in a whole model that uses it up to `end`.
+    """Return the backbone's weights in Keras order, copied from a trained model that uses it up to `end`.
 
-    Layers after that have the random weights of "none".
+    Layers after `end` get the random weights of seed 0.
 
     Raises:
-        UserError: the backbone's layers have other names than when the model was made.
+        UserError: the model lacks a layer of the backbone: it had another name when the model was made.
     """
     import keras
 
@@ -93,15 +93,15 @@ def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int, end
                 leaf.set_weights(trained[leaf.name].get_weights())
             elif layer.name in used:
                 raise UserError(
-                    f"the model has no layer {leaf.name} of {backbone.name}: a backbone must give its layers "
-                    "the same names every time it is built"
+                    f"the model has no layer {leaf.name} of {backbone.name}: the backbone must give its "
+                    "layers the same names every time it is built"
                 )
     arrays: Arrays = network.get_weights()
     return arrays
 
 
 def layers_up_to(backbone: Backbone, cut: str) -> set[str]:
-    """The names of the layers before a cut."""
+    """The names of the layers up to and including the layer `cut`; none if it is `INPUT`."""
     import keras
 
     if cut == INPUT:
@@ -111,7 +111,7 @@ def layers_up_to(backbone: Backbone, cut: str) -> set[str]:
 
 
 def backbone_layers(model: keras.Model) -> list[keras.Layer]:
-    """The layers of the backbone in a frozen part, or in a whole model, in their order."""
+    """The layers of the backbone inside a frozen part or a whole model, in their order."""
     import keras
 
     parts = [model, *(layer for layer in model.layers if isinstance(layer, keras.Model))]

@@ -1,4 +1,4 @@
-"""A trained model on storage: its folder, and the whole network from image to probabilities."""
+"""The folder of a trained model, and the network in it, from image to class probabilities."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ FORMAT = "tlray-model/1"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelManifest(Manifest, TrainingSummary):
-    """The manifest of a model: how it was trained, and what it is."""
+    """The manifest of a model: what it is and how it was trained."""
 
     job: dict[str, Any]
-    """What the training was begun with: all that the weights depend on."""
+    """The settings and input of the training: everything that determines the weights."""
     provenance: Provenance
-    """Of the features that the trained part takes."""
+    """The provenance of the features that the trained part takes."""
     end: str
-    """The layer of the backbone that the head follows on."""
+    """The layer of the backbone whose output the head takes."""
     head: str
     """The name of the head."""
     classes: list[str]
-    """In the order of the model's output."""
+    """The class names in the order of the model's output."""
     images: str
-    """The URI of the images that it was trained on."""
+    """The URI of the training images."""
     split: float | None
-    """The fraction of them that was assigned to `train`; None if none was."""
+    """The fraction of images that tlray assigned to `train`; None if it assigned no splits."""
     split_seed: int | None
-    """Of that assignment."""
+    """The seed of that assignment."""
     stages: list[dict[str, Any]]
-    """How the model was trained, the oldest stage first."""
+    """The trainings that led to this model, the oldest first."""
     versions: dict[str, str]
-    """Of Python and of the packages that have a part in the numbers."""
+    """The versions of Python and of the packages that influence the numbers."""
     created: str
-    """When the model was complete, in ISO 8601, UTC."""
+    """The time when the model was complete, in ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,31 @@ class Model:
         """Open a finished model.
 
         Args:
-            path: a local folder or a URI.
+            path: the local folder or URI of the model.
 
         Raises:
-            UserError: there is none, or its manifest is damaged.
+            UserError: the folder holds no finished model, or its manifest is damaged.
         """
         folder = Folder.open(path)
         if not folder.is_file(MANIFEST):
             raise UserError(
-                f"{folder.uri} is no model: it has no {MANIFEST}; "
+                f"{folder.uri} is not a finished model: it has no {MANIFEST}; "
                 "expected the --out of `tlray fit` or `tlray finetune`"
             )
         return cls(folder, read_manifest(folder, ModelManifest, FORMAT))
 
     @property
     def provenance(self) -> Provenance:
-        """Of the features that the trained part takes."""
+        """The provenance of the features that the trained part takes."""
         return self.manifest.provenance
 
     @property
     def classes(self) -> list[str]:
-        """In the order of the model's output."""
+        """The class names in the order of the model's output."""
         return self.manifest.classes
 
     def load(self) -> keras.Model:
-        """The whole network: uint8 RGB images (batch, height, width, 3) of any size to (batch, classes).
+        """Load the network, from uint8 RGB images (batch, height, width, 3) of any size to (batch, classes).
 
         Raises:
             UserError: the file is damaged.
@@ -99,10 +99,10 @@ class Model:
 
 
 def load(data: bytes) -> keras.Model:
-    """Load the bytes of a `model.keras`, in Keras' safe mode: no code comes out of the file.
+    """Load the bytes of a `model.keras` in Keras' safe mode, which runs no code from the file.
 
     Raises:
-        UserError: the file is no model of ours.
+        UserError: the file is damaged or was not made by tlray.
     """
     import keras
 
@@ -116,13 +116,13 @@ def load(data: bytes) -> keras.Model:
             model.get_layer("head").get_layer("classifier")
         except Exception as error:
             raise UserError(
-                f"{NETWORK} is damaged or not made by tlray: {str(error).splitlines()[0]}"
+                f"{NETWORK} is damaged or was not made by tlray: {str(error).splitlines()[0]}"
             ) from error
         return model
 
 
 def loader(data: bytes, image_size: int, precision: str) -> Callable[[], Network]:
-    """What loads a model in an actor, as a network from pixels of that size to probabilities."""
+    """Return a function that loads a model in an actor, from pixels of that size to probabilities."""
     import ray
 
     return partial(_load_network, ray.put(data), image_size, precision)
@@ -136,7 +136,7 @@ def _load_network(data: Any, image_size: int, precision: str) -> Network:
 
 
 def without_resize(model: keras.Model, image_size: int) -> keras.Model:
-    """The model from pixels (batch, image_size, image_size, 3) on."""
+    """Return the model without its resizing, from pixels (batch, image_size, image_size, 3)."""
     import keras
 
     pixels = keras.Input((image_size, image_size, 3), name="pixels")

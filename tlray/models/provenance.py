@@ -1,4 +1,4 @@
-"""What features were made with: features of different provenance never meet."""
+"""The record of how features were made; tlray refuses to mix features whose records differ."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tlray.core.record import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
-    """All that decides the value of a feature, but for the picture."""
+    """Everything that determines the features of an image, except the image itself."""
 
     backbone: str
     package: str
-    """The package the backbone came from."""
+    """Name and version of the package that the backbone comes from."""
     weights: str
-    """"imagenet", "none" or the path they were read from; `weights_sha256` is what identifies them."""
+    """A name such as "imagenet", "none" or a path; only `weights_sha256` identifies the weights."""
     weights_sha256: str
     cut: str
     preprocess: str
@@ -25,20 +25,20 @@ class Provenance(Record):
     store: str
 
     def differences(self, other: Provenance) -> list[str]:
-        """One phrase for each thing that differs, e.g. "cut block4_pool, not block5_pool"."""
-        theirs = other.identity()
+        """One phrase for each difference, e.g. "cut block4_pool, not block5_pool"."""
+        others = other.identity()
         return [
-            f"{name} {value}, not {theirs[name]}"
+            f"{name} {value}, not {others[name]}"
             for name, value in self.identity().items()
-            if value != theirs[name]
+            if value != others[name]
         ]
 
     def identity(self) -> dict[str, Any]:
-        """What makes features the same: all but the version of the package and the place of the weights."""
+        """The fields that must be equal for equal features: all except `package` and `weights`."""
         return {name: value for name, value in asdict(self).items() if name not in ("package", "weights")}
 
     def options(self) -> dict[str, Any]:
-        """As options of `NetworkConfig`, to do the same again."""
+        """The keywords of the `NetworkConfig` that makes the same features again."""
         return {
             name: value for name, value in asdict(self).items() if name not in ("package", "weights_sha256")
         }

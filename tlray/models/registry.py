@@ -1,4 +1,4 @@
-"""The plugins that are installed: found through entry points, loaded when they are named."""
+"""The installed plugins. They register through entry points and are imported only when they are used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
-from typing import Any, TypeVar
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
@@ -16,16 +16,14 @@ from tlray.core.errors import UserError, unknown
 from tlray.models.interfaces import Backbone, Head, WeightsProvider
 
 KINDS: dict[str, type[Any]] = {"backbones": Backbone, "heads": Head, "weights": WeightsProvider}
-"""Each entry-point group `tlray.<kind>` and what its plugins must be."""
+"""The base class of the plugins in each entry-point group `tlray.<kind>`."""
 NOUNS = {"backbones": "backbone", "heads": "head", "weights": "weights"}
-"""What one plugin of a kind is called."""
-
-P = TypeVar("P")
+"""The word for one plugin of each kind."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point. Nothing is imported until `load`."""
+    """The entry point of a plugin; only `load` imports the plugin."""
 
     kind: str
     name: str
@@ -34,95 +32,93 @@ class Plugin:
     entry_point: EntryPoint
 
     def load(self) -> Any:
-        """Import the plugin and make the one instance that is used.
+        """Import the plugin and return an instance of its class.
 
         Raises:
-            UserError: its package does not fit this installation, it does not import, or it is not what
-                its group must hold.
+            UserError: the package requires other versions than are installed, the plugin cannot be imported,
+                or it is not a valid plugin of its kind.
         """
         expected = KINDS[self.kind]
-        where = f"plugin {self.name!r} of package {self.package} {self.version}"
-        if unfit := _unfit(self.package):
-            raise UserError(f"{where} is broken: {unfit}; install a version of {self.package} that fits")
+        label = f"plugin {self.name!r} of package {self.package} {self.version}"
+        if conflict := _version_conflict(self.package):
+            raise UserError(f"{label} is broken: {conflict}; install a matching version of {self.package}")
         try:
             plugin = self.entry_point.load()()
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"{where} is broken: {type(error).__name__}: {error}; repair or uninstall {self.package}"
+                f"{label} is broken: {type(error).__name__}: {error}; repair or uninstall {self.package}"
             ) from error
         if not isinstance(plugin, expected):
             raise UserError(
-                f"{where} is broken: {self.entry_point.value} makes a {type(plugin).__name__}, "
-                f"expected a subclass of {expected.__module__}.{expected.__name__}"
+                f"{label} is broken: {self.entry_point.value} is a {type(plugin).__name__}, "
+                f"expected a subclass of tlray.{expected.__name__}"
             )
         missing = [name for name in expected.__annotations__ if not hasattr(plugin, name)]
         if missing:
             raise UserError(
-                f"{where} is broken: the class {type(plugin).__name__} says no {', '.join(missing)}"
+                f"{label} is broken: the class {type(plugin).__name__} does not define {', '.join(missing)}"
             )
-        if wrong := _wrong(plugin):
-            raise UserError(f"{where} is broken: {wrong}")
+        if fault := _invalid_attribute(plugin):
+            raise UserError(f"{label} is broken: {fault}")
         if plugin.name != self.name:
             raise UserError(
-                f"{where} is broken: the class calls itself {plugin.name!r}; "
-                "give the entry point and the class one name"
+                f"{label} is broken: its class has name = {plugin.name!r}; "
+                "give the class and the entry point the same name"
             )
         return plugin
 
 
-def _wrong(plugin: Any) -> str:
-    """What a plugin says that no command can use; empty if all is well."""
+def _invalid_attribute(plugin: Any) -> str:
+    """Describe an attribute of the wrong type, or return an empty text."""
     if isinstance(plugin, Backbone):
         cuts = plugin.cuts
         if not isinstance(cuts, tuple) or not cuts or not all(isinstance(cut, str) for cut in cuts):
-            return f"cuts is {cuts!r}, expected a tuple of names of layers; one is written ('name',)"
+            return f"cuts is {cuts!r}, expected a tuple of layer names such as ('name',)"
         if not isinstance(plugin.weights, Mapping):
-            return f"weights is {plugin.weights!r}, expected a dict of KnownWeights by name"
+            return f"weights is {plugin.weights!r}, expected a dict from names to KnownWeights"
     if isinstance(plugin, WeightsProvider):
         offers = plugin.offers
         if not isinstance(offers, tuple) or not all(isinstance(x, tuple) and len(x) == 2 for x in offers):
-            return (
-                f"offers is {offers!r}, expected a tuple of pairs; one is written (('backbone', 'weights'),)"
-            )
+            return f"offers is {offers!r}, expected a tuple of pairs such as (('backbone', 'weights'),)"
     return ""
 
 
-def _unfit(package: str) -> str:
-    """What a package requires of tlray, or of what tlray stands on, and is not here; empty if all is."""
+def _version_conflict(package: str) -> str:
+    """Describe an unmet requirement on tlray or one of its dependencies, or return an empty text."""
     if package == "tlray":
         return ""
     try:
-        for name, wanted in _requirements(package).items():
+        for name, versions in _requirements(package).items():
             if name == "tlray" or name in _requirements("tlray"):
-                here = version(name)
-                if not wanted.contains(here, prereleases=True):
-                    return f"it requires {name}{wanted}, but {name} {here} is installed"
+                installed_version = version(name)
+                if not versions.contains(installed_version, prereleases=True):
+                    return f"it requires {name}{versions}, but {name} {installed_version} is installed"
     except (InvalidRequirement, PackageNotFoundError) as error:
-        return f"what it requires cannot be read, or is not installed: {error}"
+        return f"one of its requirements is not installed or cannot be read: {error}"
     return ""
 
 
 def _requirements(package: str) -> dict[str, SpecifierSet]:
-    """What a package requires here, by name, without what is for its extras."""
-    found = [Requirement(text) for text in requires(package) or ()]
+    """The requirements of a package on this machine by name, without those of its extras."""
+    requirements = [Requirement(text) for text in requires(package) or ()]
     return {
-        canonicalize_name(one.name): one.specifier
-        for one in found
-        if one.marker is None or one.marker.evaluate({"extra": ""})
+        canonicalize_name(requirement.name): requirement.specifier
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     }
 
 
 def installed(kind: str) -> list[Plugin]:
-    """Every plugin of one kind, by name; names may stand there twice."""
-    found = entry_points(group=f"tlray.{kind}")
+    """Every installed plugin of one kind, sorted by name. Two packages may use the same name."""
+    points = entry_points(group=f"tlray.{kind}")
     plugins = [
-        Plugin(kind, point.name, point.dist.name, point.dist.version, point) for point in found if point.dist
+        Plugin(kind, point.name, point.dist.name, point.dist.version, point) for point in points if point.dist
     ]
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
 
 
 def clashes(plugins: Iterable[Plugin]) -> dict[str, str]:
-    """The names that more than one package claims, each with the sentence that says so."""
+    """The error message for each plugin name that more than one package uses."""
     packages: dict[str, list[str]] = {}
     for plugin in plugins:
         packages.setdefault(plugin.name, []).append(f"{plugin.package} {plugin.version}")
@@ -134,10 +130,10 @@ def clashes(plugins: Iterable[Plugin]) -> dict[str, str]:
 
 
 def find(kind: str, name: str) -> Plugin:
-    """The one plugin of that kind and name.
+    """Return the plugin of that kind and name.
 
     Raises:
-        UserError: there is none (the message names the nearest), or two packages claim the name.
+        UserError: no plugin has the name (the message suggests similar ones), or two packages use it.
     """
     plugins = installed(kind)
     matches = [plugin for plugin in plugins if plugin.name == name]
@@ -149,21 +145,24 @@ def find(kind: str, name: str) -> Plugin:
 
 
 def backbone(name: str) -> Backbone:
-    """Load a backbone by name; errors as in `find` and `Plugin.load`."""
+    """Load a backbone by name; raises as `find` and `Plugin.load` do."""
     plugin: Backbone = find("backbones", name).load()
     return plugin
 
 
 def head(name: str) -> Head:
-    """Load a head by name; errors as in `find` and `Plugin.load`."""
+    """Load a head by name; raises as `find` and `Plugin.load` do."""
     plugin: Head = find("heads", name).load()
     return plugin
 
 
 def weights_providers() -> Iterator[WeightsProvider]:
-    """Every weights provider that loads, in the order of their names, when it is its turn.
+    """Load the weights providers one by one, in order of name, and skip broken ones.
 
-    A broken one has its reason in `tlray plugins list`.
+    `tlray plugins list` shows why a provider is broken.
+
+    Raises:
+        UserError: two packages use the same name for a provider.
     """
     plugins = installed("weights")
     for message in clashes(plugins).values():

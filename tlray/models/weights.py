@@ -1,4 +1,4 @@
-"""Where the weights of a backbone come from: a file, the Keras cache, a provider plugin, a download."""
+"""Finds and verifies the weights of a backbone: in a file, the Keras cache, a provider or a download."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ from tlray.models.registry import weights_providers
 
 
 def packaged_file(package: str, version: str, file: str) -> Path:
-    """A file that another installed package carries; the package is not imported.
+    """Return the path of a file inside an installed package, without importing the package.
 
     Args:
-        package: its name.
-        version: the only one in which the file is known.
-        file: its path, as in the package's wheel.
+        package: the name of the package.
+        version: the version that must be installed, because other versions may hold another file.
+        file: the path of the file inside the package's wheel.
 
     Raises:
-        RuntimeError: the package is missing, incomplete or of another version.
+        RuntimeError: the package is not installed, has another version, or lacks the file.
     """
     install = f"pip install {package}=={version}"
     try:
-        found = metadata.distribution(package)
+        distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError as error:
         raise RuntimeError(
-            f"they come from the package {package} {version}, which is not installed here; "
-            f"install it: {install}"
+            f"the weights are in {package} {version}, which is not installed here; install it: {install}"
         ) from error
-    if found.version != version:
+    if distribution.version != version:
         raise RuntimeError(
-            f"they are known in {package} {version}, but {found.version} is installed; "
-            f"install that one: {install}"
+            f"the weights are in {package} {version}, but {distribution.version} is installed; run {install}"
         )
-    path = Path(str(found.locate_file(file)))
+    path = Path(str(distribution.locate_file(file)))
     if not path.is_file():
         raise RuntimeError(
-            f"{package} {version} is installed without {path}; repair it: {repair(package, version)}"
+            f"{package} {version} is installed without its file {path}; repair it: {repair(package, version)}"
         )
     return path
 
 
 def repair(package: str, version: str) -> str:
-    """The command that brings back a package whose files are damaged."""
+    """Return the command that restores the files of a damaged package."""
     return f"pip install --force-reinstall --no-deps {package}=={version}"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The arrays of one backbone, in Keras order, and what identifies them."""
+    """The weights of one backbone."""
 
     name: str
-    """"imagenet", "none" or the path the user gave."""
+    """A name such as "imagenet", "none", or the path that the user gave."""
     sha256: str
+    """The `digest` of the arrays."""
     arrays: Arrays
+    """The arrays in Keras order, float32."""
 
 
 def digest(arrays: Iterable[npt.ArrayLike]) -> str:
-    """SHA-256 over the arrays' bytes in Keras order, float32, little-endian, C order."""
+    """Return the SHA-256 of the arrays, one after another, as little-endian float32 in C order."""
     sha256 = hashlib.sha256()
     for array in arrays:
         sha256.update(np.ascontiguousarray(array, dtype="<f4").data)
@@ -80,66 +80,67 @@ def digest(arrays: Iterable[npt.ArrayLike]) -> str:
 
 
 def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], seed: int = 0) -> Weights:
-    """Find weights once, on the driver, and verify them.
+    """Find the weights of a backbone and verify them. Only the driver does this, once per job.
 
     Args:
-        backbone: the network they are for.
-        name: a name from `backbone.weights`; "none" for random ones (the same for a seed);
-            the path of a file that Keras' `load_weights` reads, or of a model's folder.
-        providers: asked in order when the Keras cache does not have a named file.
-        seed: of random weights.
+        backbone: the network that the weights are for.
+        name: a name from `backbone.weights`; "none" for random weights; the path of an `.npz` file or
+            of a file that Keras' `load_weights` reads; or the path or URI of a model's folder.
+        providers: the providers to ask in order if the Keras cache lacks the weights.
+        seed: the seed of random weights.
 
     Raises:
-        UserError: no such weights, not to be had here, not for this network, or not the
-            ones that the name stands for.
+        UserError: the name is unknown, the weights cannot be found, they do not fit the network,
+            or their digest is not the one that the backbone declares.
     """
     if name == "none":
-        arrays = _built(backbone, None, seed)
+        arrays = _build_arrays(backbone, None, seed)
         return Weights(name, digest(arrays), arrays)
     if name not in backbone.weights and Folder.open(name).is_file("manifest.json"):
-        arrays = _of_model(backbone, name)
+        arrays = _arrays_of_model(backbone, name)
         return Weights(Folder.open(name).uri, digest(arrays), arrays)
     if name not in backbone.weights and os.path.exists(name):
-        # Only the built network knows whether a file fits it, and in which order Keras reads it.
-        arrays = _built(backbone, os.path.abspath(name), seed)
+        # Only the built network can tell whether the file fits and in which order Keras reads its arrays.
+        arrays = _build_arrays(backbone, os.path.abspath(name), seed)
         return Weights(os.path.abspath(name), digest(arrays), arrays)
     if name not in backbone.weights:
         if os.sep in name or name.endswith((".h5", ".npz")):
-            raise UserError(f"no weights file {name!r}: expected an existing .weights.h5, .h5 or .npz file")
+            raise UserError(f"weights file {name!r} does not exist: expected a .weights.h5, .h5 or .npz file")
         raise unknown(f"weights of {backbone.name}", name, [*backbone.weights, "none"])
     known = backbone.weights[name]
     with tempfile.TemporaryDirectory(prefix="tlray-weights-") as folder:
-        path = _named(backbone, name, providers, Path(folder))
+        path = _find_file(backbone, name, providers, Path(folder))
         try:
             if known.file_hash:
-                found = _file_hash(path, len(known.file_hash))
+                actual = _file_hash(path, len(known.file_hash))
             else:
-                arrays = _arrays(path)
-                found = digest(arrays)
+                arrays = _read_arrays(path)
+                actual = digest(arrays)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{path} is damaged, or neither .npz nor Keras 2 .h5: {reason}; remove the file"
+                f"{path} is not a readable .npz or Keras 2 .h5 file: {reason}; remove the file"
             ) from error
         expected = known.file_hash or known.sha256
-        if found != expected:
+        if actual != expected:
             raise UserError(
-                f"{path} does not hold the {name!r} weights of {backbone.name}: digest {found[:16]}..., "
-                f"expected {expected[:16]}...; remove the file, or give other weights as --weights PATH"
+                f"{path} does not hold the {name!r} weights of {backbone.name}: digest {actual[:16]}..., "
+                f"expected {expected[:16]}...; remove the file, or choose other weights with --weights PATH"
             )
         if known.file_hash:
-            arrays = _built(backbone, str(path), seed)
-            found = digest(arrays)
-    return Weights(name, found, arrays)
+            arrays = _build_arrays(backbone, str(path), seed)
+            actual = digest(arrays)
+    return Weights(name, actual, arrays)
 
 
 def keras_cache(url: str) -> Path:
-    """Where Keras keeps a download."""
+    """The path in the Keras cache where Keras stores the download from a URL."""
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     return Path(home, "models", url.rpartition("/")[2])
 
 
-def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], folder: Path) -> Path:
+def _find_file(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], folder: Path) -> Path:
+    """Find the file of named weights in the Keras cache or at a provider, or download it."""
     known = backbone.weights[name]
     url = known.url
     if url and keras_cache(url).is_file():
@@ -149,19 +150,19 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
         if (backbone.name, name) in provider.offers:
             try:
                 path = provider.provide(backbone.name, name, folder)
-            except Exception as error:  # Another may have them.
+            except Exception as error:  # The next provider may have the weights.
                 failures += f"; weights provider {provider.name!r} failed: {error}"
                 continue
             if path is not None:
                 return path
-    reason = "its author names no download"
+    reason = "the backbone gives no URL"
     if url:
         prepare_keras()
         import keras
 
         cache = keras_cache(url)
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # Keras tells there that it downloads.
+            with contextlib.redirect_stdout(sys.stderr):  # Keras prints its progress to stdout.
                 return Path(
                     keras.utils.get_file(
                         origin=url,
@@ -170,23 +171,23 @@ def _named(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], 
                         file_hash=known.file_hash or None,
                     )
                 )
-        except Exception as error:  # Keras raises bare Exception
+        except Exception as error:  # Keras raises a bare Exception.
             reason = f"the download failed ({str(error).splitlines()[0]})"
     raise UserError(
-        f"no {name!r} weights of {backbone.name} here: not in the Keras cache, no installed plugin has "
-        f"them, and {reason}; install a weights plugin (for VGG16: plugins/tlray-vgg16-weights) "
+        f"cannot find the {name!r} weights of {backbone.name}: they are not in the Keras cache, no installed "
+        f"plugin has them, and {reason}; install a weights plugin (for VGG16: plugins/tlray-vgg16-weights) "
         f"or give --weights PATH{failures}"
     )
 
 
 def _file_hash(path: Path, digits: int) -> str:
-    """The digest of a file that has so many hexadecimal digits: MD5 or SHA-256."""
+    """The hash of a file in hexadecimal: MD5 for 32 digits, SHA-256 for 64."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5" if digits == 32 else "sha256").hexdigest()
 
 
-def _arrays(path: Path) -> Arrays:
-    """The arrays of a file in its own order, which for `.npz` and Keras 2 `.h5` files is Keras'."""
+def _read_arrays(path: Path) -> Arrays:
+    """Read an `.npz` or Keras 2 `.h5` file; both store their arrays in Keras order."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return [file[key] for key in file.files]
@@ -200,21 +201,22 @@ def _arrays(path: Path) -> Arrays:
         ]
 
 
-def _of_model(backbone: Backbone, uri: str) -> Arrays:
-    """The weights that a model of ours has in its backbone."""
+def _arrays_of_model(backbone: Backbone, uri: str) -> Arrays:
+    """The weights of the backbone inside a model that tlray trained."""
     prepare_keras(gpu=False)
     from tlray.models.layers import backbone_arrays
     from tlray.models.model import NETWORK, Model, load
 
     model = Model.open(uri)
-    made = model.provenance
-    if made.backbone != backbone.name:
-        raise UserError(f"--weights {uri}: it is a model with {made.backbone}, not {backbone.name}")
+    provenance = model.provenance
+    if provenance.backbone != backbone.name:
+        raise UserError(f"--weights {uri}: the model uses {provenance.backbone}, expected {backbone.name}")
     whole = load(model.folder.read(NETWORK))
-    return backbone_arrays(whole, backbone, made.image_size, model.manifest.end)
+    return backbone_arrays(whole, backbone, provenance.image_size, model.manifest.end)
 
 
-def _built(backbone: Backbone, path: str | None, seed: int) -> Arrays:
+def _build_arrays(backbone: Backbone, path: str | None, seed: int) -> Arrays:
+    """Build the backbone and return its weights: those of the file, or random ones without a path."""
     prepare_keras(gpu=False)
     import keras
 
@@ -222,23 +224,23 @@ def _built(backbone: Backbone, path: str | None, seed: int) -> Arrays:
     model = backbone.build(backbone.image_size)
     try:
         if path and path.endswith(".npz"):
-            model.set_weights(_arrays(Path(path)))
+            model.set_weights(_read_arrays(Path(path)))
         elif path:
             model.load_weights(path)
     except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{path} does not fit {backbone.name}: {str(error).strip().splitlines()[0]}; "
-            "expected its weights without the classifier, as Keras saves them"
+            "expected all weights of the backbone without a classifier, in Keras order"
         ) from error
     arrays: Arrays = model.get_weights()
     return arrays
 
 
 def weights_here(backbone: Backbone) -> list[str]:
-    """The names of its weights that are on this machine: in the Keras cache, or with a provider.
+    """The names of the weights that need no download: they are in the Keras cache or a provider has them.
 
     Raises:
-        UserError: two packages claim the name of a provider.
+        UserError: two packages use the same name for a provider.
     """
     offered = {pair for provider in weights_providers() for pair in provider.offers}
     return [

@@ -1,1 +1,1 @@
-"""For authors of plugins: the contract, its tests, and new packages."""
+"""Tools for plugin authors: the contract, tests that check it, and a generator of new packages."""

@@ -1,4 +1,4 @@
-"""A new plugin: a package that installs, loads and keeps the contract before a line of it is edited."""
+"""Writes the package of a new plugin, which installs and passes all checks as it is."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tlray.models import registry
 
 
 def create(name: str, kind: str) -> list[Path]:
-    """Write the package into a new folder of its name, in the current one.
+    """Write the package into a new folder inside the current one.
 
     Args:
-        name: of the plugin, of the package, and with underscores of the module.
+        name: the name of the plugin, its package and the folder; the module has underscores instead of "-".
         kind: "backbone", "head" or "weights".
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
-        UserError: the name is none, or taken, or the folder is there.
+        UserError: the name is invalid or already used, or the folder exists.
     """
     module = name.replace("-", "_")
     groups = {noun: group for group, noun in registry.NOUNS.items()}
@@ -34,14 +34,14 @@ def create(name: str, kind: str) -> list[Path]:
         raise UserError(f"--kind {kind}: expected one of {', '.join(groups)}")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise UserError(
-            f"{name!r} is no name for a plugin: expected small letters, digits and -, as in my-net"
+            f"{name!r} is not a valid plugin name: expected small letters, digits and -, as in my-net"
         )
-    if taken := [plugin for plugin in registry.installed(groups[kind]) if plugin.name == name]:
-        raise UserError(f"there is a {kind} {name!r} already, of {taken[0].package}: choose another name")
+    if clashes := [plugin for plugin in registry.installed(groups[kind]) if plugin.name == name]:
+        raise UserError(f"{clashes[0].package} already provides the {kind} {name!r}: choose another name")
     if Path(name).exists():
-        raise UserError(f"{Path(name).resolve()} exists already: choose another name, or remove it")
+        raise UserError(f"{Path(name).resolve()} already exists: choose another name, or remove it")
     if importlib.util.find_spec(module):
-        raise UserError(f"there is a Python module {module} already, which the plugin would hide or miss")
+        raise UserError(f"a Python module {module} already exists, and would clash: choose another name")
     return _write(name, kind, groups[kind], module)
 
 
@@ -85,7 +85,7 @@ def _write(name: str, kind: str, group: str, module: str) -> list[Path]:
 
 
 def _random_weights() -> tuple[str, bytes]:
-    """Their SHA-256, and the .npz file, of one convolution from 3 to 8 channels."""
+    """The digest and the .npz file of random weights for a convolution from 3 to 8 channels."""
     from io import BytesIO
 
     import numpy as np

@@ -1,1 +1,1 @@
-"""Several commands as one file of settings."""
+"""Jobs of several commands, described in one file of settings."""

@@ -1,4 +1,4 @@
-"""The whole job on scikit-learn's handwritten digits: real images that come with a package."""
+"""`tlray demo`: a whole job on the handwritten digits that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from tlray.core.errors import UserError
 from tlray.core.record import Record
 
 _SIZE = 64
-"""Pixels; the digits are drawn on 8 by 8."""
+"""The side length of the images in pixels, enlarged from 8 by 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult(Record):
-    """How good the model of the demo is, and where everything is."""
+    """The accuracy of the demo's model and the paths of all results."""
 
     accuracy: float
-    """On the test images."""
+    """Accuracy on the test images."""
     seconds: float
     page: str
+    """Path of the report's web page."""
     plots: str
     model: str
     features: str
@@ -33,12 +34,12 @@ def demo(out: str, *, address: str | None = None) -> DemoResult:
     """Write 1,797 digits as an image folder, then extract, fit, evaluate and predict.
 
     Args:
-        out: a local folder; new, or of an earlier demo.
-        address: of a running Ray; without it a local one is started and stopped.
+        out: a local folder, which is new, empty or from an earlier demo.
+        address: the address of a running Ray; None starts a local Ray and stops it at the end.
 
     Raises:
-        UserError: the folder holds something else, or there are no weights.
-        JobError: a step failed.
+        UserError: the folder holds something else, or the VGG16 weights cannot be found.
+        JobError: a step fails.
     """
     from tlray.evaluation.evaluate import evaluate
     from tlray.evaluation.predict import predict
@@ -51,7 +52,7 @@ def demo(out: str, *, address: str | None = None) -> DemoResult:
     images, features, model = (os.path.join(out, name) for name in ("images", "features", "model"))
     predictions = os.path.join(out, "predictions.parquet")
     if os.path.isdir(out) and not os.path.isdir(images) and os.listdir(out):
-        raise UserError(f"{out} is not empty and is no demo: choose another --out")
+        raise UserError(f"{out} is not empty and holds no demo: choose another --out")
     _say("writing 1,797 handwritten digits as images")
     write_digits(images)
     with session.connect(address):
@@ -78,7 +79,7 @@ def demo(out: str, *, address: str | None = None) -> DemoResult:
 
 
 def write_digits(folder: str) -> None:
-    """Write the digits as PNG files `SPLIT/DIGIT/NUMBER.png`, three fifths of them for training."""
+    """Write the digits as PNG files `SPLIT/DIGIT/NUMBER.png`; three fifths are in the split "train"."""
     from PIL import Image
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""What is checked of a recipe and its images before the first stage starts."""
+"""Checks a recipe and its images before the first stage starts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tlray.models import frozen, layers, registry
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage
 from tlray.training import checks
 
-_MADE = ("train", "test")
-"""The splits that a fraction makes."""
+_ASSIGNED = ("train", "test")
+"""The splits that `split = FRACTION` assigns."""
 
 
 def check(stages: Sequence[Stage], images: str, out: str) -> None:
-    """Raise UserError for what would otherwise fail a late stage, after hours."""
+    """Raise UserError for a mistake that would otherwise stop a late stage after hours of work."""
     source = Images.open(images)
     source.check_outside(Folder.open(out))
     by_name = {stage.name: stage for stage in stages}
@@ -42,20 +42,20 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
         for model in stage.places(images, out).values():
             if model != images and not Folder.open(model).is_file(MANIFEST):
                 raise UserError(
-                    f"{output} is there, but the model {model} it was made with is not: "
+                    f"{output} exists, but {model}, the model that made it, does not: "
                     "remove the file, or choose another --out"
                 )
 
 
 def _check_settings(settings: Any) -> None:
-    """What a job would check of its settings alone."""
+    """Check the settings that a job could check without its inputs."""
     for kind in ("backbone", "head"):
         if name := getattr(settings, kind, None):
             registry.find(f"{kind}s", name)
     if (augment := getattr(settings, "augment", None)) is not None:
         Augmentation.parse(augment)
     if isinstance(settings, TrainConfig):
-        # The classes are not known yet.
+        # The classes of the images are not known yet.
         checks.check(replace(settings, classes=None), ("", ""), "")
 
 
@@ -63,16 +63,16 @@ def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str
     if stage.inputs["images"] != IMAGES and settings.augment is not None:
         raise UserError(
             f'stage {stage.name} has augment, but images = "{stage.inputs["images"]}" is a feature set: '
-            f'views are made of the images themselves; remove augment, or write images = "{IMAGES}"'
+            f'augmentation needs the images themselves; remove augment, or write images = "{IMAGES}"'
         )
     if settings.from_ is not None:
         backbone = registry.backbone(_backbone(stage, by_name))
-        if settings.from_ not in backbone.cuts:  # Those are layers, without a look at the network.
+        if settings.from_ not in backbone.cuts:  # The cuts are layers, so the network need not be built.
             layers.cut_before(backbone, settings.from_)
 
 
 def _backbone(stage: Stage, by_name: Mapping[str, Stage]) -> str:
-    """The backbone that a stage has, or gets from the one it starts from."""
+    """The name of the backbone of a stage, which may come from the earlier stage it starts from."""
     for source in (stage.inputs.get(name, IMAGES) for name in ("model", "features", "images", "data")):
         if source != IMAGES:
             return _backbone(by_name[source], by_name)
@@ -80,7 +80,7 @@ def _backbone(stage: Stage, by_name: Mapping[str, Stage]) -> str:
 
 
 def is_written(output: str) -> bool:
-    """Whether a table of predictions is there, and not one of a job that still has its parts."""
+    """Whether a table of predictions is complete; an interrupted job leaves a folder of its parts."""
     place = Folder.open(output)
     return place.is_file() and not Folder.open(f"{output}.parts").exists()
 
@@ -88,43 +88,43 @@ def is_written(output: str) -> bool:
 def _check_splits(stages: Sequence[Stage], by_name: Mapping[str, Stage], source: Images, images: str) -> None:
     needed: dict[str, Stage] = {}
     for stage in stages:
-        split, maker = COMMANDS[stage.command].split(stage.config), _splitter(stage, by_name)
-        if split is not None and maker is None:
+        split, splitter = COMMANDS[stage.command].split(stage.config), _splitter(stage, by_name)
+        if split is not None and splitter is None:
             needed.setdefault(split, stage)
-        elif split is not None and split not in _MADE and maker is not None:
+        elif split is not None and split not in _ASSIGNED and splitter is not None:
             raise UserError(
-                f"stage {stage.name} needs the split {split!r}, but stage {maker.name} has split = "
-                f"{maker.config.split:g}, which makes only {' and '.join(_MADE)}"
+                f"stage {stage.name} needs the split {split!r}, but stage {splitter.name} has split = "
+                f"{splitter.config.split:g}, which assigns only {' and '.join(_ASSIGNED)}"
             )
-        if maker is stage and (there := next(iter(source)).split):
+        if splitter is stage and (existing := next(iter(source)).split):
             raise UserError(
-                f"stage {stage.name} has split = {stage.config.split:g}, but {images} has splits already "
-                f"({there}):\ntake it away with --set {stage.name}.split= or give a folder without splits"
+                f"stage {stage.name} has split = {stage.config.split:g}, but {images} already has splits "
+                f"({existing}):\nremove it with --set {stage.name}.split= or give a folder without splits"
             )
-    _find(needed, source, images)
+    _check_existing(needed, source, images)
 
 
-def _find(needed: Mapping[str, Stage], source: Images, images: str) -> None:
-    """Look for the splits in the images; no further than to the last of them."""
+def _check_existing(needed: Mapping[str, Stage], source: Images, images: str) -> None:
+    """Raise UserError if the images lack a needed split. The listing stops once all are found."""
     if not needed:
         return
-    found: set[Any] = set()
+    splits: set[Any] = set()
     for image in source:
-        found.add(image.split)
-        if needed.keys() <= found:
+        splits.add(image.split)
+        if needed.keys() <= splits:
             return
-    missing = next(split for split in needed if split not in found)
-    there = ", ".join(sorted(found - {None})) or "none"
+    missing = next(split for split in needed if split not in splits)
+    names = ", ".join(sorted(splits - {None})) or "none"
     raise UserError(
-        f"{images} has no split {missing!r}, which stage {needed[missing].name} needs; its splits: {there}\n"
+        f"{images} has no split {missing!r}, which stage {needed[missing].name} needs; its splits: {names}\n"
         f"expected images in {images.rstrip('/')}/{missing}/CLASS/, or another split by --set"
     )
 
 
 def _splitter(stage: Stage, by_name: Mapping[str, Stage]) -> Stage | None:
-    """The stage that assigns the splits that this one sees; None if they are the images' own."""
+    """The stage that assigns the splits of this stage's input; None if the images have their own splits."""
     if isinstance(getattr(stage.config, "split", None), float):
         return stage
     sources = (stage.inputs.get(name, IMAGES) for name in COMMANDS[stage.command].splits_of)
-    above = (_splitter(by_name[source], by_name) for source in sources if source != IMAGES)
-    return next((maker for maker in above if maker is not None), None)
+    splitters = (_splitter(by_name[source], by_name) for source in sources if source != IMAGES)
+    return next((splitter for splitter in splitters if splitter is not None), None)

@@ -1,4 +1,4 @@
-"""Recipes: data files that name the stages of a job. They are read, checked as a whole, and run."""
+"""Reads, checks and runs recipes: TOML files that describe a job as a series of commands, its stages."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _REQUIRED = ("title", "command")
 _SUFFIX = ".toml"
 
 Report = Callable[[Stage, dict[str, float]], None]
-Shown = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, checked."""
+    """A recipe whose stages have been checked."""
 
     name: str
-    """As the user gave it: of one that comes with tlray, or a path."""
+    """The name or path that the user gave."""
     header: Mapping[str, str]
     stages: tuple[Stage, ...]
     text: str
-    """The file as it is, before any --set."""
+    """The text of the file, without the changes by --set."""
 
     def to_json(self) -> dict[str, Any]:
         stages = [{"stage": s.name, "command": s.command, "line": s.line()} for s in self.stages]
@@ -44,32 +44,32 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult(Record):
-    """What a stage of a recipe has made."""
+    """The result of one stage of a recipe."""
 
     stage: str
-    """Its name."""
+    """The name of the stage."""
     command: str
     out: str
-    """The folder or file that it wrote."""
+    """The folder or file that the stage wrote."""
     seconds: float
-    """That it took in this run."""
+    """Seconds that the stage took in this run."""
     result: Record | None
-    """What the command returned; None for predictions that were there already."""
+    """The result of the command; None for predictions that an earlier run wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeResult(Record):
-    """What a recipe has made."""
+    """The results of all stages of a recipe."""
 
     recipe: str
     out: str
     seconds: float
-    """That this run took."""
+    """Seconds that this run took."""
     stages: list[StageResult]
 
 
 def names() -> list[str]:
-    """The recipes that come with tlray."""
+    """The names of the recipes that come with tlray, sorted."""
     files = (file.name for file in _folder().iterdir())
     return sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX))
 
@@ -78,18 +78,19 @@ def read(recipe: str, sets: Iterable[str] = ()) -> Recipe:
     """Read a recipe and check every stage of it.
 
     Args:
-        recipe: the name of one that comes with tlray, or the path of a file.
-        sets: changes, each `KEY=VALUE` or `STAGE.KEY=VALUE`; see `_change`.
+        recipe: the name of a recipe that comes with tlray, or the path of a TOML file.
+        sets: changes of settings, each `STAGE.KEY=VALUE` or `KEY=VALUE`. Without a stage, it changes the
+            stages that set KEY in the recipe, or, if none does, all stages that can have it.
 
     Raises:
-        UserError: there is none, it is no TOML, or it asks for something impossible.
+        UserError: the recipe does not exist, is not valid TOML, or has an invalid stage.
     """
     text = _text(recipe)
     where = f"recipe {recipe}"
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where} is no TOML: {error}") from error
+        raise UserError(f"{where} is not valid TOML: {error}") from error
     stages = table.pop("stages", {})
     header = _header(where, table)
     tables = _tables(where, stages)
@@ -111,28 +112,29 @@ def run(
     address: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     report: Report = lambda stage, metrics: None,
-    progress: Shown = lambda stage: nullcontext(lambda done, total: None),
+    progress: ProgressBar = lambda stage: nullcontext(lambda done, total: None),
 ) -> RecipeResult:
-    """Run all stages of a recipe, one after the other; run again, it goes on where it was.
+    """Run all stages of a recipe in order. A second run continues an interrupted one.
 
     Args:
-        recipe: as in `read`.
-        images: a folder, URI or table; see `tlray.images.listing.Images`.
-        out: a folder or URI; every stage writes to a folder or file of its name in it.
-        sets: as in `read`.
-        address: of a running Ray; without it a local one is started and stopped.
-        say: called with the command line of every stage before it is run.
-        report: called with the metrics of each epoch of a stage that trains.
-        progress: called with the name of a stage that goes through images; a context manager.
+        recipe: the name of a recipe that comes with tlray, or the path of a TOML file.
+        images: the folder, URI or table that holds the images; see `tlray.images.listing.Images`.
+        out: the folder or URI for the results; each stage writes a folder or file named after it.
+        sets: changes of settings, each `KEY=VALUE` or `STAGE.KEY=VALUE`.
+        address: the address of a running Ray; None starts a local Ray and stops it at the end.
+        say: called before each stage with a line that holds its number and its command line.
+        report: called with the stage and the metrics of each epoch of training.
+        progress: called with the name of a stage that processes images. It returns a context manager,
+            whose value is called with the numbers of finished and of all images.
 
     Raises:
-        UserError: the job cannot be done.
-        JobError: a stage failed; run it again to go on.
+        UserError: the recipe, its settings or the images cannot be used.
+        JobError: a stage fails; run the recipe again to continue.
     """
     started = time.monotonic()
     recipe, images, out = (os.fspath(path) for path in (recipe, images, out))
     stages = read(recipe, sets).stages
-    # Imported only now, so that a mistake in the recipe is answered at once.
+    # These imports take time; after `read`, they do not delay the message about a mistake in the recipe.
     from tlray.cluster import session
     from tlray.recipes import preflight
 
@@ -141,14 +143,14 @@ def run(
     with session.connect(address, cpus=_cpus(stages)):
         for number, stage in enumerate(stages, start=1):
             say(f"stage {number} of {len(stages)}: {stage.line(images, out)}")
-            began = time.monotonic()
+            stage_started = time.monotonic()
             result = _run(stage, images, out, address, report, progress)
             results.append(
                 StageResult(
                     stage=stage.name,
                     command=stage.command,
                     out=stage.output(out),
-                    seconds=round(time.monotonic() - began, 3),
+                    seconds=round(time.monotonic() - stage_started, 3),
                     result=result,
                 )
             )
@@ -157,24 +159,24 @@ def run(
 
 
 def _run(
-    stage: Stage, images: str, out: str, address: str | None, report: Report, progress: Shown
+    stage: Stage, images: str, out: str, address: str | None, report: Report, progress: ProgressBar
 ) -> Record | None:
-    """Run one stage; None if its output is there already."""
+    """Run one stage and return its result; None if the output of a command that cannot resume is complete."""
     from tlray.recipes import preflight
 
     command, output = COMMANDS[stage.command], stage.output(out)
     if not command.resumes and preflight.is_written(output):
         return None
     job = getattr(import_module(command.module), stage.command)
-    with ExitStack() as shown:
+    with ExitStack() as progress_bar:
 
-        def epoch(metrics: dict[str, float]) -> None:
-            shown.close()  # What was gone through before the training is done.
+        def report_epoch(metrics: dict[str, float]) -> None:
+            progress_bar.close()  # All images are processed once the training reports an epoch.
             report(stage, metrics)
 
-        callbacks: dict[str, Any] = {"report": epoch}
+        callbacks: dict[str, Any] = {"report": report_epoch}
         if "progress" in command.callbacks:
-            callbacks["progress"] = shown.enter_context(progress(stage.name))
+            callbacks["progress"] = progress_bar.enter_context(progress(stage.name))
         result: Record = job(
             **stage.places(images, out),
             out=output,
@@ -186,7 +188,7 @@ def _run(
 
 
 def _cpus(stages: Iterable[Stage]) -> int:
-    """What a local Ray must be able to run at once: the most that any stage needs."""
+    """The number of CPUs that a local Ray must offer: the most that any stage needs at once."""
     from tlray.training import checks
 
     needed = [2]
@@ -206,7 +208,7 @@ def _text(recipe: str) -> str:
         return str((_folder() / f"{recipe}{_SUFFIX}").read_text("utf-8"))
     if not os.path.exists(recipe):
         if recipe.endswith(_SUFFIX) or "/" in recipe:
-            raise UserError(f"the recipe {recipe!r} is not there: expected a {_SUFFIX} file, or a name")
+            raise UserError(f"the recipe {recipe!r} does not exist: expected a {_SUFFIX} file or a name")
         raise unknown("recipe", recipe, names())
     try:
         with open(recipe, encoding="utf-8") as file:
@@ -218,11 +220,11 @@ def _text(recipe: str) -> str:
 
 
 def _header(where: str, table: Mapping[str, Any]) -> dict[str, str]:
-    for given, value in table.items():
-        if given not in _HEADER:
-            raise unknown_key(where, given, [*_HEADER, "stages"])
+    for name, value in table.items():
+        if name not in _HEADER:
+            raise unknown_key(where, name, [*_HEADER, "stages"])
         if not isinstance(value, str):
-            raise UserError(f"{where}: {given} = {value!r}: expected text")
+            raise UserError(f"{where}: {name} = {value!r}: expected text")
     for name in _REQUIRED:
         if name not in table:
             raise UserError(f'{where}: {name} is missing: add {name} = "..." above the stages')
@@ -230,7 +232,7 @@ def _header(where: str, table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tables(where: str, stages: Any) -> dict[str, dict[str, Any]]:
-    """The stages as they stand there, once each is a table with a name and a command."""
+    """Check that each stage is a table with a valid name and a known command, and return the stages."""
     if not isinstance(stages, dict) or not stages:
         raise UserError(f'{where} has no stages: add e.g. [stages.features] and below it command = "extract"')
     for name, table in stages.items():
@@ -245,36 +247,36 @@ def _tables(where: str, stages: Any) -> dict[str, dict[str, Any]]:
 
 
 def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
-    """Change the stages as one --set says.
+    """Apply one --set to the stages.
 
-    KEY without a stage means the stages that say KEY, or, if there is none, all that could: so that
-    what only one stage of a kind says stays its own. Without a value KEY is taken away.
+    KEY without a stage changes the stages that set KEY, so that a setting of one stage does not spread to
+    others. If none sets it, all stages that can have KEY change. KEY= without a value removes KEY.
     """
     target, equals, text = change.partition("=")
-    stage, dot, given = target.rpartition(".")
+    stage, dot, key = target.rpartition(".")
     where = f"--set {change}"
-    if not equals or not given:
+    if not equals or not key:
         raise UserError(f"{where}: expected KEY=VALUE or STAGE.KEY=VALUE")
     if dot and stage not in tables:
-        raise UserError(f"{where}: there is no stage {stage!r}: expected one of {', '.join(tables)}")
+        raise UserError(f"{where}: the recipe has no stage {stage!r}: expected one of {', '.join(tables)}")
     kinds = {name: COMMANDS[table["command"]].kinds for name, table in tables.items()}
-    able = [name for name in ([stage] if dot else tables) if given in kinds[name]]
-    if not able:
-        known = [name for keys in ([stage] if dot else tables) for name in kinds[keys]]
-        raise unknown_key(where, given, dict.fromkeys(known))
-    chosen = [name for name in able if given in tables[name]] or able
-    if len({described(kinds[name][given]) for name in chosen}) > 1:
-        ways = " or ".join(f"--set {name}.{given}={text}" for name in chosen)
-        raise UserError(f"{where} means different things to the stages: name one, {ways}")
+    candidates = [name for name in ([stage] if dot else tables) if key in kinds[name]]
+    if not candidates:
+        known = [known_key for name in ([stage] if dot else tables) for known_key in kinds[name]]
+        raise unknown_key(where, key, dict.fromkeys(known))
+    chosen = [name for name in candidates if key in tables[name]] or candidates
+    if len({described(kinds[name][key]) for name in chosen}) > 1:
+        ways = " or ".join(f"--set {name}.{key}={text}" for name in chosen)
+        raise UserError(f"{where} means different things in different stages: write {ways}")
     for name in chosen:
         if text:
-            tables[name][given] = _value(text)
+            tables[name][key] = _value(text)
         else:
-            tables[name].pop(given, None)
+            tables[name].pop(key, None)
 
 
 def _value(text: str) -> Any:
-    """A value as TOML has it, or else the text."""
+    """Read a value as TOML; text that is not TOML stays text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""One stage of a recipe: the command it stands for, with its settings and where its input comes from."""
+"""One stage of a recipe: a command, its settings and the sources of its input."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ from tlray.core.schema import coerced
 from tlray.core.settings import option, settings
 
 IMAGES = "IMAGES"
-"""Stands in a recipe for the images that are given when it is run."""
+"""The word in a recipe for the images that the user gives to `tlray run`."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
 class Input:
-    """Something a command is given besides its settings; the name is that of the job's parameter."""
+    """An input of a command: images, features or a model."""
 
     name: str
+    """The name of the parameter of the command's function."""
     makers: tuple[str, ...] = ()
-    """The commands that make it. If there are none it is the images, and a recipe cannot say otherwise."""
+    """The commands whose output can be this input. Without any, it is always the images."""
     default: str | None = None
     optional: bool = False
-    """An option on the command line, not an argument."""
+    """Whether the input is an option on the command line instead of an argument."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that a recipe can have as a stage; the job is the function of that name in its module."""
+    """A command that can be a stage of a recipe."""
 
     module: str
+    """The module with the function that has the name of the command and runs it."""
     config: type[Any]
     inputs: tuple[Input, ...]
     callbacks: tuple[str, ...]
-    """How the job tells of its progress: the names of its parameters."""
+    """The parameters of the function that take callbacks for progress: "progress", "report"."""
     split: Callable[[Any], str | None]
-    """The split that its input must have."""
+    """Returns the split that the input must have, for the settings of a stage."""
     splits_of: tuple[str, ...] = ()
-    """The inputs from which it takes splits that an earlier stage assigned."""
+    """The inputs whose splits may have been assigned by an earlier stage."""
     suffix: str = ""
-    """Of its output."""
+    """The suffix of the output's name."""
     resumes: bool = True
-    """Whether the job may be run again over its finished output."""
+    """Whether the command may run again when its output is complete."""
 
     @property
     def kinds(self) -> dict[str, Any]:
         """The keys that a stage may have, each with the type of its value."""
-        inputs = {given.name: str for given in self.inputs if given.makers}
+        inputs = {source.name: str for source in self.inputs if source.makers}
         return {**inputs, **{key(name): setting.kind for name, setting in settings(self.config).items()}}
 
 
@@ -112,63 +114,63 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, checked."""
+    """One stage of a recipe, whose keys and values have been checked."""
 
     name: str
     command: str
     config: Any
     inputs: Mapping[str, str]
-    """By the name of the input: an earlier stage, or IMAGES."""
-    given: tuple[str, ...]
+    """The source of each input by the name of the input: an earlier stage or IMAGES."""
+    set_fields: tuple[str, ...]
     """The fields of `config` that the recipe sets."""
 
     def output(self, out: str) -> str:
-        """The folder or file it makes below a folder."""
+        """The path of the folder or file that the stage writes inside the folder `out`."""
         return posixpath.join(out, self.name) + COMMANDS[self.command].suffix
 
     def places(self, images: str, out: str) -> dict[str, str]:
-        """Where its inputs lie."""
+        """The paths of the inputs by the name of the input."""
         return {name: images if of == IMAGES else posixpath.join(out, of) for name, of in self.inputs.items()}
 
     def line(self, images: str = IMAGES, out: str = "DIR") -> str:
-        """The command line that does the same."""
+        """The `tlray` command line that does the same as the stage."""
         places = self.places(images, out)
         words = ["tlray", self.command]
         words += [places[i.name] for i in COMMANDS[self.command].inputs if not i.optional]
-        for given in COMMANDS[self.command].inputs:
-            if given.optional and given.name in places:
-                words += [option(given.name), places[given.name]]
+        for source in COMMANDS[self.command].inputs:
+            if source.optional and source.name in places:
+                words += [option(source.name), places[source.name]]
         words += ["--out", self.output(out)]
-        only_here, known = "", settings(type(self.config))
-        for name in self.given:
+        recipe_only, known = "", settings(type(self.config))
+        for name in self.set_fields:
             value = getattr(self.config, name)
             if known[name].is_option:
                 words += [option(name)] * (value is not False) + [str(value)] * (not isinstance(value, bool))
             elif value != getattr(type(self.config), name):
-                only_here += f"  # and {key(name)} = {value}, which is no option"
-        return shlex.join(words) + only_here
+                recipe_only += f"  # and {key(name)} = {value}, which has no option"
+        return shlex.join(words) + recipe_only
 
 
 def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str, str]) -> Stage:
-    """Make a stage of its table in a recipe.
+    """Make a stage from its table in a recipe.
 
     Args:
-        where: for messages.
-        name: of the stage.
-        table: its keys and values, with a command that exists.
-        earlier: the names of the stages before it, and their commands.
+        where: the recipe and stage, for error messages.
+        name: the name of the stage.
+        table: the keys and values of the stage; "command" must be a key of `COMMANDS`.
+        earlier: the commands of the earlier stages by name.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type or range, or an input that no stage makes.
+        UserError: a key is unknown, a value has the wrong type or range, or no earlier stage makes an input.
     """
     command = COMMANDS[table["command"]]
     kinds = command.kinds
     values = {}
-    for given, value in table.items():
-        if given != "command":
-            if given not in kinds:
-                raise unknown_key(f"{where} ({table['command']})", given, kinds)
-            values[given] = _coerce(f"{where}: {given}", value, kinds[given])
+    for setting, value in table.items():
+        if setting != "command":
+            if setting not in kinds:
+                raise unknown_key(f"{where} ({table['command']})", setting, kinds)
+            values[setting] = _coerce(f"{where}: {setting}", value, kinds[setting])
     inputs = {}
     for needed in command.inputs:
         source = values.pop(needed.name, needed.default)
@@ -177,12 +179,12 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
         elif source is None and not needed.optional:
             raise UserError(
                 f"{where}: {needed.name} is missing: expected {_expected(needed, earlier)};\n"
-                f'write e.g. {needed.name} = "{needed.makers[0]}"'
+                f'write {needed.name} = "STAGE" with the name of that stage'
             )
         if source is not None:
             inputs[needed.name] = source
     field_names = {key(field.name): field.name for field in fields(command.config)}
-    settings = {field_names[given]: value for given, value in values.items()}
+    settings = {field_names[setting]: value for setting, value in values.items()}
     try:
         built = command.config(**settings)
     except UserError as error:
@@ -191,21 +193,21 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
 
 
 def check_name(where: str, name: str) -> None:
-    """Raise UserError if a stage cannot be called so, because its output will be."""
+    """Raise UserError if the name of a stage cannot be the name of its output."""
     if not _NAME.fullmatch(name) or name == IMAGES:
         raise UserError(
-            f"{where}: a stage cannot be called {name!r}: expected letters, digits, - and _, "
-            f"and not {IMAGES}; its output will have that name"
+            f"{where}: {name!r} is not a valid stage name: expected letters, digits, - and _, "
+            f"but not {IMAGES}; the output gets this name"
         )
 
 
 def key(field: str) -> str:
-    """How a setting is written in a recipe: as on the command line, without the dashes in front."""
+    """The key of a setting in a recipe: its option without the leading dashes."""
     return option(field).removeprefix("--")
 
 
 def unknown_key(where: str, given: str, allowed: Iterable[str]) -> UserError:
-    """The error for a key that is not known: the nearest, and all that are allowed."""
+    """Return the error for an unknown key, with the most similar key and all allowed keys."""
     names = list(allowed)
     near = difflib.get_close_matches(given, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -214,23 +216,22 @@ def unknown_key(where: str, given: str, allowed: Iterable[str]) -> UserError:
 
 def _check_source(where: str, needed: Input, source: str, earlier: Mapping[str, str]) -> None:
     if source not in earlier:
-        fault = "is made by no earlier stage"
+        fault = "is not an earlier stage"
     elif earlier[source] not in needed.makers:
-        fault = f"is made by {earlier[source]}"
+        fault = f"is the output of {earlier[source]}"
     else:
         return
     raise UserError(f'{where}: {needed.name} = "{source}" {fault}: expected {_expected(needed, earlier)}')
 
 
 def _expected(needed: Input, earlier: Mapping[str, str]) -> str:
-    known = [name for name, command in earlier.items() if command in needed.makers]
-    known += [needed.default] if needed.default else []
-    what = f"an earlier stage that is {' or '.join(needed.makers)}"
-    return f"{what} ({', '.join(known) or 'there is none'})"
+    stages = ", ".join(name for name, command in earlier.items() if command in needed.makers)
+    expected = f"an earlier {' or '.join(needed.makers)} stage ({stages or 'this recipe has none'})"
+    return f"{expected} or {needed.default}" if needed.default else expected
 
 
 def _coerce(where: str, value: Any, kind: Any) -> Any:
-    """The value as a setting of that type holds it."""
+    """Convert a value to the type of its setting."""
     try:
         return coerced(value, kind)
     except ValueError as error:

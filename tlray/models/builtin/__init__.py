@@ -1,1 +1,1 @@
-"""The backbones and the heads that come with tlray; registered like any plugin."""
+"""The backbones and heads that come with tlray, registered through entry points like any plugin."""

@@ -1,4 +1,4 @@
-"""The heads that come with tlray: the published ones and a linear classifier."""
+"""The heads that come with tlray: those of the published tutorials and a linear classifier."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def _stack(
     dropout: float = 0.0,
     sigmoid: bool = False,
 ) -> keras.Model:
-    """Flatten, a hidden layer for each of `units`, batch norm and dropout if any, then the probabilities.
+    """Build a head: Flatten, one dense layer for each of `units`, then optional batch norm and dropout.
 
-    These are a softmax, but with `sigmoid` and two classes one sigmoid.
+    The output is a softmax over the classes; for two classes and with `sigmoid`, a single sigmoid.
     """
     import keras
 
@@ -31,8 +31,8 @@ def _stack(
         stack.append(layers.BatchNormalization())
     if dropout:
         stack.append(layers.Dropout(dropout))
-    outputs, squash = (1, "sigmoid") if sigmoid and classes == 2 else (classes, "softmax")
-    return keras.Sequential([*stack, layers.Dense(outputs, squash, name="probabilities")])
+    outputs, output_activation = (1, "sigmoid") if sigmoid and classes == 2 else (classes, "softmax")
+    return keras.Sequential([*stack, layers.Dense(outputs, output_activation, name="probabilities")])
 
 
 class Dense256(Head):

@@ -1,4 +1,4 @@
-"""No network: the pixels themselves are the features, for heads that see the whole image."""
+"""Backbones without a network: the features are the pixels themselves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Pixels(Backbone):
-    """The pixels themselves: row by row, red, green and blue of each, times 1/255."""
+    """The pixels as features: row by row, red, green and blue of each pixel, times 1/255."""
 
     name = "pixels"
     image_size = 32
@@ -32,7 +32,7 @@ class Pixels(Backbone):
 
 
 class GreyPixels(Pixels):
-    """The pixels themselves in grey, row by row, times 1/255."""
+    """The grey values of the pixels as features, row by row, times 1/255."""
 
     name = "grey-pixels"
     image_size = 28
@@ -42,7 +42,7 @@ class GreyPixels(Pixels):
         import keras
 
         pixels = keras.Input((image_size, image_size, 3), name="input")
-        # ITU-R 601, as Pillow's convert("L"). They sum to 1: a grey picture stays what it is.
+        # Pillow's convert("L") uses these weights (ITU-R 601). They sum to 1, so a grey image is unchanged.
         luma = np.array([0.299, 0.587, 0.114], np.float32)
         grey = keras.ops.sum(keras.ops.multiply(pixels, luma), axis=-1)
         return keras.Model(pixels, keras.layers.Flatten(name="grey_pixels")(grey), name=self.name)

@@ -1,4 +1,4 @@
-"""SmallVGGNet: VGG's blocks with fewer filters, for small images and for training from scratch."""
+"""SmallVGGNet: VGG-like blocks with fewer filters, for small images and training from scratch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FILTERS = ((32,), (64, 64), (128, 128, 128))
 
 
 class SmallVGGNet(Backbone):
-    """Six convolutions with batch norm in three blocks, each ended by pooling and dropout."""
+    """Six convolutions with batch norm in three blocks; each block ends with pooling and dropout."""
 
     name = "small-vggnet"
     image_size = 64
@@ -27,7 +27,7 @@ class SmallVGGNet(Backbone):
         x = pixels = keras.Input((image_size, image_size, 3), name="input")
         for block, convolutions in enumerate(_FILTERS, 1):
             for i, filters in enumerate(convolutions, 1):
-                # As published: batch norm comes after the activation.
+                # Batch norm comes after the activation, as in the published network.
                 convolution = layers.Conv2D(
                     filters, 3, padding="same", activation="relu", name=f"block{block}_conv{i}"
                 )

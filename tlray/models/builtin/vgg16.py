@@ -13,7 +13,7 @@ _BLOCKS = (2, 2, 3, 3, 3)
 
 
 class VGG16(Backbone):
-    """13 convolutions in five blocks, each ended by a pooling layer that halves the side."""
+    """13 convolutions in five blocks; each block ends with a pooling layer that halves the side."""
 
     name = "vgg16"
     image_size = 150
@@ -39,7 +39,7 @@ class VGG16(Backbone):
         )
 
     def preprocess(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
-        # As the authors' Caffe release: BGR, minus the mean pixel of ImageNet.
+        # The authors' Caffe release takes BGR pixels minus the mean pixel of ImageNet.
         import keras
 
         bgr = keras.ops.flip(pixels, axis=-1)

@@ -1,4 +1,4 @@
-"""What plugins must keep to, as tables of checks, which `tlray plugins check` and pytest run."""
+"""The contract of plugins: lists of checks, which `tlray plugins check` and pytest run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tlray.plugins.contract import backbones, heads, providers
-from tlray.plugins.contract.check import Check, Elsewhere, Outcome, Subject
+from tlray.plugins.contract.check import Check, FreshProcess, Outcome, Subject
 from tlray.plugins.contract.subject import BackboneSubject
 
 SUBJECTS: dict[str, type[Subject[Any]]] = {
@@ -14,16 +14,16 @@ SUBJECTS: dict[str, type[Subject[Any]]] = {
     "heads": heads.HeadSubject,
     "weights": providers.ProviderSubject,
 }
-"""By kind: the plugin that is checked, and what its checks share."""
+"""The class of the subject of the checks, for each kind of plugin."""
 CHECKS: dict[str, Sequence[Check]] = {
     "backbones": backbones.CHECKS,
     "heads": heads.CHECKS,
     "weights": providers.CHECKS,
 }
-"""By kind: the contract, in the order in which it is checked."""
+"""The checks of each kind of plugin, in the order in which they run."""
 
 
-def run(kind: str, name: str, elsewhere: Elsewhere) -> Iterator[Outcome]:
-    """Check one plugin, a check at a time; one that fails does not stop those that can do without it."""
-    subject = SUBJECTS[kind](name, elsewhere)
+def run(kind: str, name: str, fresh_process: FreshProcess) -> Iterator[Outcome]:
+    """Run the checks of one plugin one by one; after a vital check fails, the others are skipped."""
+    subject = SUBJECTS[kind](name, fresh_process)
     return (check.outcome(subject) for check in CHECKS[kind])

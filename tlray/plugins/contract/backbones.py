@@ -1,4 +1,4 @@
-"""What a backbone is checked for."""
+"""The contract of backbones."""
 
 from __future__ import annotations
 
@@ -15,78 +15,78 @@ from tlray.models.compiled import compile_network
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import KnownWeights
 from tlray.plugins.contract.check import (
-    CLOSE,
+    TOLERANCE,
     Check,
     Failed,
-    NotHere,
-    difference,
-    exported,
+    Skipped,
+    check_export,
+    check_saving,
+    explain,
     foreign_layers,
-    line,
     loads,
-    must,
     offline,
-    saved,
-    trying,
+    relative_error,
+    require,
+    summary,
 )
 from tlray.plugins.contract.subject import BackboneSubject, listed
 
-_REDUCED = 0.1
-"""Relative error that bfloat16 may have."""
+_BFLOAT16_TOLERANCE = 0.1
+"""The largest relative error of features that are computed in bfloat16."""
 
 
 def declares(subject: BackboneSubject) -> None:
-    """Default and smallest size, cuts, and the digest of each of its weights are what they have to be."""
+    """`image_size`, `minimum_size`, `cuts` and the digests in `weights` have valid values."""
     plugin = subject.plugin
     for name in ("image_size", "minimum_size"):
         value = getattr(plugin, name)
-        must(isinstance(value, int) and value > 0, f"{name} is {value!r}, expected a number of pixels")
-    must(
+        require(isinstance(value, int) and value > 0, f"{name} is {value!r}, expected a number of pixels")
+    require(
         plugin.minimum_size <= plugin.image_size,
         f"minimum_size {plugin.minimum_size} is larger than image_size {plugin.image_size}",
     )
     cuts = plugin.cuts
-    must(len(set(cuts)) == len(cuts), f"cuts names a layer twice: {', '.join(cuts)}")
+    require(len(set(cuts)) == len(cuts), f"cuts lists a layer twice: {', '.join(cuts)}")
     for name, known in plugin.weights.items():
-        must(
+        require(
             isinstance(known, KnownWeights)
             and (
                 re.fullmatch("[0-9a-f]{64}", known.sha256)
                 or re.fullmatch("([0-9a-f]{32}){1,2}", known.file_hash)
             ),
-            f"weights[{name!r}] is {known!r}, expected KnownWeights(sha256=...) with 64 hexadecimal digits, "
-            "or file_hash with as many, or with 32",
+            f"weights[{name!r}] is {known!r}, expected KnownWeights with a sha256 of 64 hexadecimal digits, "
+            "or a file_hash of 32 or 64",
         )
 
 
 def builds(subject: BackboneSubject) -> None:
-    """It builds without weights and without network access, at its default and its smallest size, from
-    (batch, size, size, 3), and its weights have the same shapes at both.
+    """`build` needs no files and no network access. At the default and at the smallest image size, the
+    network takes (batch, size, size, 3), and its weights have the same shapes.
     """
     plugin = subject.plugin
     for size, network in subject.networks.items():
         expected = (None, size, size, 3)
-        must(
+        require(
             network.input_shape == expected,
             f"build({size}) takes {network.input_shape}, expected one input of {expected}",
         )
         shape = network.output_shape
-        must(isinstance(shape, tuple), f"build({size}) has several outputs, {shape}; expected one")
-        must(
+        require(isinstance(shape, tuple), f"build({size}) has several outputs, {shape}, expected one")
+        require(
             len(shape) > 1 and None not in shape[1:] and 0 not in shape,
-            f"build({size}) gives features of shape {shape}, expected (batch, ...) with fixed, positive sides"
-            + (f"; raise minimum_size, {plugin.minimum_size}" if 0 in shape else ""),
+            f"build({size}) gives features of shape {shape}, expected (batch, ...) with fixed, positive sizes"
+            + (f"; raise minimum_size above {plugin.minimum_size}" if 0 in shape else ""),
         )
-    large, *others = [[one.shape for one in network.get_weights()] for network in subject.networks.values()]
-    must(
-        all(other == large for other in others),
-        f"the shapes of its weights depend on the image size: say minimum_size = {plugin.image_size}, "
-        "the size it is made for",
+    shapes = [[array.shape for array in network.get_weights()] for network in subject.networks.values()]
+    require(
+        all(other == shapes[0] for other in shapes),
+        f"the shapes of the weights depend on the image size: set minimum_size = {plugin.image_size}, "
+        "the default size",
     )
 
 
 def preprocesses(subject: BackboneSubject) -> None:
-    """The preprocessing is a part of the graph, from RGB pixels 0 to 255 to what the network takes."""
+    """`preprocess` turns RGB pixels, 0 to 255, into the network's input, with Keras operations only."""
     import keras
 
     pixels = keras.Input((subject.size, subject.size, 3))
@@ -95,61 +95,57 @@ def preprocesses(subject: BackboneSubject) -> None:
         symbolic = isinstance(output, keras.KerasTensor)
     except Exception as error:
         raise Failed(
-            f"preprocess failed on the symbolic tensor it is given ({type(error).__name__}: {line(error)}): "
-            "it must be made of Keras' layers and keras.ops, not of Python and NumPy"
+            f"preprocess failed on a symbolic tensor ({type(error).__name__}: {summary(error)}): "
+            "use Keras' layers and keras.ops, not NumPy"
         ) from error
-    must(
+    require(
         symbolic,
-        f"preprocess returned a {type(output).__name__}, expected the symbolic tensor that Keras' layers "
-        "and keras.ops make of its argument",
+        f"preprocess returned a {type(output).__name__}, expected a symbolic tensor: "
+        "apply Keras' layers and keras.ops to its argument",
     )
     expected = (None, subject.size, subject.size, 3)
-    must(
+    require(
         output.shape == expected,
         f"preprocess returned the shape {output.shape}, but the network takes {expected}",
     )
     try:
         keras.Model(pixels, output)
     except ValueError as error:
-        raise Failed(f"what preprocess returns does not come from its argument: {line(error)}") from error
+        raise Failed(f"preprocess does not use its argument: {summary(error)}") from error
 
 
 def names_layers(subject: BackboneSubject) -> None:
-    """Its cuts, and its layers with weights, have the same names every time it is built, at every size."""
+    """Every call of `build`, for any size, gives the cuts and the layers with weights the same names."""
     network = subject.networks[subject.size]
     others = [other for other in subject.networks.values() if other is not network]
-    again = others[0] if others else subject.build(subject.size)
+    rebuilt = others[0] if others else subject.build(subject.size)
     first, second = (
-        [x.name for x in one.layers if x.weights or x.name in subject.plugin.cuts] for one in (again, network)
+        [layer.name for layer in built.layers if layer.weights or layer.name in subject.plugin.cuts]
+        for built in (rebuilt, network)
     )
-    must(
-        len(first) == len(second), f"it has layers at one time that it has not at another: {first}, {second}"
-    )
+    require(len(first) == len(second), f"two calls of build gave different layers: {first} and {second}")
     for name, other in zip(first, second, strict=True):
-        must(
-            name == other,
-            f"the layer {name} is called {other} when it is built again: give every layer a name=",
-        )
+        require(name == other, f"the layer {name} is called {other} in another build: give it a name=")
 
 
 def has_cuts(subject: BackboneSubject) -> None:
-    """Its cuts are layers, from the input to the end, and the last one is the end."""
+    """`cuts` lists layers in order from the input to the output, and the last one is the output layer."""
     cuts, network = subject.plugin.cuts, subject.networks[subject.size]
     layers = [layer.name for layer in network.layers]
     for cut in cuts:
         if cut not in layers:
-            raise Failed(f"cuts names a layer that is not there: {unknown('layer', cut, layers)}")
+            raise Failed(f"cuts lists a layer that does not exist: {unknown('layer', cut, layers)}")
     order = sorted(cuts, key=layers.index)
-    must(list(cuts) == order, f"cuts are not in the order of the network, which is {', '.join(order)}")
-    must(
+    require(list(cuts) == order, f"cuts are not in the order of the network: write {', '.join(order)}")
+    require(
         network.get_layer(cuts[-1]).output is network.outputs[0],
-        f"the last cut, {cuts[-1]}, is not the end of the network, {layers[-1]}: name that as the last cut, "
-        "or end the network there",
+        f"the last cut is {cuts[-1]}, but the output layer is {layers[-1]}: append {layers[-1]} to cuts, "
+        f"or end the network at {cuts[-1]}",
     )
 
 
 def rejoins(subject: BackboneSubject) -> None:
-    """Cut at each of its cuts and joined again, it is the whole network."""
+    """Cut in two at any of its cuts and joined again, the network gives the same output."""
     frozen = subject.frozen
     whole = frozen.build()
     expected = whole(subject.images, training=False)
@@ -159,130 +155,134 @@ def rejoins(subject: BackboneSubject) -> None:
             tail = part.build_tail(subject.plugin.cuts[-1])
         except UserError as error:
             raise Failed(
-                f"it cannot be split at the cut {cut}: other paths lead around it; leave it out of cuts"
+                f"the network cannot be split at {cut}: later layers use earlier ones; remove it from cuts"
             ) from error
         assert tail is not None
-        found = tail(part.build()(subject.images, training=False), training=False)
-        off = difference(found, expected)
-        must(off < CLOSE, f"cut at {cut} and joined again it differs: relative error {off:.2g}")
+        output = tail(part.build()(subject.images, training=False), training=False)
+        change = relative_error(output, expected)
+        require(
+            change < TOLERANCE, f"cut at {cut} and joined, the output differs: relative error {change:.2g}"
+        )
 
 
-def sees(subject: BackboneSubject) -> None:
-    """From uint8 images it makes features that are finite numbers, and others for other images."""
+def distinguishes(subject: BackboneSubject) -> None:
+    """The features of uint8 images are finite, and different images have different features."""
     features = subject.features
-    must(np.isfinite(features).all(), "some features are infinite or no numbers")
-    must(
+    require(np.isfinite(features).all(), "some features are infinite or NaN")
+    require(
         np.ptp(features, axis=0).max() > 0,
-        "the features of all images are the same: does the preprocessing keep the pixels?",
+        "all images have the same features: check that preprocess passes the pixels on",
     )
 
 
 def repeats(subject: BackboneSubject) -> None:
-    """In inference the same image has the same features, every time and in every batch; also where Keras
-    is not told that it is inference, as in an exported model.
+    """In inference an image has the same features in every call and every batch, also if Keras is called
+    without `training=False`, as in an exported model.
     """
     probe, images = subject.probe(), subject.images
     for options in ({"training": False}, {}):
-        once, again, alone = (probe(rows, **options) for rows in (images, images, images[:1]))
-        cut = subject.first(once, again)
-        must(
+        first, second, single = (probe(rows, **options) for rows in (images, images, images[:1]))
+        cut = subject.first_difference(first, second)
+        require(
             not cut,
             f"the same images have other features in a second run, from the cut {cut} on: a layer draws "
-            "random numbers in inference too; do not call it with training=True",
+            "random numbers in inference; do not call it with training=True",
         )
-        cut = subject.first([part[:1] for part in listed(once)], alone)
-        must(
+        cut = subject.first_difference([output[:1] for output in listed(first)], single)
+        require(
             not cut,
-            f"the features of an image depend on the others in its batch, from the cut {cut} on: a layer "
-            "takes statistics of the batch in inference too; do not call it with training=True",
+            f"the features of an image depend on the other images in the batch, from the cut {cut} on: a "
+            "layer uses statistics of the batch in inference; do not call it with training=True",
         )
 
 
-def stays(subject: BackboneSubject) -> None:
-    """Neither inference nor, once it is frozen, training moves any of its weights or moving statistics."""
+def keeps_weights(subject: BackboneSubject) -> None:
+    """Weights and moving statistics stay the same in inference, and in training if the backbone is frozen."""
     probe = subject.probe()
     names = [variable.path for variable in probe.weights]
 
-    def still(when: str, hint: str) -> None:
-        moved = [
+    def require_unchanged(phase: str, hint: str) -> None:
+        changed = [
             name
-            for name, array, before in zip(names, probe.get_weights(), subject.arrays, strict=True)
-            if not np.array_equal(array, before)
+            for name, array, original in zip(names, probe.get_weights(), subject.arrays, strict=True)
+            if not np.array_equal(array, original)
         ]
-        must(not moved, f"{', '.join(moved[:3])} moved in {when}: {hint}")
+        require(not changed, f"{', '.join(changed[:3])} changed in {phase}: {hint}")
 
     try:
         probe(subject.images)
-        still("inference", "do not call batch normalisation, or any other layer, with training=True")
+        require_unchanged("inference", "call no layer, such as batch normalisation, with training=True")
         frozen = subject.frozen.build()
-        must(not frozen.trainable_variables, "some of its variables train though it is frozen")
+        require(
+            not frozen.trainable_variables, "some variables stay trainable although the backbone is frozen"
+        )
         frozen(subject.images, training=True)
-        still("training though it is frozen", "use layers that heed trainable = False")
+        require_unchanged("training although it is frozen", "use layers that respect trainable = False")
     finally:
         subject.networks[subject.size].set_weights(subject.arrays)
 
 
-def reduces(subject: BackboneSubject) -> None:
-    """Computed in bfloat16, the features differ from those in float32 by less than a tenth, unless it says
-    that reduced precision does it no good.
-    """
+def runs_in_bfloat16(subject: BackboneSubject) -> None:
+    """In bfloat16 the features have a relative error below 0.1. Skipped if `reduced_precision` is False."""
     if not subject.plugin.reduced_precision:
-        raise NotHere("it says reduced_precision = False")
+        raise Skipped("the backbone sets reduced_precision = False")
     fresh = FrozenPart(subject.plugin, subject.arrays, subject.frozen.provenance).build()
-    with trying("it does not run in bfloat16"):
-        found = compile_network(fresh, subject.size, "bfloat16")(subject.images)
-    error = difference(found, subject.features)
-    must(
-        error < _REDUCED, f"features in bfloat16 have a relative error of {error:.2g}, allowed is {_REDUCED}"
+    with explain("the network does not run in bfloat16"):
+        features = compile_network(fresh, subject.size, "bfloat16")(subject.images)
+    error = relative_error(features, subject.features)
+    require(
+        error < _BFLOAT16_TOLERANCE,
+        f"features in bfloat16 have a relative error of {error:.2g}, expected less than "
+        f"{_BFLOAT16_TOLERANCE}: set reduced_precision = False",
     )
 
 
 def saves(subject: BackboneSubject) -> None:
-    """A model with it is saved, and loads in Keras' safe mode without the plugin, as it was."""
+    """A saved model with this backbone loads in Keras' safe mode, without the plugin, and is the same."""
     if foreign := foreign_layers(subject.frozen.build()):
         raise Failed(
-            f"it has layers of its own, {', '.join(foreign)}: a model with it would not load without this "
-            "package; use Keras' own layers and keras.ops"
+            f"the network has its own layer classes {', '.join(foreign)}, so a saved model would not load "
+            "without this package: use Keras' own layers and keras.ops"
         )
-    saved(subject.model, subject.images)
+    check_saving(subject.model, subject.images)
 
 
 def exports(subject: BackboneSubject) -> None:
-    """A model with it exports as a SavedModel that gives the same numbers."""
-    exported(subject.model, subject.images)
+    """A model with this backbone, exported as a SavedModel, gives the same output."""
+    check_export(subject.model, subject.images)
 
 
-def knows_weights(subject: BackboneSubject) -> None:
-    """Those of its weights that are here without a download have the SHA-256 it says, and fit."""
+def matches_digests(subject: BackboneSubject) -> None:
+    """The pretrained weights that need no download have the declared digest and fit the network."""
     backbone = subject.plugin
     if not backbone.weights:
-        raise NotHere("it knows no weights: training starts from random ones")
-    here = weights.weights_here(backbone)
-    for name in here:
+        raise Skipped("the backbone declares no pretrained weights")
+    available = weights.weights_here(backbone)
+    for name in available:
         try:
             with offline():
-                found = weights.resolve(backbone, name, registry.weights_providers())
+                arrays = weights.resolve(backbone, name, registry.weights_providers()).arrays
         except UserError as error:
             raise Failed(str(error)) from error
-        shapes = [one.shape for one in subject.networks[subject.size].get_weights()]
-        must(
-            [np.shape(one) for one in found.arrays] == shapes,
-            f"the {name!r} weights do not fit: {len(found.arrays)} arrays, the network has {len(shapes)}, "
-            "or they have other shapes",
+        shapes = [array.shape for array in subject.networks[subject.size].get_weights()]
+        require(
+            [np.shape(array) for array in arrays] == shapes,
+            f"the {name!r} weights do not fit: they have {len(arrays)} arrays and the network "
+            f"{len(shapes)}, or the shapes differ",
         )
-    if missing := [name for name in backbone.weights if name not in here]:
-        raise NotHere(f"not here: {', '.join(missing)}; here, and right: {', '.join(here) or 'none'}")
+    if missing := [name for name in backbone.weights if name not in available]:
+        raise Skipped(f"not here: {', '.join(missing)}; verified: {', '.join(available) or 'none'}")
 
 
-def works_elsewhere(subject: BackboneSubject) -> None:
-    """In a Ray actor, in a fresh process, it gives the same features."""
+def works_in_actor(subject: BackboneSubject) -> None:
+    """In a Ray actor, which is a fresh process, the backbone computes the same features."""
     frozen = FrozenPart(subject.plugin, subject.arrays, subject.frozen.provenance)
-    found = subject.elsewhere.call(_features, frozen, subject.images)
-    error = difference(found, subject.features)
-    must(
-        error < CLOSE,
-        f"in an actor it gives other features, relative error {error:.2g}: does it "
-        "draw random numbers when it is built, or read something of this process?",
+    features = subject.fresh_process.call(_features, frozen, subject.images)
+    error = relative_error(features, subject.features)
+    require(
+        error < TOLERANCE,
+        f"the features differ in a Ray actor, relative error {error:.2g}: build and preprocess must not "
+        "draw random numbers or depend on the process",
     )
 
 
@@ -293,6 +293,6 @@ def _features(frozen: FrozenPart, images: npt.NDArray[np.uint8]) -> npt.NDArray[
 
 CHECKS = (
     *(Check(check, vital=True) for check in (loads, declares, builds, preprocesses, has_cuts)),
-    *map(Check, (names_layers, rejoins, sees, repeats, stays, reduces)),
-    *map(Check, (saves, exports, knows_weights, works_elsewhere)),
+    *map(Check, (names_layers, rejoins, distinguishes, repeats, keeps_weights, runs_in_bfloat16)),
+    *map(Check, (saves, exports, matches_digests, works_in_actor)),
 )

@@ -1,4 +1,4 @@
-"""What a check is, how it fails, and what all plugins are checked for."""
+"""How a check runs and fails, the check that all kinds of plugins share, and helpers for checks."""
 
 from __future__ import annotations
 
@@ -31,97 +31,97 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 T = TypeVar("T")
 
-CLOSE = 1e-4
-"""Relative error of numbers that are the same, added up in another order."""
+TOLERANCE = 1e-4
+"""The largest relative error of equal results; the order of additions changes their last digits."""
 
 
-class Failed(AssertionError):  # noqa: N818 - as pytest's outcomes are called
-    """What a check found wrong: one sentence that says what was found and how to repair it."""
+class Failed(AssertionError):  # noqa: N818 - named like the outcomes of pytest
+    """Raised by a check that fails; the message says what is wrong and how to repair it."""
 
 
-class NotHere(Exception):  # noqa: N818
-    """Why something cannot be checked on this machine, or of this plugin."""
+class Skipped(Exception):  # noqa: N818
+    """Raised by a check that cannot run on this machine or for this plugin; the message says why."""
 
 
 @dataclass(frozen=True)
 class Check:
     """One line of the contract."""
 
-    make: Callable[[Any], None]
-    """Given the subject; raises Failed or NotHere. Its docstring is what the contract says."""
+    function: Callable[[Any], None]
+    """Takes the subject; raises Failed or Skipped. Its name and docstring are the text of the contract."""
     vital: bool = False
-    """Whether nothing more can be checked when it fails."""
+    """Whether all later checks are skipped if this one fails."""
 
     @property
     def name(self) -> str:
-        return self.make.__name__
+        return self.function.__name__
 
     @property
-    def says(self) -> str:
-        return " ".join((self.make.__doc__ or "").split())
+    def requirement(self) -> str:
+        return " ".join((self.function.__doc__ or "").split())
 
     def outcome(self, subject: Subject[Any]) -> Outcome:
-        """Check a plugin; skipped if a vital check of it has failed before."""
-        if subject.missing:
-            return Outcome(self.name, self.says, "skipped", f"needs {subject.missing}")
+        """Run the check, unless a vital check of the plugin has failed before."""
+        if subject.failed_vital:
+            return Outcome(self.name, self.requirement, "skipped", f"{subject.failed_vital} failed")
         try:
-            self.make(subject)
-        except NotHere as reason:
-            return Outcome(self.name, self.says, "skipped", str(reason))
+            self.function(subject)
+        except Skipped as skipped:
+            return Outcome(self.name, self.requirement, "skipped", str(skipped))
         except Exception as error:
-            why = (
+            reason = (
                 str(error)
                 if isinstance(error, (Failed, UserError))
-                else f"{type(error).__name__}: {line(error)}"
+                else f"{type(error).__name__}: {summary(error)}"
             )
-            subject.missing = self.name if self.vital else ""
-            return Outcome(self.name, self.says, "failed", why, error)
-        return Outcome(self.name, self.says, "ok")
+            subject.failed_vital = self.name if self.vital else ""
+            return Outcome(self.name, self.requirement, "failed", reason, error)
+        return Outcome(self.name, self.requirement, "ok")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check."""
+    """The result of one check."""
 
     check: str
-    says: str
+    requirement: str
     state: Literal["ok", "failed", "skipped"]
-    why: str = ""
+    reason: str = ""
     error: Exception | None = None
 
     def to_json(self) -> dict[str, str]:
-        return {"check": self.check, "says": self.says, "state": self.state, "why": self.why}
+        return {"check": self.check, "says": self.requirement, "state": self.state, "why": self.reason}
 
     def __str__(self) -> str:
         if self.state == "ok":
-            return f"ok       {self.check}: {self.says}"
-        return f"{'FAILED ' if self.state == 'failed' else 'skipped'}  {self.check}: {self.why}"
+            return f"ok       {self.check}: {self.requirement}"
+        return f"{'FAILED ' if self.state == 'failed' else 'skipped'}  {self.check}: {self.reason}"
 
 
-class Elsewhere:
-    """An actor in a fresh process, on a Ray that is started for the first call; a context manager."""
+class FreshProcess:
+    """A Ray actor in a process of its own; a context manager. The first call starts or connects Ray."""
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._stack = ExitStack()
         self._actor: Any = None
 
-    def __enter__(self) -> Elsewhere:
+    def __enter__(self) -> FreshProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the actor, and the Ray that was started for it."""
+        """End the actor, and Ray if it was started for it."""
         self._actor = None
         self._stack.close()
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function there.
+        """Call a function in the actor and return its result.
 
         Raises:
-            Failed: it failed there, or could not be sent there and back.
+            Failed: the function fails there, or its arguments or result cannot be sent between processes.
         """
         if self._actor is None:
             self._stack.enter_context(session.connect(self._address))()
@@ -130,10 +130,10 @@ class Elsewhere:
         if self._actor is None:
             self._actor = ray.remote(num_cpus=1)(_Actor).remote()
         try:
-            found: T = ray.get(self._actor.call.remote(function, *arguments))
+            result: T = ray.get(self._actor.call.remote(function, *arguments))
         except Exception as error:
-            raise Failed(f"in an actor it fails: {session.reason(error)}") from error
-        return found
+            raise Failed(f"the plugin fails in a Ray actor: {session.reason(error)}") from error
+        return result
 
 
 class _Actor:
@@ -142,14 +142,14 @@ class _Actor:
 
 
 class Subject(Generic[P]):
-    """The plugin that is checked, and what its checks share."""
+    """The plugin under test, with everything that its checks share."""
 
     kind: str
 
-    def __init__(self, name: str, elsewhere: Elsewhere) -> None:
-        self.name, self.elsewhere = name, elsewhere
-        self.missing = ""
-        """The vital check that has failed."""
+    def __init__(self, name: str, fresh_process: FreshProcess) -> None:
+        self.name, self.fresh_process = name, fresh_process
+        self.failed_vital = ""
+        """The name of the vital check that failed, if any."""
 
     @cached_property
     def plugin(self) -> P:
@@ -157,12 +157,12 @@ class Subject(Generic[P]):
         return plugin
 
 
-# What all plugins are checked for
+# The check that all kinds of plugins share
 
 
 def loads(subject: Subject[Any]) -> None:
-    """One package has the name, the package fits this installation, and the plugin loads without
-    importing Keras, TensorFlow or Ray.
+    """Only one package provides this name, its requirements are met, and loading the plugin does not
+    import Keras, TensorFlow, PyTorch, JAX or Ray.
     """
     try:
         _ = subject.plugin
@@ -178,114 +178,116 @@ def loads(subject: Subject[Any]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
     if done.returncode:
-        raise Failed(f"it loads here, but not in a fresh process: {done.stderr.strip().splitlines()[-1]}")
+        raise Failed(
+            f"the plugin loads here, but not in a fresh process: {done.stderr.strip().splitlines()[-1]}"
+        )
     if heavy := done.stdout.split():
         raise Failed(
-            f"its module imports {', '.join(heavy)}, which commands that need no network would wait for: "
-            "import it in the methods"
+            f"the module imports {', '.join(heavy)}, which slows down commands that need no network: "
+            "import it inside the methods"
         )
 
 
-def must(fact: object, sentence: str) -> None:
-    """Raise Failed with the sentence unless the fact holds."""
-    if not fact:
-        raise Failed(sentence)
+def require(condition: object, message: str) -> None:
+    """Raise Failed with the message unless the condition holds."""
+    if not condition:
+        raise Failed(message)
 
 
-def line(error: BaseException) -> str:
-    """The line of an error that says most."""
+def summary(error: BaseException) -> str:
+    """The first informative line of an error message, without colour codes."""
     lines = [part.strip() for part in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()]
-    told = [part for part in lines if part and not part.startswith("Exception encountered when calling")]
-    return told[0] if told else type(error).__name__
+    lines = [part for part in lines if part and not part.startswith("Exception encountered when calling")]
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
-def trying(what: str) -> Iterator[None]:
-    """Code of the plugin; what it raises becomes a sentence."""
+def explain(message: str) -> Iterator[None]:
+    """Turn errors of the plugin's code into Failed, with the message in front."""
     try:
         yield
-    except (Failed, NotHere):
+    except (Failed, Skipped):
         raise
     except (Exception, SystemExit) as error:
-        raise Failed(f"{what}: {type(error).__name__}: {line(error)}") from error
+        raise Failed(f"{message}: {type(error).__name__}: {summary(error)}") from error
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Nothing in this block reaches the network."""
+    """Block network access."""
 
     def refuse(*arguments: object, **options: object) -> Any:
-        raise OSError("it reached for the network, which the contract forbids here")
+        raise OSError("network access is not allowed in this check")
 
-    kept = {name: getattr(socket, name) for name in ("getaddrinfo", "create_connection")}
+    originals = {name: getattr(socket, name) for name in ("getaddrinfo", "create_connection")}
     try:
-        for name in kept:
+        for name in originals:
             setattr(socket, name, refuse)
         yield
     finally:
-        for name, function in kept.items():
+        for name, function in originals.items():
             setattr(socket, name, function)
 
 
-def difference(found: npt.ArrayLike, expected: npt.ArrayLike) -> float:
-    """The relative error of some arrays, as vectors."""
-    one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.linalg.norm(one - other) / (np.linalg.norm(other) or 1.0))
+def relative_error(actual: npt.ArrayLike, expected: npt.ArrayLike) -> float:
+    """The norm of the difference of two arrays, divided by the norm of the expected one."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(actual - expected) / (np.linalg.norm(expected) or 1.0))
 
 
-# What all networks are checked for
+# Checks of Keras models
 
 
-def saved(model: keras.Model, inputs: npt.NDArray[Any]) -> None:
-    """Raise Failed unless the model loads again, in Keras' safe mode and without the plugin, as it is."""
+def check_saving(model: keras.Model, inputs: npt.NDArray[Any]) -> None:
+    """Raise Failed unless the saved model loads in Keras' safe mode, without the plugin, and is the same."""
     import keras
 
     with TemporaryDirectory(prefix="tlray-") as folder:
         path = Path(folder, "model.keras")
-        with trying("it cannot be saved"):
+        with explain("the model cannot be saved"):
             model.save(path)
         with zipfile.ZipFile(path) as file:
-            foreign = sorted(_foreign(json.loads(file.read("config.json"))))
-        must(
+            foreign = sorted(_foreign_classes(json.loads(file.read("config.json"))))
+        require(
             not foreign,
-            f"a model with it would not load without this package, because of {', '.join(foreign)}: "
+            f"a saved model would not load without this package, because it uses {', '.join(foreign)}: "
             "use Keras' own layers and keras.ops",
         )
-        with trying("what was saved does not load in Keras' safe mode"):
+        with explain("the saved model does not load in Keras' safe mode"):
             loaded = keras.saving.load_model(path, safe_mode=True)
-            error = difference(loaded(inputs, training=False), model(inputs, training=False))
-    must(error < CLOSE, f"saved and loaded it gives other numbers: relative error {error:.2g}")
+            error = relative_error(loaded(inputs, training=False), model(inputs, training=False))
+    require(error < TOLERANCE, f"the output differs after saving and loading: relative error {error:.2g}")
 
 
-def exported(model: keras.Model, inputs: npt.NDArray[Any]) -> None:
-    """Raise Failed unless the model, exported as a SavedModel, gives the same numbers."""
+def check_export(model: keras.Model, inputs: npt.NDArray[Any]) -> None:
+    """Raise Failed unless the model, exported as a SavedModel, gives equal output."""
     import tensorflow as tf
 
-    with TemporaryDirectory(prefix="tlray-") as folder, trying("it cannot be exported as a SavedModel"):
+    with TemporaryDirectory(prefix="tlray-") as folder, explain("the export as a SavedModel fails"):
         model.export(folder, verbose=False)
         loaded = tf.saved_model.load(folder)
         serve = loaded.signatures["serving_default"]
         (name,) = serve.structured_input_signature[1]
-        (found,) = serve(**{name: tf.constant(inputs)}).values()
-        error = difference(found, model(inputs, training=False))
-    must(error < CLOSE, f"as a SavedModel it gives other numbers: relative error {error:.2g}")
+        (output,) = serve(**{name: tf.constant(inputs)}).values()
+        error = relative_error(output, model(inputs, training=False))
+    require(error < TOLERANCE, f"the output differs in the SavedModel: relative error {error:.2g}")
 
 
 def foreign_layers(model: keras.Model) -> list[str]:
-    """The classes of its layers that are not Keras' own."""
+    """The names of the layer classes in the model that are not Keras' own."""
     kinds = {type(layer) for layer in private.flatten_layers(model)}
     return sorted(
         f"{kind.__module__}.{kind.__name__}" for kind in kinds if not kind.__module__.startswith("keras.")
     )
 
 
-def _foreign(config: Any) -> set[str]:
-    """What a saved model needs that is neither Keras' nor Python's own."""
+def _foreign_classes(config: Any) -> set[str]:
+    """The classes in the configuration of a saved model that neither Keras nor Python provides."""
     if isinstance(config, list):
-        return set().union(*map(_foreign, config))
+        return set().union(*map(_foreign_classes, config))
     if not isinstance(config, dict):
         return set()
     module = config.get("module")
-    own = module is None or str(module).partition(".")[0] in ("keras", "builtins")
-    found = set() if own else {f"{module}.{config.get('class_name')}"}
-    return found | _foreign(list(config.values()))
+    standard = module is None or str(module).partition(".")[0] in ("keras", "builtins")
+    classes = set() if standard else {f"{module}.{config.get('class_name')}"}
+    return classes | _foreign_classes(list(config.values()))

@@ -1,4 +1,4 @@
-"""What a head is checked for."""
+"""The contract of heads."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ from tlray.models.assemble import build_head
 from tlray.models.interfaces import Head
 from tlray.models.layers import Arrays
 from tlray.plugins.contract.check import (
-    CLOSE,
+    TOLERANCE,
     Check,
     Failed,
     Subject,
-    difference,
-    exported,
-    line,
+    check_export,
+    check_saving,
     loads,
-    must,
-    saved,
+    relative_error,
+    require,
+    summary,
 )
 
 if TYPE_CHECKING:
     import keras
 
 _SHAPES = ((16,), (4, 4, 8))
-"""Of features: a head must take one of them, at least."""
+"""Feature shapes. A head must accept at least one of them."""
 _CLASSES = (2, 3)
 _ROWS = 6
 
 
 class HeadSubject(Subject[Head]):
-    """A head, built for each shape of features that it takes."""
+    """The head under test, built for each feature shape that it accepts."""
 
     kind = "heads"
 
     @cached_property
     def models(self) -> dict[tuple[tuple[int, ...], int], keras.Model]:
-        """By shape of the features and number of classes; with random weights."""
+        """The models with random weights, by feature shape and number of classes."""
         prepare_keras(gpu=False)
-        found: dict[tuple[tuple[int, ...], int], keras.Model] = {}
-        refused: Exception | None = None
+        models: dict[tuple[tuple[int, ...], int], keras.Model] = {}
+        refusal: Exception | None = None
         for shape in _SHAPES:
             try:
-                found |= {(shape, classes): self.build(shape, classes) for classes in _CLASSES}
+                models |= {(shape, classes): self.build(shape, classes) for classes in _CLASSES}
             except UserError as error:
-                refused = error
-        if not found:
-            raise Failed(str(refused))
-        return found
+                refusal = error
+        if not models:
+            raise Failed(str(refusal))
+        return models
 
     def build(self, shape: tuple[int, ...], classes: int) -> keras.Model:
         import keras
 
-        made = build_head(self.plugin, shape, classes)
-        return keras.Model(made.inputs[0], made.outputs[0])
+        head = build_head(self.plugin, shape, classes)
+        return keras.Model(head.inputs[0], head.outputs[0])
 
     @cached_property
     def model(self) -> keras.Model:
-        """The one for most classes."""
+        """The model for one of the feature shapes and the most classes."""
         return self.models[max(self.models)]
 
     @cached_property
     def rows(self) -> npt.NDArray[np.float32]:
-        """Features for it."""
+        """Random features for `model`, float32 (6, *shape)."""
         return _rows(self.model)
 
 
 def declares(subject: HeadSubject) -> None:
-    """Its loss and optimizer are Keras' own, by name, and its learning rate is positive."""
+    """`loss` and `optimizer` are names that Keras knows, and `learning_rate` is positive."""
     prepare_keras(gpu=False)
     import keras
 
@@ -81,52 +81,52 @@ def declares(subject: HeadSubject) -> None:
     for name, known in (("loss", keras.losses.get), ("optimizer", keras.optimizers.get)):
         value = getattr(head, name)
         try:
-            must(isinstance(value, str), f"{name} is {value!r}, expected the name of one of Keras'")
+            require(isinstance(value, str), f"{name} is {value!r}, expected a name that Keras knows")
             known(value or None)
         except ValueError as error:
-            raise Failed(f"{name} is {value!r}, which Keras does not know: {line(error)}") from error
-    must(
+            raise Failed(f"{name} is {value!r}, which Keras does not know: {summary(error)}") from error
+    require(
         isinstance(head.learning_rate, (int, float)) and head.learning_rate > 0,
         f"learning_rate is {head.learning_rate!r}, expected a positive number",
     )
 
 
 def builds(subject: HeadSubject) -> None:
-    """It builds, for two and for more classes, with the right output, of Keras' own layers."""
+    """`build` works for two and for three classes, with the right output shape and Keras' own layers only."""
     _ = subject.models
 
 
-def repeats(subject: HeadSubject) -> None:
-    """Its weights have the same shapes every time, or training could not go on from its state."""
+def rebuilds(subject: HeadSubject) -> None:
+    """Every call of `build` gives weights of the same shapes, so that a training can resume."""
     for (shape, classes), model in subject.models.items():
         first, second = (
-            [one.shape for one in made.get_weights()] for made in (model, subject.build(shape, classes))
+            [array.shape for array in built.get_weights()] for built in (model, subject.build(shape, classes))
         )
-        must(first == second, f"built again for {shape} and {classes} classes its weights have other shapes")
+        require(first == second, f"a second build({shape}, {classes}) gives weights of other shapes")
 
 
-def says_probabilities(subject: HeadSubject) -> None:
-    """Its output are probabilities: from 0 to 1, of all classes together 1, and always the same."""
+def gives_probabilities(subject: HeadSubject) -> None:
+    """The output is between 0 and 1, its sum over the classes is 1, and it is the same every time."""
     for (shape, classes), model in subject.models.items():
-        output, again = (np.asarray(model(_rows(model), training=False)) for _ in range(2))
-        where = f"for features of shape {shape} and {classes} classes"
-        must(
-            output.min() >= 0 and output.max() <= 1,
-            f"{where} its output is not between 0 and 1: end it with softmax or sigmoid",
+        first, second = (np.asarray(model(_rows(model), training=False)) for _ in range(2))
+        case = f"for features of shape {shape} and {classes} classes,"
+        require(
+            first.min() >= 0 and first.max() <= 1,
+            f"{case} the output is not between 0 and 1: end the model with softmax or sigmoid",
         )
-        total = output.sum(axis=1)
-        must(
-            output.shape[1] == 1 or np.abs(total - 1).max() < 1e-3,
-            f"{where} its probabilities sum to {total.max():.3g}, expected 1: end it with softmax",
+        total = first.sum(axis=1)
+        require(
+            first.shape[1] == 1 or np.abs(total - 1).max() < 1e-3,
+            f"{case} the probabilities sum to {total.max():.3g}, expected 1: end the model with softmax",
         )
-        must(
-            difference(output, again) < CLOSE,
-            f"{where} it draws random numbers in inference too; do not call a layer with training=True",
+        require(
+            relative_error(first, second) < TOLERANCE,
+            f"{case} the output changes from call to call: do not call a layer with training=True",
         )
 
 
 def learns(subject: HeadSubject) -> None:
-    """A step of training with its own loss and optimizer gives a finite loss and moves its weights."""
+    """A training step with its own loss and optimizer gives a finite loss and changes its weights."""
     import keras
 
     for (_, classes), model in subject.models.items():
@@ -136,37 +136,38 @@ def learns(subject: HeadSubject) -> None:
         loss = subject.plugin.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
         labels = np.arange(_ROWS) % classes
         targets = labels[:, None].astype(np.float32) if binary else np.eye(classes, dtype=np.float32)[labels]
-        made = keras.models.clone_model(model)
-        made.set_weights(model.get_weights())
-        made.compile(optimizer, loss, run_eagerly=True)
-        value = made.train_on_batch(_rows(model), targets)
-        must(np.isfinite(value).all(), f"the loss of the first step is {value}")
-        must(
+        trained = keras.models.clone_model(model)
+        trained.set_weights(model.get_weights())
+        trained.compile(optimizer, loss, run_eagerly=True)
+        value = trained.train_on_batch(_rows(model), targets)
+        require(np.isfinite(value).all(), f"the loss of the first step is {value}, expected a finite number")
+        require(
             any(
-                not np.array_equal(a, b) for a, b in zip(made.get_weights(), model.get_weights(), strict=True)
+                not np.array_equal(new, old)
+                for new, old in zip(trained.get_weights(), model.get_weights(), strict=True)
             ),
-            "a step of training moves none of its weights",
+            "a training step changes none of the weights",
         )
 
 
 def saves(subject: HeadSubject) -> None:
-    """It is saved, and loads in Keras' safe mode without the plugin, as it was."""
-    saved(subject.model, subject.rows)
+    """A saved head loads in Keras' safe mode, without the plugin, and gives the same output."""
+    check_saving(subject.model, subject.rows)
 
 
 def exports(subject: HeadSubject) -> None:
-    """It exports as a SavedModel that gives the same numbers."""
-    exported(subject.model, subject.rows)
+    """Exported as a SavedModel, the head gives the same output."""
+    check_export(subject.model, subject.rows)
 
 
-def works_elsewhere(subject: HeadSubject) -> None:
-    """In a Ray actor, in a fresh process, it gives the same probabilities."""
+def works_in_actor(subject: HeadSubject) -> None:
+    """In a Ray actor, which is a fresh process, the head gives the same output."""
     shape, classes = max(subject.models)
-    found = subject.elsewhere.call(
+    probabilities = subject.fresh_process.call(
         _probabilities, subject.plugin, shape, classes, subject.model.get_weights(), subject.rows
     )
-    error = difference(found, subject.model(subject.rows, training=False))
-    must(error < CLOSE, f"in an actor it gives other probabilities: relative error {error:.2g}")
+    error = relative_error(probabilities, subject.model(subject.rows, training=False))
+    require(error < TOLERANCE, f"the output differs in a Ray actor: relative error {error:.2g}")
 
 
 def _probabilities(head: Head, shape: tuple[int, ...], classes: int, arrays: Arrays, rows: Any) -> Any:
@@ -184,5 +185,5 @@ CHECKS = (
     Check(loads, vital=True),
     Check(declares, vital=True),
     Check(builds, vital=True),
-    *map(Check, (repeats, says_probabilities, learns, saves, exports, works_elsewhere)),
+    *map(Check, (rebuilds, gives_probabilities, learns, saves, exports, works_in_actor)),
 )

@@ -1,4 +1,4 @@
-"""What a weights provider is checked for."""
+"""The contract of weights providers."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from tempfile import TemporaryDirectory
 from tlray.core.errors import UserError
 from tlray.models import registry, weights
 from tlray.models.interfaces import WeightsProvider
-from tlray.plugins.contract.check import Check, Failed, NotHere, Subject, loads, must, offline, trying
+from tlray.plugins.contract.check import Check, Failed, Skipped, Subject, explain, loads, offline, require
 
 
 class ProviderSubject(Subject[WeightsProvider]):
-    """A weights provider."""
+    """The weights provider under test."""
 
     kind = "weights"
 
 
 def provides(subject: ProviderSubject) -> None:
-    """Each of the weights it offers it provides as a file, without network access."""
-    must(subject.plugin.offers, "it offers no weights")
+    """For each pair in `offers`, `provide` returns the path of a file, without network access."""
+    require(subject.plugin.offers, "offers is empty, expected at least one pair (backbone, weights)")
     for backbone, name in subject.plugin.offers:
         with TemporaryDirectory(prefix="tlray-") as folder:
-            with offline(), trying(f"provide({backbone!r}, {name!r}, ...) failed"):
+            with offline(), explain(f"provide({backbone!r}, {name!r}, ...) failed"):
                 file = subject.plugin.provide(backbone, name, Path(folder))
-            must(file is not None, f"it offers {backbone}/{name}, but provides None")
-            must(
+            require(file is not None, f"offers has {backbone}/{name}, but provide returned None")
+            require(
                 isinstance(file, Path) and file.is_file() and file.suffix in (".npz", ".h5"),
-                f"for {backbone}/{name} it provides {str(file)!r}, expected the path of an .npz or .h5 file",
+                f"for {backbone}/{name} provide returned {str(file)!r}, expected the path of an .npz or .h5",
             )
 
 
-def knows_only_its_own(subject: ProviderSubject) -> None:
-    """Asked for weights that it does not offer, it provides None, and writes nothing."""
+def declines_others(subject: ProviderSubject) -> None:
+    """For weights that are not in `offers`, `provide` returns None and writes nothing."""
     with TemporaryDirectory(prefix="tlray-") as folder:
-        with offline(), trying("provide('no-such-backbone', 'none', ...) failed, expected None"):
+        with offline(), explain("provide('no-such-backbone', 'none', ...) failed, expected None"):
             file = subject.plugin.provide("no-such-backbone", "none", Path(folder))
-        must(
+        require(
             file is None and not os.listdir(folder),
-            f"for weights that it does not offer it provides {file}: return None unless "
-            "(backbone, weights) is one of offers",
+            f"for weights that are not in offers, provide returned {file} or wrote a file: "
+            "return None unless (backbone, weights) is in offers",
         )
 
 
-def provides_the_right_ones(subject: ProviderSubject) -> None:
-    """What it provides has the SHA-256 that the backbone says, for each backbone that is installed."""
+def matches_digests(subject: ProviderSubject) -> None:
+    """The provided weights have the digest that the backbone declares, for each installed backbone."""
     checked = 0
     for backbone, name in subject.plugin.offers:
         try:
             plugin = registry.backbone(backbone)
         except UserError:
             continue
-        must(
+        require(
             name in plugin.weights,
-            f"it offers {backbone}/{name}, but {backbone} knows {', '.join(plugin.weights) or 'no weights'}: "
-            "weights are only taken whose SHA-256 the backbone says",
+            f"offers has {backbone}/{name}, but {backbone} declares {', '.join(plugin.weights) or 'none'}: "
+            "tlray uses only weights whose digest the backbone declares",
         )
         try:
             with offline(), _no_keras_cache():
@@ -66,12 +66,13 @@ def provides_the_right_ones(subject: ProviderSubject) -> None:
             raise Failed(str(error)) from error
         checked += 1
     if not checked:
-        raise NotHere(f"not installed: {', '.join(sorted({pair[0] for pair in subject.plugin.offers}))}")
+        backbones = sorted({backbone for backbone, _ in subject.plugin.offers})
+        raise Skipped(f"these backbones are not installed: {', '.join(backbones)}")
 
 
 @contextmanager
 def _no_keras_cache() -> Iterator[None]:
-    """Keras' downloads, which come before providers, are out of sight."""
+    """Hide the Keras cache, which tlray would search before it asks the provider."""
     home = os.environ.get("KERAS_HOME")
     os.environ["KERAS_HOME"] = os.devnull
     try:
@@ -85,5 +86,5 @@ def _no_keras_cache() -> Iterator[None]:
 CHECKS = (
     Check(loads, vital=True),
     Check(provides, vital=True),
-    *map(Check, (knows_only_its_own, provides_the_right_ones)),
+    *map(Check, (declines_others, matches_digests)),
 )

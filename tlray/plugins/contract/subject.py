@@ -1,4 +1,4 @@
-"""The backbone that is checked: built, with weights, and as a frozen part and a whole model."""
+"""The backbone under test: built, with weights, as a frozen part, and inside a whole model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Backbone
 from tlray.models.layers import Arrays
 from tlray.models.provenance import Provenance
-from tlray.plugins.contract.check import CLOSE, Failed, Subject, difference, line, offline, trying
+from tlray.plugins.contract.check import TOLERANCE, Failed, Subject, explain, offline, relative_error, summary
 
 if TYPE_CHECKING:
     import keras
 
 _SMALL = 16
-"""Images are as small as the backbone allows, but not smaller than this, in pixels."""
+"""The side length of the test images in pixels, unless the backbone needs larger or smaller ones."""
 
 
 @dataclass(frozen=True)
 class _Built(FrozenPart):
-    """A frozen part whose network is built once, and shared."""
+    """A frozen part that shares one network instead of building it each time."""
 
     built: keras.Model
 
@@ -40,18 +40,18 @@ class _Built(FrozenPart):
 
 
 class BackboneSubject(Subject[Backbone]):
-    """A backbone, built once at its default size and once as small as it allows."""
+    """The backbone under test, built for its default, its smallest and the test image size."""
 
     kind = "backbones"
 
     @cached_property
     def size(self) -> int:
-        """Side of the images that it is checked with."""
+        """The side length of the test images, in pixels."""
         return max(self.plugin.minimum_size, min(self.plugin.image_size, _SMALL))
 
     @cached_property
     def networks(self) -> dict[int, keras.Model]:
-        """By size: the default one, the smallest, and that of the checks."""
+        """The networks by image size, the largest first."""
         prepare_keras(gpu=False)
         import keras
 
@@ -60,41 +60,43 @@ class BackboneSubject(Subject[Backbone]):
         return {size: self.build(size) for size in sorted(sizes, reverse=True)}
 
     def build(self, size: int) -> keras.Model:
+        """Call the plugin's `build` without network access and explain its errors."""
         try:
             with offline():
                 return self.plugin.build(size)
         except OSError as error:
             raise Failed(
-                f"build({size}) reached for a file or the network ({line(error)}): it must build without "
-                "weights; those with a name are found by tlray"
+                f"build({size}) used a file or the network ({summary(error)}): build the network without "
+                "weights, because tlray finds and loads them"
             ) from error
         except (Exception, SystemExit) as error:
             raise Failed(
-                f"build({size}) failed: {type(error).__name__}: {line(error)}"
-                + "; if it takes no images so small, raise minimum_size" * (size < self.plugin.image_size)
+                f"build({size}) failed: {type(error).__name__}: {summary(error)}"
+                + "; if this image size is too small, raise minimum_size" * (size < self.plugin.image_size)
             ) from error
 
     @cached_property
     def arrays(self) -> Arrays:
-        """Those of the first weights that are here, or random ones."""
+        """The first pretrained weights that need no download, or else random weights."""
         for name in weights.weights_here(self.plugin):
             with suppress(UserError), offline():
                 return weights.resolve(self.plugin, name, registry.weights_providers()).arrays
-        # A new batch normalisation does nothing: scale each channel a little.
+        # Scale all 1-D weights a little, because a fresh batch normalisation does not change its input.
         rng, arrays = np.random.default_rng(0), self.networks[self.size].get_weights()
         return [
-            one * rng.uniform(0.9, 1.1, one.shape).astype("f4") if one.ndim == 1 else one for one in arrays
+            array * rng.uniform(0.9, 1.1, array.shape).astype("f4") if array.ndim == 1 else array
+            for array in arrays
         ]
 
     @cached_property
     def frozen(self) -> _Built:
-        """The whole network with weights, as the frozen part."""
-        network, found = self.networks[self.size], registry.find(self.kind, self.name)
-        with trying("its weights do not fit"):
+        """The whole network with its weights, as a frozen part."""
+        network, plugin = self.networks[self.size], registry.find(self.kind, self.name)
+        with explain("the weights do not fit the network"):
             network.set_weights(self.arrays)
-        made = Provenance(
+        provenance = Provenance(
             backbone=self.name,
-            package=f"{found.package} {found.version}",
+            package=f"{plugin.package} {plugin.version}",
             weights="none",
             weights_sha256=weights.digest(self.arrays),
             cut=self.plugin.cuts[-1],
@@ -103,44 +105,44 @@ class BackboneSubject(Subject[Backbone]):
             precision="float32",
             store="float32",
         )
-        return _Built(self.plugin, self.arrays, made, network)
+        return _Built(self.plugin, self.arrays, provenance, network)
 
     @cached_property
     def images(self) -> npt.NDArray[np.uint8]:
-        """Patches of colours, 4 by 4 in each image, (8, size, size, 3)."""
+        """Test images, uint8 (8, size, size, 3), each made of 4 by 4 patches of random colours."""
         patches = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
-        where = np.arange(self.size) * 4 // self.size
-        return patches[:, where[:, None], where]
+        patch = np.arange(self.size) * 4 // self.size
+        return patches[:, patch[:, None], patch]
 
     @cached_property
     def features(self) -> npt.NDArray[np.float32]:
-        """Of the images, in float32."""
+        """The features of the test images, computed in float32."""
         return compile_network(self.frozen.build(), self.size, "float32")(self.images)
 
     @cached_property
     def model(self) -> keras.Model:
-        """A whole model, from images of any size to the probabilities of three classes."""
+        """A whole model with a linear head, from images of any size to three classes."""
         head = registry.head("linear")
         return assemble(self.frozen, trained_part(self.frozen, self.plugin.cuts[-1], head, 3))
 
     def probe(self) -> keras.Model:
-        """From pixels to the outputs of all cuts; nothing is frozen, and the weights are as at first."""
+        """A model from pixels to the outputs of all cuts, not frozen and with the original weights."""
         import keras
 
         network = self.networks[self.size]
-        for layer in network.layers:  # The network itself never was frozen, only its layers, in another one.
+        for layer in network.layers:  # `FrozenPart.build` freezes the layers, which it shares.
             layer.trainable = True
         network.set_weights(self.arrays)
         pixels = keras.Input((self.size, self.size, 3))
         cuts = [network.get_layer(cut).output for cut in self.plugin.cuts]
         return keras.Model(pixels, keras.Model(network.inputs, cuts)(self.plugin.preprocess(pixels)))
 
-    def first(self, one: Any, other: Any) -> str:
-        """The first cut at which two outputs of the probe differ; empty if none does."""
-        outputs = zip(self.plugin.cuts, listed(one), listed(other), strict=True)
-        return next((cut for cut, found, expected in outputs if difference(found, expected) > CLOSE), "")
+    def first_difference(self, actual: Any, expected: Any) -> str:
+        """The first cut at which two outputs of `probe` differ; empty if none does."""
+        outputs = zip(self.plugin.cuts, listed(actual), listed(expected), strict=True)
+        return next((cut for cut, *pair in outputs if relative_error(*pair) > TOLERANCE), "")
 
 
 def listed(outputs: Any) -> Iterator[Any]:
-    """The outputs of a model, that has one or several."""
+    """The outputs of a Keras model, which returns a single tensor or a list."""
     return iter(outputs if isinstance(outputs, (list, tuple)) else [outputs])
