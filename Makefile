@@ -1,4 +1,4 @@
-# Everything runs from .venv, which is installed from requirements.lock by hash.
+# Everything runs from .venv. `make install` installs it from requirements.lock and checks the hashes.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-applications vgg16-weights)
@@ -25,15 +25,15 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow" tests --ignore=tests/cluster_jobs --ignore=tests/jobs
 
-# The plugins in plugins/, by their own tests and the contract, and the guide to writing one.
+# Runs the plugins' own tests, checks the plugins against the contract, and follows the guide to writing one.
 test-plugins: install
 	$(BIN)/python -m pytest tests/plugins/installed.py tests/packaging/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
 
-# Jobs on a Ray of several nodes on this machine, and jobs whose processes are killed.
+# Runs jobs on a Ray of several nodes on this machine, and jobs whose processes are killed.
 test-cluster: install
 	$(BIN)/python -m pytest tests/cluster_jobs && $(BIN)/python -m pytest -m cluster tests/jobs
 
-# The installation of the image, and the guide of deploy/ as far as that goes here: some minutes.
+# Runs the installation steps of the image, and the part of the guide in deploy/ that needs no Docker: some minutes.
 test-deploy: install
 	$(BIN)/python -m pytest tests/packaging/image.py
 
@@ -44,7 +44,8 @@ image:
 deploy: install
 	$(BIN)/python deploy/render.py
 
-# Ten minutes on two cores. TORTURE="--seed 3 --kills 30 --images 1500" are the options of tests/cluster_jobs/torture.py.
+# Takes ten minutes on two cores. TORTURE holds options of tests/cluster_jobs/torture.py, for example
+# TORTURE="--seed 3 --kills 30 --images 1500".
 torture: install
 	$(BIN)/python -m tests.cluster_jobs.torture $(TORTURE)
 
@@ -53,19 +54,21 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Half an hour on two cores, beside nothing else. BENCH="--photographs DIR" measures on your own.
+# Takes half an hour on two cores, on which nothing else should run. BENCH="--photographs DIR" measures with your own
+# photographs.
 bench: install
 	$(BIN)/python -m tests.benchmarks.bench $(BENCH)
 
-# For docs/scale.md. SCALE="--images 200000 --only runs" are options of the script.
+# Measures the figures of docs/scale.md. SCALE holds options of the script, for example
+# SCALE="--images 200000 --only runs".
 scale: install
 	$(BIN)/python -m tests.benchmarks.scale $(SCALE)
 
-# An hour on two cores. The data are not part of the project: say in RESULTS where they are.
+# Takes an hour on two cores. The data are not part of the project: RESULTS holds the options that name their folders.
 results: install
 	$(BIN)/python -m tests.benchmarks.results $(RESULTS)
 
-# Needs uv. The locks name versions and hashes, and no index; those of the images are parts of the first.
+# Needs uv. The locks name versions and hashes, and no index. Packages in several locks have the same version in all.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	$(addprefix --no-emit-package ,tlray $(notdir $(PLUGINS))) --extra cluster
 PROJECTS := $(patsubst ./%,%,$(addsuffix /pyproject.toml,$(PACKAGES)))

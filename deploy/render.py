@@ -1,4 +1,4 @@
-"""Fills the files of this folder with the values of `.env`, into the folder `rendered`."""
+"""Copies the files of this folder into the folder `rendered`, with the values of `.env` filled in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def settings() -> dict[str, str]:
-    """The values of `.env`, and TLRAY_RAY, the version of Ray in the images."""
+    """Return the values of `.env`, and TLRAY_RAY, which is the version of Ray in the images."""
     lines = (HERE / ".env").read_text().splitlines()
     (ray,) = re.findall(r"^ray==(\S+)", (HERE / "image.lock").read_text(), re.M)
     return {
@@ -23,15 +23,15 @@ def settings() -> dict[str, str]:
 
 
 def load(path: Path, values: dict[str, str]) -> Any:
-    """A YAML file with its `${TLRAY_...}` filled in. Raises KeyError for one that has no value."""
-    return yaml.safe_load(re.sub(r"\$\{(TLRAY_\w+)\}", lambda found: values[found[1]], path.read_text()))
+    """Read a YAML file and fill in its `${TLRAY_...}`. Raises KeyError for a name without a value."""
+    return yaml.safe_load(re.sub(r"\$\{(TLRAY_\w+)\}", lambda match: values[match[1]], path.read_text()))
 
 
 def render(values: dict[str, str]) -> dict[str, Any]:
-    """All files but that of docker compose, which fills in its own: the path of each and what it says."""
+    """Return the content of each file by its path, except that of docker compose, which fills it in itself."""
     paths = [HERE / "aws.yaml", HERE / "gcp.yaml", *sorted((HERE / "kuberay").glob("*.yaml"))]
-    found = {str(path.relative_to(HERE)): load(path, values) for path in paths}
-    for path, job in found.items():
+    contents = {str(path.relative_to(HERE)): load(path, values) for path in paths}
+    for path, job in contents.items():
         if job.get("kind") == "RayJob":
             cluster = load(HERE / "kuberay" / "cluster.yaml", values)["spec"]
             changes = {
@@ -43,13 +43,14 @@ def render(values: dict[str, str]) -> dict[str, Any]:
             if changes:
                 raise KeyError(f"{path}: cluster.yaml has no {', '.join(changes)}")
             job["spec"]["rayClusterSpec"] = cluster
-    return found
+    return contents
 
 
 if __name__ == "__main__":
     for path, content in render(settings()).items():
         target = HERE / "rendered" / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        plain = json.loads(json.dumps(content))  # Without anchors, which would be read and not looked up.
+        # Copies instead of shared objects: YAML would write those as anchors, which are hard to read.
+        plain = json.loads(json.dumps(content))
         target.write_text(yaml.safe_dump(plain, sort_keys=False, width=200))
         print(target)

@@ -1,4 +1,7 @@
-"""`make bench`: tlray beside what people write themselves, and beside the bare limits; writes README.md."""
+"""`make bench`: compares tlray with scripts that people write themselves, and with the limits of the machine.
+
+It writes README.md.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +142,7 @@ class Bench:
                 f"{mine / epoch:.2f}",
             ],
         ]
-        head = ["what", "seconds, cold", "seconds an epoch", "cold, of Keras", "epoch, of Keras"]
+        head = ["what", "seconds, cold", "seconds an epoch", "cold, times Keras", "epoch, times Keras"]
         return HEADS.format(table=table(head, rows))
 
     def finetuning(self) -> str:
@@ -148,8 +151,8 @@ class Bench:
         rows = [
             [what, f"{found[f'{who}_epoch_seconds']:.1f}", f"{found[f'{who}_first_loss']:.5f}"]
             for what, who in (
-                ("Keras, end to end", "keras"),
-                ("Keras, what is trained alone, on features in memory", "tail"),
+                ("Keras, the whole network", "keras"),
+                ("Keras, block 5 and the head alone, on features in memory", "tail"),
                 ("tlray finetune", "tlray"),
             )
         ]
@@ -275,9 +278,10 @@ def machine() -> str:
 
 TEMPLATE = """# Benchmarks
 
-`make bench` runs everything below and writes this page; with `make bench BENCH="--photographs DIR"` on
-photographs of your own. It takes about half an hour on two cores. Only ratios count, as the machine is
-shared. What was tried to get there is in `docs/speed.md`; what the recipes give is in `RESULTS.md`.
+`make bench` measures everything on this page and writes the page; `make bench BENCH="--photographs DIR"`
+uses your own photographs. It takes about half an hour on two cores. Other programs use the machine too, so
+only the ratios count. `docs/speed.md` says what was tried to make tlray fast; `RESULTS.md` has the results
+of the recipes.
 {sections}
 {machine}. {versions}.
 """
@@ -285,23 +289,25 @@ shared. What was tried to get there is in `docs/speed.md`; what the recipes give
 EXTRACTION = """
 ## Extraction
 
-Photographs of 500 x 375 pixels, {of}, at 150 px through VGG16 to `block5_pool`. Cold is from the command to
-its end, imports included; steady is between the first and the last shard. The classic loop (`classic.py`)
-is Pillow with the nearest pixel, times 1/255, and `model.predict` in batches of 20, in float32; its rate
-leaves the imports out. The ideal is 1 / (1 / network alone + 1 / decoding alone) on the same cores; the
-limits were measured before and after each run.
+Photographs of 500 x 375 pixels, {of}, go through VGG16 at 150 px, up to `block5_pool`. "Cold" counts from
+the start of the command to its end, imports included. "Steady" counts from the first to the last shard. The
+classic loop (`classic.py`) resizes with Pillow's nearest-pixel filter, multiplies by 1/255, and calls
+`model.predict` in batches of 20, in float32; its rate leaves out the imports. The ideal rate is 1 / (1 /
+network alone + 1 / decoding alone) on the same cores. The network and the decoding were measured alone
+before and after each run.
 
 {table}
 
-Cold, 1,000 photographs take {cold} of the classic loop's time in the fastest precision. What limited it:
-{verdict}. Its first part was there after {first} s.
+In the fastest precision, 1,000 photographs take {cold} times the classic loop's time, cold. This run was
+limited by: {verdict}. Its first part file appeared after {first} s.
 """
 
 HEADS = """
 ## A head from features
 
-`dense-256`, RMSprop, batches of 32, 30 epochs on 1,000 rows of 8,192 values; from the command to the saved
-model, imports included. Medians of 3 runs each; `keras_head.py` is the plain script.
+The head `dense-256` is trained with RMSprop in batches of 32, for 30 epochs on 1,000 rows of 8,192 values.
+"Cold" counts from the start of the command to the saved model, imports included. Each figure is the median
+of 3 runs. The plain script is `keras_head.py`.
 
 {table}
 """
@@ -309,10 +315,11 @@ model, imports included. Medians of 3 runs each; `keras_head.py` is the plain sc
 FINETUNING = """
 ## An epoch of fine-tuning
 
-Block 5 of VGG16 and a head without dropout, {images} images of 150 px, batches of 20, RMSprop, float32:
-Keras' own `fit` of the whole network, with the layers below frozen, on pixels in memory, or of what is
-trained on its features; and `tlray finetune`, which saves its state after each epoch. It is {times} times
-as fast as Keras end to end.
+Block 5 of VGG16 and a head without dropout are trained on {images} images of 150 px, in batches of 20, with
+RMSprop in float32. Three ways are compared: Keras' own `fit` of the whole network, with the layers below
+block 5 frozen, on pixels in memory; Keras' `fit` of block 5 and the head alone, on features in memory; and
+`tlray finetune`, which saves its state after each epoch. tlray is {times} times as fast as Keras on the
+whole network.
 
 {table}
 """
@@ -320,8 +327,8 @@ as fast as Keras end to end.
 ACCURACY = """
 ## What precision costs
 
-Accuracy on the validation images of a `dense-256` head (RMSprop, 2e-5, batches of 20, 30 epochs) on
-features of each precision.
+A `dense-256` head is trained on features of each precision (RMSprop, learning rate 2e-5, batches of 20, 30
+epochs). The table has its accuracy on the validation images.
 
 {table}
 """
@@ -329,9 +336,9 @@ features of each precision.
 SIZES = """
 ## Cost against size
 
-Fashion-MNIST as PNG files of 28 x 28 pixels, through the backbone `grey-pixels`, which does next to
-nothing; then as many files in folders of 1,000, stopped when the first part was there. Memory is the peak
-of one process's private memory.
+Fashion-MNIST, as PNG files of 28 x 28 pixels, goes through the backbone `grey-pixels`, which computes
+almost nothing. The last two rows are runs on many files, in folders of 1,000, that were stopped when the
+first part file appeared. Memory is the peak of the private memory of one process.
 
 {table}
 """

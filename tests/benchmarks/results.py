@@ -1,7 +1,7 @@
-"""`make results`: every recipe on real photographs; writes RESULTS.md beside this file.
+"""`make results`: runs every recipe on real photographs, and writes RESULTS.md beside this file.
 
-The data are not part of the project: give their folders. Each run is kept in the work folder and is
-not made again.
+The data are not part of the project, so the options name their folders. The work folder keeps every run;
+a run that is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ RUNS: list[tuple[str, str, list[str], Callable[[list[dict[str, Any]]], str]]] = 
     ("small-vggnet", "few", [], _tested),
     ("mlp-early-stopping", "fashion", [], _stopped),
 ]
-"""Recipe, data, options, and what is told of the result."""
+"""Recipe, data, options, and the function that describes the result."""
 
 DATA = {
     "all": "cats and dogs: 1,000 to train, 500 to validate",
-    "part": "of these 80 to train, 120 to validate: 130 epochs on all would take hours here",
+    "part": "cats and dogs: 80 to train, 120 to validate, because 130 epochs on all images would take hours",
     "three": "cats, dogs and insects: 1,744 images",
-    "few": "of these 200 of each class, for the time it takes",
+    "few": "cats, dogs and insects: 200 images of each class, to save time",
     "fashion": "Fashion-MNIST: 60,000 and 10,000 grey images",
 }
 
@@ -191,10 +191,10 @@ def _read(path: Path) -> bytes:
 
 TEMPLATE = """# Results of the recipes
 
-Each row is one command, run by `make results`. Seconds are from the command to its end, with the start of
-Ray, on a machine that others used too. Published figures are of other, mostly larger sets of photographs. The
-photographs here have no test split: all scores of cats and dogs are of the validation images, on which the
-recipes with early stopping also decide when to stop.
+Each row is one command, run by `make results`. Seconds count from the start of the command to its end, with
+the start of Ray, on a machine that other programs used too. The published figures come from other, mostly
+larger sets of photographs. The photographs here have no test split, so all scores of cats and dogs are those
+of the validation images. The recipes with early stopping also use these images to decide when to stop.
 
 | recipe | published | measured here | seconds | data | command |
 |---|---|---|---|---|---|

@@ -81,7 +81,7 @@ def test_nothing_is_sent_to_a_cluster_of_the_image(image):
 
 def test_the_guides_cluster_on_one_machine(tmp_path):
     """As it stands, but for its ports and folders, and for its end, which would be that of other Rays too."""
-    (block,) = re.findall(r"^## Without anything.*?^```sh\n(.*?)^```", GUIDE, re.M | re.S)
+    (block,) = re.findall(r"^## Two nodes on this machine.*?^```sh\n(.*?)^```", GUIDE, re.M | re.S)
     head, dashboard = free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="tlray-ray-", dir="/tmp"))  # Ray's sockets want a short path.
     for of_the_guide, here in (
