@@ -28,7 +28,7 @@ def load(path: Path, values: dict[str, str]) -> Any:
 
 
 def render(values: dict[str, str]) -> dict[str, Any]:
-    """Return the content of each file by its path, except that of docker compose, which fills it in itself."""
+    """Return the content of each file by its path, except docker compose, which fills in its own file."""
     paths = [HERE / "aws.yaml", HERE / "gcp.yaml", *sorted((HERE / "kuberay").glob("*.yaml"))]
     contents = {str(path.relative_to(HERE)): load(path, values) for path in paths}
     for path, job in contents.items():
