@@ -52,7 +52,7 @@ def _logs(
     """Print what a job has printed.
 
     Examples:
-        tlray jobs logs tlray-extract-0a1b2c --follow
+        tlray jobs logs tlray-extract-0a1b2c3d --follow
     """
     from tlray.cluster.jobs import Jobs
 
@@ -76,7 +76,7 @@ def _stop(job: _Id, address: Dashboard = None) -> Result:
     Submit the same command again to continue it.
 
     Examples:
-        tlray jobs stop tlray-extract-0a1b2c
+        tlray jobs stop tlray-extract-0a1b2c3d
     """
     from tlray.cluster.jobs import Jobs
 

@@ -29,7 +29,7 @@ def submit(
         option(
             "--name NAME",
             CLUSTER,
-            "Name of the job; a few digits are added to it. Default: the name of the command.",
+            "Name of the job; a few characters are added to it. Default: the name of the command.",
         ),
     ] = None,
     env: Annotated[

@@ -267,6 +267,13 @@ class FitConfig(TrainConfig):
 class FinetuneConfig(FrozenConfig, BackboneConfig, _Split, TrainConfig):
     """The settings of `tlray finetune`."""
 
+    split: float | None = setting(
+        None,
+        IMAGES,
+        "Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`. "
+        "Default: the splits that the images have, or had when --model was trained on them.",
+        bounds=FRACTION,
+    )
     from_: str | None = setting(
         None,
         NETWORK,
