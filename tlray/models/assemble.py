@@ -40,25 +40,25 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
     import keras
 
     try:
-        made = head.build(feature_shape, classes)
+        model = head.build(feature_shape, classes)
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
         ) from error
-    for layer in private.flatten_layers(made):
+    for layer in private.flatten_layers(model):
         if not type(layer).__module__.startswith("keras."):
             raise UserError(
                 f"head {head.name!r} uses its own layer class {type(layer).__name__}, so its model would not "
                 "load without the plugin: use Keras' layers and keras.ops"
             )
-    width = made.output_shape[-1]
-    if len(made.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
+    width = model.output_shape[-1]
+    if len(model.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
         raise UserError(
-            f"head {head.name!r} does not fit {classes} classes: its output has shape {made.output_shape}, "
+            f"head {head.name!r} does not fit {classes} classes: its output has shape {model.output_shape}, "
             f"expected (batch, {classes})"
         )
-    return keras.Model(made.inputs, made.outputs[0], name="classifier")
+    return keras.Model(model.inputs, model.outputs[0], name="classifier")
 
 
 def assemble(frozen: FrozenPart, trained: keras.Model) -> keras.Model:

@@ -44,15 +44,15 @@ def cut_before(backbone: Backbone, layer: str) -> str:
     first_trained = network.get_layer(layer)
     if isinstance(first_trained, keras.layers.InputLayer):
         return INPUT
-    above = first_trained.input
-    if isinstance(above, list):
+    source = first_trained.input
+    if isinstance(source, list):
         raise UserError(
-            f"{backbone.name} cannot be split before {layer}, which joins {len(above)} paths: "
+            f"{backbone.name} cannot be split before {layer}, which joins {len(source)} paths: "
             f"choose a layer after one of {', '.join(backbone.cuts)}"
         )
-    if above is network.inputs[0]:
+    if source is network.inputs[0]:
         return INPUT
-    producers = [other.name for other in network.layers if other.output is above]
+    producers = [other.name for other in network.layers if other.output is source]
     if not producers:
         raise UserError(
             f"{backbone.name} cannot be split before {layer}, because its input does not come from a layer: "
@@ -62,7 +62,7 @@ def cut_before(backbone: Backbone, layer: str) -> str:
 
 
 def _network_with(backbone: Backbone, name: str) -> keras.Model:
-    """The whole network. Raises UserError if it has no layer of that name."""
+    """Build the whole network, and raise UserError if it has no layer of that name."""
     prepare_keras(gpu=False)
     network = backbone.build(backbone.image_size)
     names = [layer.name for layer in network.layers]
