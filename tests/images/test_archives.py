@@ -811,4 +811,4 @@ def test_features_from_a_bucket_with_faults_are_those_of_loose_files(mixed, loos
         found = extract("s3://bucket/mixed", str(tmp_path / "set"), CONFIG)
     assert (found.images, found.rows, found.errors) == (152, 150, 2)
     assert read(str(tmp_path / "set")) == {path: loose[name] for path, name in mixed[1].items()}
-    assert verify(str(tmp_path / "set"), "s3://bucket/mixed", sample=20)["largest_error"] == 0
+    assert verify(str(tmp_path / "set"), "s3://bucket/mixed", sample=20).largest_error == 0
