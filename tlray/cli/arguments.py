@@ -6,21 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tlray.core.settings import CLUSTER, OUTPUT, Group
+from tlray.core.settings import CLUSTER, OUTPUT
 
 
-def option(declaration: str, group: Group | None, help: str, **settings: Any) -> Any:
+def option(declaration: str, heading: str | None, help: str, **settings: Any) -> Any:
     """An option of a command.
 
     Args:
-        declaration: its name and what its value is called, e.g. "--out FOLDER"; a flag has no value.
-        group: the heading under which `--help` shows it; "Options" without one.
-        help: its text.
-        settings: more of what `typer.Option` takes.
+        declaration: the option and what its value is called, e.g. "--out FOLDER"; a flag has no value.
+        heading: the heading under which `--help` shows it; None for "Options".
+        help: its help text.
+        settings: further arguments of `typer.Option`.
     """
     name, _, metavar = declaration.partition(" ")
-    panel = group.title if group else None
-    return typer.Option(name, metavar=metavar or None, help=help, rich_help_panel=panel, **settings)
+    return typer.Option(name, metavar=metavar or None, help=help, rich_help_panel=heading, **settings)
 
 
 def plugins(*kinds: str) -> list[str]:

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 @command
-def fit(
-    features: Features,
-    out: NewModel,
-    config: FitConfig,
-    run: OnRay,
-) -> Result:
+def fit(features: Features, out: NewModel, config: FitConfig, run: OnRay) -> Result:
     """Train a head, which is a small classifier, on a feature set.
 
     Run the same command again to continue a job that was stopped.

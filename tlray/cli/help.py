@@ -10,10 +10,10 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from tlray.core.settings import CLUSTER, IMAGES, NETWORK, OUTPUT, TRAINING
+from tlray.core.settings import HEADINGS, OUTPUT
 
 _ARGUMENTS, _OPTIONS = "Arguments", "Options"
-_HEADINGS = (_ARGUMENTS, _OPTIONS, *(group.title for group in (IMAGES, NETWORK, TRAINING, OUTPUT, CLUSTER)))
+_HEADINGS = (_ARGUMENTS, _OPTIONS, *HEADINGS)
 _EXAMPLES = "\n\nExamples:\n"
 _COLUMN = 27
 """Width of the column of names. The text of a longer name begins on the next line."""
@@ -25,7 +25,7 @@ fish would take each line for a completion."""
 class _Readable:
     """What commands and groups of commands have in common. Their help may end with `Examples:`."""
 
-    heading_of_help = OUTPUT.title
+    heading_of_help = OUTPUT
     """Where --help itself is listed."""
 
     def __init__(self, *, help: str | None, **settings: Any) -> None:

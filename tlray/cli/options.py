@@ -31,8 +31,8 @@ INTERRUPTED = 130
 class _Output:
     """What every command takes."""
 
-    json: bool = setting(False, OUTPUT, "Print one JSON object on stdout, and nothing else there.")
-    debug: bool = setting(False, OUTPUT, "Show tracebacks, and the messages of Ray and TensorFlow.")
+    json: bool = setting(OUTPUT, "Print one JSON object on stdout, and nothing else there.", False)
+    debug: bool = setting(OUTPUT, "Show tracebacks, and the messages of Ray and TensorFlow.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class OnRay:
     """What every command that runs on Ray takes."""
 
     address: str | None = setting(
-        os.environ.get("RAY_ADDRESS"),
         CLUSTER,
         "Address of a running Ray cluster. Default: RAY_ADDRESS, which Ray sets for a submitted job; "
         "else a local Ray is started, and stopped at the end.",
+        os.environ.get("RAY_ADDRESS"),
     )
 
 
@@ -148,7 +148,7 @@ def _options(group: type[Any]) -> list[inspect.Parameter]:
             continue
         declared = option(
             f"{option_name(field.name)} {_metavar(field.name, setting)}",
-            setting.group,
+            setting.heading,
             setting.help,
             show_default="Default: " not in setting.help,
             autocompletion=COMPLETIONS.get(field.name),

@@ -1,4 +1,4 @@
-"""The two ways a command fails, and the words that help the user on."""
+"""The two kinds of error that end a command, and the error for an unknown name."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class TlrayError(Exception):
 
 
 class UserError(TlrayError):
-    """The user asked for something impossible: nothing was started, nothing written."""
+    """The command cannot do what the user asked for; it has started and written nothing."""
 
     exit_status = 2
 
 
 class JobError(TlrayError):
-    """The job was right to start and failed."""
+    """The job started, and failed."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest names that do.
+    """The error for a name that does not exist; it suggests the nearest names that do.
 
     Args:
-        kind: what the name is of, e.g. "backbone".
+        kind: the kind of thing that the user named, e.g. "backbone".
         given: the name as the user typed it.
-        known: every name that would have been accepted.
+        known: all names that exist.
     """
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)

@@ -1,12 +1,11 @@
-"""Everything tlray uses of other packages that is private, or that their documentation does not name.
+"""Everything that tlray uses of other packages although it is private or undocumented.
 
-`tests/core/test_private.py` calls each function here and checks what it does; `tests/test_layout.py` checks
-that no other module uses a private name. `pyproject.toml` allows no later minor version of Ray, Keras and
-TensorFlow than those with which these tests have passed.
+`tests/core/test_private.py` tests each function here; `tests/test_layout.py` checks that no other module uses
+a private name. `pyproject.toml` allows no later minor version of Ray, Keras and TensorFlow than they passed.
 
-Ray also reads some environment variables that its documentation does not name. `cluster.session` sets them
-and says why: RAY_TRAIN_HEALTH_CHECK_INTERVAL_S, RAY_TRAIN_METRICS_ENABLED, RAY_prestart_worker_first_driver,
-RAY_TRAIN_ENABLE_PREEMPTION_WATCHER, RAY_ENABLE_AUTO_CONNECT (ray#31060), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
+`cluster.session` sets these environment variables, which Ray reads but does not document, and says why:
+RAY_TRAIN_HEALTH_CHECK_INTERVAL_S, RAY_TRAIN_METRICS_ENABLED, RAY_TRAIN_ENABLE_PREEMPTION_WATCHER,
+RAY_prestart_worker_first_driver, RAY_ENABLE_AUTO_CONNECT (ray#31060), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
 """
 
 from __future__ import annotations
@@ -22,55 +21,47 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Keras and TensorFlow
-
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
-    """A layer and all layers inside it, at any depth, each before those inside it.
+    """A layer and all layers inside it at any depth, each before the layers inside it.
 
-    Private: `Layer._flatten_layers`. `Model.layers` is public, but lists one level only, and no layer that is
-    inside another layer which is not a model, such as that of a `Bidirectional` (keras#4398).
+    Private: `Layer._flatten_layers`. The public `Model.layers` lists one level only, and misses layers inside
+    a layer that is not a model, e.g. a `Bidirectional` (keras#4398).
     """
-    layers: list[keras.Layer] = layer._flatten_layers()
-    return layers
+    return list(layer._flatten_layers())
 
 
 def replace_moments(layer: keras.layers.BatchNormalization, moments: Callable[[Any, Any], Any]) -> None:
-    """Make a batch normalisation train with the mean and variance of `moments`.
+    """Make a batch normalisation train with the mean and variance, each (channels,), that `moments` returns.
 
-    Args:
-        layer: keeps `moments` until it is thrown away; inference does not use it.
-        moments: given the inputs as float32 and their mask, or None; returns mean and variance, (channels,).
-
-    Private: `BatchNormalization._moments`. Its public `synchronized=True` works only in the scope of a
-    strategy of TensorFlow, where Keras' `fit` fails (keras#20585).
+    `moments` gets the float32 inputs and their mask or None. Private: `BatchNormalization._moments`. The
+    public `synchronized=True` needs a strategy's scope, where Keras' `fit` fails (keras#20585).
     """
     layer._moments = moments
 
 
 def seed_states(model: keras.Model) -> list[Any]:
-    """The variables that a model's random numbers come from, each (2,): the seed, and how many were drawn.
+    """The states of a model's random generators, each a variable (2,): the seed and the number of draws.
 
-    Private: their name, and what they hold. `keras.random.SeedGenerator.state` is public, but the generators
-    of a layer are not.
+    Private: their name and content. Layers have no public list of their `SeedGenerator`s.
     """
     return [variable for variable in model.variables if "seed_generator_state" in variable.path]
 
 
 def weighted_sum(metric: keras.metrics.Mean) -> tuple[float, float]:
-    """The weighted sum that a mean has come to, and the sum of the weights.
+    """The weighted sum that a mean has added up, and the sum of the weights.
 
-    Undocumented: `Mean.total` and `Mean.count`. The public `result` is their quotient, from which nobody can
-    compute the mean over several workers.
+    Undocumented: `Mean.total` and `Mean.count`. A mean over several workers needs both; the public `result`
+    is their quotient.
     """
     return float(metric.total), float(metric.count)
 
 
 def start_collectives() -> object:
-    """Connect this process to those that TF_CONFIG names, for `sum_over_processes`; keep what it returns.
+    """Connect this process to those that TF_CONFIG names, for as long as the result is kept.
 
-    Undocumented: that `MultiWorkerMirroredStrategy` does so outside of its scope, too. TensorFlow has no
-    public function for it, and in the scope of the strategy Keras' `fit` fails (keras#20585).
+    Undocumented: `MultiWorkerMirroredStrategy` also connects without its scope, in which Keras' `fit` fails
+    (keras#20585). TensorFlow has no public function that only connects.
     """
     import tensorflow as tf
 
@@ -78,15 +69,10 @@ def start_collectives() -> object:
 
 
 def sum_over_processes(tensor: Any, processes: int, call: int) -> Any:
-    """The sum of a tensor over all processes; each must call it with the same shape and `call`.
+    """The sum of a tensor over all processes, for traced functions; each process must pass the same shape.
 
-    Args:
-        tensor: of any shape, in a traced function.
-        processes: how many there are.
-        call: a number for this place in the graph, from 1.
-
-    Undocumented: `tf.raw_ops.CollectiveReduceV2`, which is listed without a description. The public
-    `Strategy.reduce` takes only values that were made under the strategy.
+    `call` numbers the places in the graph that sum, from 1. Undocumented: `tf.raw_ops.CollectiveReduceV2` is
+    listed without a description. The public `Strategy.reduce` takes only values made under the strategy.
     """
     import tensorflow as tf
 
@@ -101,27 +87,22 @@ def sum_over_processes(tensor: Any, processes: int, call: int) -> Any:
     )
 
 
-# Ray
-
-
 def task_attempt() -> int:
-    """How often Ray has tried this task before; 0 in its first attempt. Only in a task.
+    """The number of earlier attempts of the Ray task that calls this.
 
-    Private: `ray._private.worker.global_worker` and `get_current_task_attempt_number`. The public
-    `ray.get_runtime_context()` does not know it; the state API does, but it needs a dashboard.
+    Private: `ray._private.worker.global_worker` and `get_current_task_attempt_number`. The public runtime
+    context lacks the number, and Ray's state API needs a dashboard.
     """
     from ray._private.worker import global_worker
 
-    attempt: int = global_worker.core_worker.get_current_task_attempt_number()
-    return attempt
+    return int(global_worker.core_worker.get_current_task_attempt_number())
 
 
 def data_parallel_trainer() -> Any:
-    """The class of Ray Train, version 2, that trains with any backend.
+    """The trainer class of Ray Train version 2 that works with any backend.
 
-    Private: its module, `ray.train.v2.api`; the public `ray.train.data_parallel_trainer` has the class of
-    version 1. The public `TensorflowTrainer` of version 2 imports TensorFlow into the command and into Ray's
-    controller, for which every training would wait.
+    Private: its module `ray.train.v2.api`; the public module has the class of version 1. The public
+    `TensorflowTrainer` imports TensorFlow into the driver and Ray's controller, which delays every training.
     """
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -129,11 +110,10 @@ def data_parallel_trainer() -> Any:
 
 
 def exchange(worker_group: Any, offer: Callable[[], T], accept: Callable[[list[T], int], None]) -> None:
-    """Call `offer` in every worker of a training, then `accept` in each with all offers and its rank.
+    """Call `offer` in every training worker, then `accept` in each with all offers and the worker's rank.
 
-    Not stable: `execute` and `execute_single` of the worker group that a `Backend` is given when it starts,
-    which Ray marks as for its own developers. Its backend for TensorFlow is public, but sets Keras 2 in the
-    workers (ray#64276).
+    Not stable: `execute` and `execute_single` of the worker group, which Ray keeps for its own developers.
+    Ray's public TensorFlow backend exchanges the same, but makes the workers use Keras 2 (ray#64276).
     """
     offers = worker_group.execute(offer)
     for rank in range(len(offers)):
@@ -143,22 +123,17 @@ def exchange(worker_group: Any, offer: Callable[[], T], accept: Callable[[list[T
 def silence_job_client() -> None:
     """Keep Ray's client for jobs from logging what it uploads.
 
-    Private: the names of its loggers, which are those of its modules. `JobSubmissionClient` itself, which is
-    public, has no switch for it.
+    Private: the names of its loggers, for which the public `JobSubmissionClient` has no switch.
     """
     for module in ("dashboard_sdk", "job.sdk"):
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
 
 
-# PyArrow and Typer
-
-
 def with_retries(filesystem: fs.S3FileSystem, retries: int) -> fs.S3FileSystem:
-    """A copy of a file system that repeats a request up to so many times when it fails.
+    """A copy of a file system that repeats a failed request up to `retries` times.
 
-    Private: what `S3FileSystem.__reduce__` returns, a function and the keyword arguments of the constructor.
-    The constructor, which is public, takes a `retry_strategy`, but no property tells the other arguments;
-    `FileSystem.from_uri` takes none, and pickle does not keep it (arrow#47348).
+    Private: `S3FileSystem.__reduce__` returns the keyword arguments of the constructor, which no property
+    does. `FileSystem.from_uri` takes no `retry_strategy`, and pickle loses it (arrow#47348).
     """
     from pyarrow.fs import AwsDefaultS3RetryStrategy
 
@@ -167,8 +142,8 @@ def with_retries(filesystem: fs.S3FileSystem, retries: int) -> fs.S3FileSystem:
 
 
 def show(error: typer.TyperException) -> None:
-    """Print what was wrong with a command line, and its usage, as Typer does when it runs a command itself.
+    """Print an error in a command line and the usage, as Typer does when it runs a command itself.
 
-    Undocumented: `show`, which the errors have and their public class `TyperException` does not.
+    Undocumented: `show`, which every error has, but not their public base class `TyperException`.
     """
     error.show()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that are written and read as JSON: results of jobs, manifests and what they hold."""
+"""Frozen dataclasses that are written to JSON and read from it, such as job results and manifests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tlray.core.schema import described, fits
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's own types; None for a number that is not finite, text for what JSON lacks."""
+    """Convert a value to JSON's types; a number that is not finite becomes None, any other object text."""
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays.
         return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
-    """The value as JSON text."""
+    """Convert a value to JSON text."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
@@ -36,26 +36,25 @@ class Record:
     """A JSON object whose keys are the fields of the class."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields in JSON's own types; null for a number that is not finite."""
+        """The fields by name in JSON's own types; a number that is not finite is None."""
         return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote. Other keys are ignored; a field with a default may be missing.
+        """Make a record from what `to_json` returned; unknown keys are ignored.
 
         Raises:
-            ValueError: a key is missing, or its value is of another type.
+            ValueError: a field without a default is missing, or a value has the wrong type.
         """
-        hints = get_type_hints(cls)
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        if missing := sorted(needed - values.keys()):
+        kinds = get_type_hints(cls)
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if missing := sorted(required - values.keys()):
             raise ValueError(f"{missing[0]} is missing")
-        given = [field.name for field in fields(cls) if field.name in values]
-        return cls(**{name: _read(name, values[name], hints[name]) for name in given})
+        return cls(**{name: _read(name, values[name], kinds[name]) for name in kinds if name in values})
 
 
 def _read(name: str, value: Any, kind: Any) -> Any:
-    """A value of a field, which may be a record or a list of records, or None instead."""
+    """Convert a JSON value to the type of a field, in which records and lists of records may occur."""
     for part in (kind, *get_args(kind)):
         if isinstance(part, type) and issubclass(part, Record):
             if isinstance(value, Mapping):

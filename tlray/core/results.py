@@ -1,4 +1,4 @@
-"""What jobs report, in results, in `--json` and in manifests: counts, and where the time went."""
+"""What jobs report, in their results, in `--json` and in manifests: counts, and where the time went."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ImageError(Record):
 
     path: str
     stage: str
-    """`read` or `decode`."""
+    """"read" or "decode"."""
     error: str
-    """The kind of error, e.g. `NotAnImage`."""
+    """The kind of error, e.g. "NotAnImage"."""
     message: str
 
 
@@ -30,25 +30,25 @@ class NodeTime(Record):
     host: str
     """The name of the machine, which several nodes may share."""
     actors: int
-    """Processes there that held the network."""
+    """Processes on this node that held the network."""
     rows: int
-    """Rows that they wrote."""
+    """Rows that these processes wrote."""
     seconds: float
-    """That they computed and wrote, summed over them."""
+    """Seconds that these processes spent computing and writing, summed over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceTime(Record):
-    """The time of a pass over images, in seconds; all but `span` are sums over tasks or actors."""
+    """The time of a pass over images, in seconds; all except `span` are sums over tasks or actors."""
 
     span: float
-    """While an actor held images: from the first image at the network to the last file written."""
+    """Time during which at least one actor was at work: from its first image to its last file."""
     reading: float
     decoding: float
     network: float
     writing: float
     waiting: float
-    """That actors waited for images, between their first and their last."""
+    """Time that actors waited for images, between their first image and their last."""
     actors: int
     """Processes that held the network."""
     device: str
@@ -60,53 +60,53 @@ class InferenceTime(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceCounts(Record):
-    """What became of the images of a pass."""
+    """The counts of a pass over images, and what limited its speed."""
 
     images: int
-    """Images that were found."""
+    """Images in the data set; equal to the sum of `rows` and `errors`."""
     rows: int
-    """Images that became rows; `images` is the sum of `rows` and `errors`."""
+    """Images that became rows."""
     errors: int
     """Images that became error rows."""
     seconds: float
-    """That this run took."""
+    """Duration of this run."""
     images_per_second: float
     """Images of this run divided by `seconds`."""
     limited_by: str
     """"reading", "decoding", "network", "writing" or "startup"; "nothing" if this run had nothing to do."""
     time: InferenceTime | None
-    """Of this run; None if it had nothing to do."""
+    """Where the time of this run went; None if it had nothing to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTime(Record):
-    """The time of a training, in seconds. In JSON, that of the pass before it is in the same object."""
+    """The time of a training, in seconds. Its JSON also has the keys of `inference`."""
 
     training: float
-    """That the epochs took."""
+    """Duration of all epochs."""
     waited: float
-    """That steps of them waited for new views."""
+    """The part of `training` during which steps waited for new views."""
     inference: InferenceTime | None = None
-    """Of the passes over the images before the training, if there were any in this run."""
+    """The passes over images before the training; None if this run had none."""
 
     def to_json(self) -> dict[str, Any]:
-        """One object, with the keys of `inference` if there is one."""
+        """The times as one object, in which the keys of `inference` stand beside the others."""
         values = super().to_json()
         return {**(values.pop("inference") or {}), **values}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote; errors as of `Record.from_json`."""
+        """Make a record from what `to_json` returned; raises what `Record.from_json` raises."""
         before = {field: value for field, value in values.items() if field not in ("training", "waited")}
         return super().from_json({**values, "inference": before or None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary(Record):
-    """What became of a training."""
+    """The counts and metrics of a training, and what limited its speed."""
 
     rows: int
-    """Rows that were trained on."""
+    """Training rows."""
     validation_rows: int
     epochs: int
     """Epochs that were trained."""
@@ -115,17 +115,17 @@ class TrainingSummary(Record):
     stopped_epoch: int | None
     """The last epoch, counted from 0 as Keras does; None if training was not stopped early."""
     trainable_tensors: int
-    """Tensors of weights that were trained."""
+    """Weight tensors that were trained."""
     tensors: int
-    """Tensors of weights of the whole network."""
+    """Weight tensors of the whole network."""
     errors: int
-    """Images that could not be decoded, of those that this run read."""
+    """Images of this run that could not be decoded."""
     metrics: dict[str, float | None]
-    """Of the weights that were kept: loss, accuracy and, with validation rows, val_loss and val_accuracy."""
+    """Metrics of the kept epoch: loss, accuracy and, with validation rows, val_loss and val_accuracy."""
     history: list[dict[str, float | None]]
-    """The metrics of each epoch, and `epoch`, counted from 1; None for a number that is not finite."""
+    """The metrics of each epoch, and `epoch`, counted from 1; a number that is not finite is None."""
     seconds: float
-    """That the command took."""
+    """Duration of the command."""
     limited_by: str
-    """As of `InferenceCounts`; also "training", or "stream" if training waited for new views."""
+    """A value of `InferenceCounts.limited_by`, or "training"; "stream" if training waited for new views."""
     time: TrainingTime

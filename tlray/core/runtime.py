@@ -1,4 +1,4 @@
-"""This process: what native libraries may print, and how TensorFlow uses the machine."""
+"""Settings of this process: what native libraries print, and how TensorFlow uses the machine."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from importlib.abc import MetaPathFinder
 
 _HIDDEN = ("matplotlib", "pandas", "scipy", "sklearn")
-"""What Keras would import if it is there: that takes as long as Keras, and leaves a cache in the home."""
+"""Packages that Keras imports if it finds them, which doubles its time and leaves a cache in the home."""
 
 
 class _Muting:
-    """Keeps this process off stderr as long as one thread or more want it so."""
+    """Silences stderr of this process while at least one thread is inside; a context manager."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted, self._stderr = 0, -1
+        self._threads, self._stderr = 0, -1
 
     def __enter__(self) -> None:
         with self._lock:
-            self._wanted += 1
-            if self._wanted == 1:
+            self._threads += 1
+            if self._threads == 1:
                 sys.stderr.flush()
                 self._stderr = os.dup(2)
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, 2)
-                os.close(nowhere)
+                with open(os.devnull, "wb") as null:
+                    os.dup2(null.fileno(), 2)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._wanted -= 1
-            if self._wanted == 0:
+            self._threads -= 1
+            if self._threads == 0:
                 os.dup2(self._stderr, 2)
                 os.close(self._stderr)
 
@@ -44,13 +43,13 @@ _MUTING = _Muting()
 
 
 def muted() -> AbstractContextManager[None]:
-    """Keep native libraries off stderr, where they write past Python's logging; not with --debug."""
+    """Silence stderr, to which native libraries write without Python's logging; do nothing with --debug."""
     return nullcontext() if logging.getLogger("tlray").isEnabledFor(logging.DEBUG) else _MUTING
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For large imports, of which nothing is garbage: looking for it would take a sixth of the time."""
+    """Switch off the search for garbage, which would take a sixth of the time of a large import."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -61,17 +60,16 @@ def importing() -> Iterator[None]:
 
 
 def prepare_keras(cpus: int = 0, *, gpu: bool = True) -> None:
-    """Import Keras and TensorFlow and set them up in this process; call before anything else does.
+    """Import Keras and TensorFlow and set them up; call it before anything else imports them.
 
     Args:
-        cpus: threads for one op, 0 for one a core. Ray sets OMP_NUM_THREADS=1; TensorFlow does not heed it.
-        gpu: whether this process may use the GPUs; a driver leaves them to its workers.
+        cpus: threads for one operation, 0 for one per core; TensorFlow ignores Ray's OMP_NUM_THREADS=1.
+        gpu: whether this process may use GPUs; a driver leaves them to its workers.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     home = os.environ.get("KERAS_HOME")
-    # Keras would read its settings from the home folder, another order of channels among them,
-    # and leave a file there.
+    # Otherwise Keras reads settings such as the order of channels from the home folder, and writes there.
     os.environ["KERAS_HOME"] = os.devnull
     with muted():
         with _Hiding(), importing():
@@ -82,18 +80,17 @@ def prepare_keras(cpus: int = 0, *, gpu: bool = True) -> None:
         if home is not None:
             os.environ["KERAS_HOME"] = home
 
-        # A process that has used TensorFlow before keeps its settings.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # TensorFlow allows no change after its first use.
             tf.config.threading.set_intra_op_parallelism_threads(cpus)
             if not gpu:
                 tf.config.set_visible_devices([], "GPU")
             for device in tf.config.list_physical_devices("GPU"):
-                # Or TensorFlow takes all memory of a GPU that others use as well.
+                # By default TensorFlow takes all memory of a GPU, which others may use as well.
                 tf.config.experimental.set_memory_growth(device, True)
 
 
 def has_hidden_gpus() -> bool:
-    """Whether there are GPUs that this process has been set up to leave to others."""
+    """Whether the machine has GPUs that this process does not use because of `prepare_keras(gpu=False)`."""
     if "tensorflow" not in sys.modules:
         return False
     config = sys.modules["tensorflow"].config
@@ -101,7 +98,7 @@ def has_hidden_gpus() -> bool:
 
 
 class _Hiding(MetaPathFinder):
-    """Makes the thread that entered it not find `_HIDDEN`; what was imported before stays."""
+    """Hides `_HIDDEN` from imports of this thread, unless they are imported already; a context manager."""
 
     def __enter__(self) -> None:
         self._thread = threading.get_ident()

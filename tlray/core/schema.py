@@ -1,37 +1,33 @@
-"""Values checked against type annotations: settings, whoever gives them, and manifests."""
+"""Checks of values, such as settings and manifests, against type annotations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "text",
-    NoneType: "nothing",
     list: "a list",
-    Sequence: "a list",
     dict: "a table",
     Mapping: "a table",
 }
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type.
+    """Whether a value has an annotated type.
 
-    A whole number is a number too, but true and false are neither. NumPy's numbers count as Python's.
+    An int is also a float, but a bool is neither; NumPy's numbers count as Python's.
 
     Args:
         value: any value.
-        kind: a class, Any, a Literal, a union, or a list, Sequence, dict or Mapping of such types.
+        kind: a class, Any, a Literal, a union, or a list, dict or Mapping of such types.
     """
     origin, parts = get_origin(kind) or kind, get_args(kind)
-    if origin is Annotated:
-        return fits(value, parts[0])
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if origin is Literal:
@@ -40,7 +36,7 @@ def fits(value: Any, kind: Any) -> bool:
         return True
     if origin in (int, float):
         return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
-    if origin in (list, Sequence):
+    if origin is list:
         return isinstance(value, list) and all(fits(entry, *parts) for entry in value if parts)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(
@@ -50,10 +46,10 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def coerced(value: Any, kind: Any) -> Any:
-    """A value as an annotated type has it; a number becomes text where text is wanted, e.g. 0.2 for a split.
+    """Convert a number to the annotated int, float or str, e.g. 0.2 to "0.2"; return other values unchanged.
 
     Raises:
-        ValueError: it is of another type; the message says what was expected.
+        ValueError: the value has another type; the message says what was expected.
     """
     types = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for number in (int, float, str):
@@ -65,10 +61,8 @@ def coerced(value: Any, kind: Any) -> Any:
 
 
 def described(kind: Any) -> str:
-    """What a value of an annotated type is, in words, e.g. "a whole number" or "best or last"."""
+    """Name an annotated type in words, e.g. "a whole number" or "best or last"."""
     origin, parts = get_origin(kind) or kind, get_args(kind)
-    if origin is Annotated:
-        return described(parts[0])
     if origin in (Union, UnionType):
         return " or ".join(described(part) for part in parts if part is not NoneType)
     if origin is Literal:

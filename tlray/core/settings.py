@@ -10,24 +10,14 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from tlray.core.errors import UserError, unknown
 from tlray.core.schema import coerced
 
-
-@dataclass(frozen=True)
-class Group:
-    """The heading under which `--help` shows a setting."""
-
-    title: str
-
-
-IMAGES = Group("Images and labels")
-NETWORK = Group("Network")
-TRAINING = Group("Training")
-OUTPUT = Group("Output")
-CLUSTER = Group("Cluster")
+HEADINGS = ("Images and labels", "Network", "Training", "Output", "Cluster")
+"""The headings under which `--help` shows the settings, in their order."""
+IMAGES, NETWORK, TRAINING, OUTPUT, CLUSTER = HEADINGS
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that a setting may be."""
+    """The numbers that a setting accepts."""
 
     contain: Callable[[float], bool]
     expected: str
@@ -40,26 +30,26 @@ SEED = Bounds(lambda value: 0 <= value < 2**32, "a whole number from 0 to 429496
 
 
 class Setting(NamedTuple):
-    """What a config class says of one of its settings."""
+    """What a config class declares about one of its settings."""
 
-    group: Group
+    heading: str
     help: str
     bounds: Bounds | None
     is_option: bool
-    """Whether it is on the command line; the others are for recipes and Python callers."""
+    """Whether the command line has it; recipes and Python callers have all settings."""
     kind: Any = None
-    """Its type."""
+    """The type annotation of the field; `settings` fills it in."""
 
 
 def setting(
-    default: Any, group: Group, help: str, *, bounds: Bounds | None = None, is_option: bool = True
+    heading: str, help: str, default: Any = None, bounds: Bounds | None = None, *, is_option: bool = True
 ) -> Any:
-    """A field of a config class, with what `--help` says of it."""
-    return field(default=default, metadata={"setting": Setting(group, help, bounds, is_option)})
+    """A field of a config class, with its default; the other arguments are those of `Setting`."""
+    return field(default=default, metadata={"setting": Setting(heading, help, bounds, is_option)})
 
 
 def settings(config: type[Any]) -> dict[str, Setting]:
-    """The settings of a config class, by the names of its fields."""
+    """The settings of a config class by the names of its fields."""
     kinds = get_type_hints(config)
     return {
         field.name: field.metadata["setting"]._replace(kind=kinds[field.name]) for field in fields(config)
@@ -67,16 +57,16 @@ def settings(config: type[Any]) -> dict[str, Setting]:
 
 
 def option(field: str) -> str:
-    """How a setting is written on the command line."""
+    """The command-line option of a setting, e.g. "--batch-size" for "batch_size"."""
     return f"--{field.rstrip('_').replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings, checked.
+    """A set of settings, which are checked when an object is made.
 
     Raises:
-        UserError: a value has the wrong type, or is out of its bounds.
+        UserError: a value has the wrong type or is out of its bounds.
     """
 
     def __post_init__(self) -> None:
@@ -94,15 +84,15 @@ C = TypeVar("C", bound=Config)
 
 
 def configured(kind: type[C], config: C | None, given: Mapping[str, Any]) -> C:
-    """The settings of a Python caller: a config object, keywords, or both.
+    """Combine a config object and keywords, either of which a Python caller may give.
 
     Args:
         kind: the config class of the job.
-        config: the settings to start from; without it the defaults.
-        given: settings by name; they replace those of `config`.
+        config: the settings to start from; None for the defaults.
+        given: settings by name, which replace those of `config`.
 
     Raises:
-        UserError: there is no such setting (the message names the nearest), or a value is wrong.
+        UserError: a setting does not exist (the message names the nearest), or a value is wrong.
     """
     if not isinstance(config, kind | None):
         raise UserError(f"config is {config!r}: expected a {kind.__name__}")

@@ -1,4 +1,4 @@
-"""Folders and files wherever they are: local paths, s3://, gs://, and all that pyarrow or fsspec open."""
+"""Folders and files on local disks, on s3://, gs://, and on everything else that pyarrow or fsspec open."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from tlray.core import private
 from tlray.core.errors import UserError
 
 _RETRIES = 8
-"""Of a request to S3 that is refused or not answered, in 7 seconds: a busy bucket must not make error
-rows of good images. Pyarrow's own file system, once it has been sent to a task, retries twice in a second."""
-
+"""Repetitions, within 7 seconds, of a request that S3 refuses or does not answer: a busy bucket must not turn
+good images into error rows. By default a pyarrow file system in a task retries only twice within a second."""
 
 StrPath = str | os.PathLike[str]
 """A local path, or a URI as text."""
@@ -35,32 +34,29 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on some file system; small enough to be sent to every task.
-
-    The folder need not exist: it comes into being with its first file.
-    """
+    """A folder, small enough to be sent to every task. Writing its first file creates it."""
 
     filesystem: fs.FileSystem
     path: str
-    """Absolute, with forward slashes, without the scheme."""
+    """The absolute path with forward slashes, without the scheme."""
     uri: str
-    """As the user gave it, without the credentials of S3; local paths made absolute."""
+    """The path or URI as the user gave it, without S3 credentials; a local path is made absolute."""
 
     @classmethod
     def open(cls, uri: StrPath) -> Folder:
-        """Find the file system of a path or URI.
+        """Open the folder at a local path or URI.
 
         Raises:
-            UserError: no installed package opens such a URI.
+            UserError: no installed package opens such a URI, or its server does not answer.
         """
         uri = os.fspath(uri)
         if "://" not in uri:
             path = os.path.abspath(uri)
             return cls(fs.LocalFileSystem(), path, path)
         try:
-            # A space or an umlaut is no part of a URI, but people write them.
+            # People write spaces and umlauts into URIs, which do not allow them.
             filesystem, path = fs.FileSystem.from_uri(quote(uri, safe=string.punctuation))
-        except OSError as error:  # hdfs:// without Java, a bucket that does not answer.
+        except OSError as error:  # E.g. hdfs:// without Java, or an unknown bucket.
             raise UserError(f"cannot open {uri!r}: {str(error).splitlines()[0]}") from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError):
             import fsspec
@@ -70,19 +66,20 @@ class Folder:
             except (ValueError, ImportError, OSError) as error:
                 raise UserError(f"cannot open {uri!r}: {error}") from error
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote))
-        # Credentials are not written down with the URI.
         return cls(filesystem, path.rstrip("/"), re.sub("^s3://[^/@]+@", "s3://", uri).rstrip("/"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # What pyarrow pickles of a file system does not say how patient it is.
-        self.__dict__.update(state, filesystem=_patient(state["filesystem"]))
+        filesystem = state["filesystem"]
+        if filesystem.type_name == "s3":  # Pickle does not keep the number of retries.
+            filesystem = private.with_retries(filesystem, _RETRIES)
+        self.__dict__.update(state, filesystem=filesystem)
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def join(self, name: str) -> str:
-        """The path of a file in this folder; an absolute name stands for itself."""
+        """The path of a file in this folder; an absolute name is returned unchanged."""
         return posixpath.join(self.path, name)
 
     def child(self, name: str) -> Folder:
@@ -95,56 +92,52 @@ class Folder:
         return bool(self._info(name).type == fs.FileType.File)
 
     def status(self, name: str) -> tuple[int | None, datetime | None]:
-        """The size in bytes and the time of change of a file; None for what cannot be asked."""
+        """The size of a file in bytes and the time of its last change; None for either if it is unknown."""
         if not self.is_local:
             info = self._info(name)
             return info.size, info.mtime
         try:
-            found = os.stat(self.join(name))
-            return found.st_size, datetime.fromtimestamp(found.st_mtime, UTC)
-        except (OSError, ValueError, OverflowError):  # A link to nowhere, or a date after the year 9999.
+            stat = os.stat(self.join(name))
+            return stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)
+        except (OSError, ValueError, OverflowError):  # A broken link, or a date after the year 9999.
             return None, None
 
     def names(self, name: str = "") -> list[str]:
-        """The sorted names of the files and folders directly below; none if there is no such folder."""
+        """The sorted names of the files and folders directly in a folder; empty if it does not exist."""
         selector = fs.FileSelector(self.join(name) if name else self.path, allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def walk(self, name: str) -> list[str]:
-        """The sorted names of all files below a folder; none if there is no such folder."""
+        """The sorted names of all files at any depth in a folder; empty if it does not exist."""
         selector = fs.FileSelector(self.join(name), recursive=True, allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         files = [info.path for info in infos if info.type == fs.FileType.File]
         return sorted(posixpath.relpath(path, self.path) for path in files)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file.
-
-        Raises:
-            OSError: the file is missing or cannot be read.
-        """
+        """Read one file; raises OSError if it is missing or cannot be read."""
         with self.filesystem.open_input_stream(self.join(name), compression=None) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file so that it is there whole or not at all."""
+        """Write a file; readers never see a part of it."""
         with self.writing(name) as stream:
             stream.write(data)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A stream whose file appears under its name only when the block ends well.
+        """Open a stream whose file appears under its name only if the block ends without an error.
 
-        Locally the bytes go to a temporary name, are synced and renamed. For an object store they
-        are collected in a temporary file: an upload that is given up is completed all the same
-        when pyarrow's stream is closed or collected, because it cannot be aborted.
+        A local file is written under a temporary name, synced and renamed. For an object store the bytes are
+        first collected in a local temporary file: pyarrow cannot abort an upload, and completes a half one
+        when its stream is closed or garbage-collected.
         """
         target = self.join(name)
         if not self.is_local:
-            # In a thread, because Ctrl-C is raised in the main one. Not by fs.copy_files: it loses errors.
-            with tempfile.TemporaryFile() as whole, ThreadPoolExecutor(1) as pool:
-                yield whole
-                pool.submit(self._upload, whole, target).result()
+            # A thread uploads, because Ctrl-C interrupts the main one. fs.copy_files would lose errors.
+            with tempfile.TemporaryFile() as file, ThreadPoolExecutor(1) as pool:
+                yield file
+                pool.submit(self._upload, file, target).result()
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
@@ -159,33 +152,33 @@ class Folder:
                 os.remove(temporary)
             raise
 
-    def _upload(self, whole: IO[bytes], target: str) -> None:
-        whole.seek(0)
+    def _upload(self, file: IO[bytes], target: str) -> None:
+        file.seek(0)
         self.filesystem.create_dir(posixpath.dirname(target), recursive=True)
         with self.filesystem.open_output_stream(target, compression=None) as stream:
-            shutil.copyfileobj(whole, stream, 1 << 20)
+            shutil.copyfileobj(file, stream, 1 << 20)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other commands from writing to this folder until the block ends, or this process does.
+        """Lock this folder against other commands until the block or this process ends.
 
-        It is made if it is not there, and removed again if it stays empty. Object stores have no
-        locks: there two commands that do the same job write the same files.
+        A folder that does not exist is created, and removed again if it stays empty. Object stores have no
+        locks: there, two commands that do the same job write the same files.
 
         Raises:
-            UserError: another command writes to it, or it cannot be made.
+            UserError: another command is writing to the folder, or it cannot be created.
         """
         if not self.is_local:
             yield
             return
-        was_there = os.path.isdir(self.path)
+        existed = os.path.isdir(self.path)
         try:
             os.makedirs(self.path, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"cannot write to {self.uri}: {error.strerror}") from error
         try:
-            with suppress(OSError):  # Some network file systems have no locks either.
+            with suppress(OSError):  # Some network file systems have no locks.
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
@@ -195,23 +188,23 @@ class Folder:
             yield
         finally:
             os.close(descriptor)
-            if not was_there:
-                with suppress(OSError):  # It is not empty.
+            if not existed:
+                with suppress(OSError):  # The folder is not empty.
                     os.rmdir(self.path)
 
     def sweep(self, name: str = "") -> None:
-        """Remove the temporary files that writers left directly in a folder when they were killed."""
+        """Remove the temporary files that killed writers left directly in a folder."""
         for file in self.names(name):
             if file.startswith(".") and file.endswith(".tmp"):
                 self.remove(posixpath.join(name, file))
 
-    def remove_empty(self, name: str = "") -> None:
-        """Remove a folder if there is nothing in it."""
-        if not self.names(name):
-            self.remove(name)
+    def remove_empty(self) -> None:
+        """Remove this folder if it is empty."""
+        if not self.names():
+            self.remove()
 
     def remove(self, name: str = "") -> None:
-        """Remove a file or a folder with all it holds, if it is there."""
+        """Remove a file, or a folder with everything in it; do nothing if it does not exist."""
         info = self._info(name)
         if info.type == fs.FileType.Directory:
             self.filesystem.delete_dir(info.path)
@@ -220,10 +213,3 @@ class Folder:
 
     def _info(self, name: str) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.join(name) if name else self.path)
-
-
-def _patient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same file system, if it is S3 with `_RETRIES`."""
-    if filesystem.type_name != "s3":
-        return filesystem
-    return private.with_retries(filesystem, _RETRIES)
