@@ -159,7 +159,7 @@ class FeatureSet:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that identify these features, also among sets that were in the same folder before."""
+        """JSON values that identify these features; a later set in the same folder has other values."""
         return {"features": self.folder.uri, "created": self.manifest.created}
 
     def batches(self, split: str | None = None, *, labelled: bool = False) -> Iterator[Rows]:

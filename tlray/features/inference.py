@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 Progress = Callable[[int, int], None]
-"""Called after each shard with the number of images that this run has done, and of those it does in all."""
+"""Called after each shard with two numbers of images: those that this run has done, and all it has to do."""
 
 
 def run(

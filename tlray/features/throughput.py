@@ -16,7 +16,7 @@ _SECONDS = 300
 
 
 class Cost(NamedTuple):
-    """What a sample costs on a node: seconds per image on one core for reading and decoding, and more."""
+    """What a sample costs on a node. `read` and `decode` are seconds per image on one core."""
 
     read: float
     decode: float

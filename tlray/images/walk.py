@@ -52,7 +52,7 @@ class _Folder(NamedTuple):
 
 
 class _Prefetch(Generic[Image]):
-    """Opens folders and archives, if wanted in threads before their turn."""
+    """Opens folders and archives; `begin` does so in threads, before their turn."""
 
     def __init__(self, root: Folder, open_archive: Callable[[Entry], Iterator[Image]]) -> None:
         self._root, self._open_archive = root, open_archive

@@ -16,7 +16,7 @@ import pyarrow as pa
 from tlray.core.storage import Folder
 
 _SMALLEST_REQUEST, _LARGEST_REQUEST = 1 << 18, 8 << 20
-"""Bytes of a single request to an object store, and the most when requests follow each other."""
+"""Bytes of a single request to an object store, and the most bytes when requests follow each other."""
 
 
 class ArchivedImage(NamedTuple):
