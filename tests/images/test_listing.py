@@ -157,7 +157,7 @@ def test_suffixes_in_any_case(tmp_path, suffix):
     uri = make(tmp_path, f"a{suffix}", f"b{suffix.upper()}", f"c{suffix}.txt", f"d{suffix[1:]}")
     images = Images.open(uri)
     assert [row.path for row in images] == [f"a{suffix}", f"b{suffix.upper()}"]
-    assert images.others == 2
+    assert images.passed_over == 2
 
 
 def test_the_suffixes_are_those_promised():
@@ -172,7 +172,7 @@ def test_others_are_counted_again_each_time_and_hidden_ones_never(tmp_path):
     images = Images.open(uri)
     for _ in range(2):
         assert [row.path for row in images] == ["a.jpg"]
-        assert images.others == 2
+        assert images.passed_over == 2
 
 
 def test_a_name_that_only_begins_like_a_hidden_one(tmp_path):
@@ -209,7 +209,7 @@ def test_whatever_has_the_name_of_an_image_is_listed(tmp_path):
         "fifo.jpg": 0,
         "socket.jpg": 0,
     }
-    assert images.others == 1
+    assert images.passed_over == 1
 
 
 def test_links_to_nowhere_without_the_name_of_an_image_are_other_files(tmp_path):
@@ -219,7 +219,7 @@ def test_links_to_nowhere_without_the_name_of_an_image_are_other_files(tmp_path)
     (tmp_path / "itself").symlink_to("itself")
     images = Images.open(str(tmp_path))
     assert [row.path for row in images] == ["a.jpg"]
-    assert images.others == 4
+    assert images.passed_over == 4
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path):
@@ -357,7 +357,7 @@ def test_a_link_to_a_folder_it_lies_in_is_not_entered(tmp_path, target):
     (tmp_path / "root/cats/deep/loop").symlink_to(target)
     images = Images.open(str(tmp_path / "root"))
     assert [row.path for row in images] == ["cats/a.jpg", "cats/deep/a.jpg"]
-    assert images.others == 0
+    assert images.passed_over == 0
 
 
 def test_a_loop_at_the_top_is_no_class_beside_the_splits(tmp_path):
@@ -457,13 +457,13 @@ def test_a_link_that_may_not_be_followed_could_be_a_folder(tmp_path, monkeypatch
 def test_what_is_not_there(tmp_path):
     for name in ("nothing", "nothing/a.jpg", "nothing.csv"):
         message = refusal(str(tmp_path / name))
-        assert "is not there" in message
+        assert "does not exist" in message
         assert name in message
 
 
 def test_a_file_that_is_neither_image_nor_table(tmp_path):
     make(tmp_path, "a.txt")
-    with pytest.raises(UserError, match=r"a\.txt' is by its name neither .* \.parquet or \.csv table"):
+    with pytest.raises(UserError, match=r"a\.txt' has no extension of .* \.parquet or \.csv table"):
         Images.open(str(tmp_path / "a.txt"))
 
 
@@ -474,7 +474,7 @@ def test_no_image_says_what_was_there(tmp_path):
         UserError, match=r"found 4 other files, extensions \(none\), \.md, \.txt;\nexpected \.jpg"
     ):
         list(images)
-    assert images.others == 4
+    assert images.passed_over == 4
 
 
 def test_an_empty_folder(tmp_path):
@@ -509,7 +509,7 @@ def test_a_table_is_listed_as_it_stands(tmp_path):
         Listed("e.tfrecord", None, "x", None, None),
     ]
     assert len(list(images)) == 5
-    assert images.others == 0
+    assert images.passed_over == 0
 
 
 def test_a_table_with_only_paths_and_columns_of_its_own(tmp_path):
@@ -653,7 +653,7 @@ def test_remote_folder_with_splits(remote):
         ("train/cats/2019/a.jpg", "train", "cats", 3),
         ("val/cats/c.jpg", "validation", "cats", 3),
     ]
-    assert images.others == 1
+    assert images.passed_over == 1
 
 
 def test_remote_image_table_and_nothing(remote):
@@ -665,8 +665,8 @@ def test_remote_image_table_and_nothing(remote):
     table = Images.open(f"{remote}/t.csv")
     assert [(row.path, row.label) for row in table] == [("cats/a.jpg", "007")]
     assert table.root.read("cats/a.jpg") == b"123"
-    assert "is not there" in refusal(f"{remote}/cat")
-    assert "neither" in refusal(f"{remote}/readme.txt")
+    assert "does not exist" in refusal(f"{remote}/cat")
+    assert "no extension" in refusal(f"{remote}/readme.txt")
 
 
 def test_remote_order_is_that_of_the_paths(remote):

@@ -384,7 +384,7 @@ def test_a_missing_row_is_noticed(features, tmp_path):
     pq.write_table(pq.read_table(part).slice(1), part)
     (out / "manifest.json").unlink()
     manifest = json.loads((features / "manifest.json").read_text())
-    with pytest.raises(JobError, match=r"127 rows, with 0 errors in .* for 128 images"):
+    with pytest.raises(JobError, match=r"127 rows, and .* has 0, for 128 images"):
         extract(manifest["job"]["images"], str(out), CONFIG)
 
 
@@ -608,7 +608,7 @@ def test_verify_finds_a_changed_image_and_plan_adds_up(features, images, tmp_pat
     subprocess.run(["cp", "-r", images, changed], check=True)
     for path in changed.rglob("*.png"):
         Image.open(path).rotate(90).save(path)
-    with pytest.raises(JobError, match="are not those of their images"):
+    with pytest.raises(JobError, match="do not match their images"):
         verify(str(features), str(changed), sample=40)
     (changed / "test" / "3").rename(tmp_path / "gone")
     planned = plan(str(images), CONFIG, sample=16)
