@@ -133,9 +133,7 @@ def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
     about = {"kind": registry.NOUNS[plugin.kind], "name": plugin.name}
     about |= {"package": plugin.package, "version": plugin.version}
     try:
-        if clash := registry.clashes(registry.installed(plugin.kind)).get(plugin.name):
-            raise UserError(clash)
-        loaded = plugin.load()
+        loaded = registry.find(plugin.kind, plugin.name).load()
     except UserError as error:
         return {**about, "broken": str(error)}
     about["about"] = (type(loaded).__doc__ or "").strip().partition("\n")[0]

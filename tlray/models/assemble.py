@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tlray.core import private
 from tlray.core.errors import UserError
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head
+from tlray.models.layers import foreign_layers
 
 if TYPE_CHECKING:
     import keras
@@ -46,12 +46,11 @@ def build_head(head: Head, feature_shape: tuple[int, ...], classes: int) -> kera
         raise UserError(
             f"head {head.name!r} does not fit features of shape {feature_shape}: {reason}"
         ) from error
-    for layer in private.flatten_layers(model):
-        if not type(layer).__module__.startswith("keras."):
-            raise UserError(
-                f"head {head.name!r} uses its own layer class {type(layer).__name__}, so its model would not "
-                "load without the plugin: use Keras' layers and keras.ops"
-            )
+    if foreign := foreign_layers(model):
+        raise UserError(
+            f"head {head.name!r} uses its own layer class {foreign[0]}, so its model would not load without "
+            "the plugin: use Keras' layers and keras.ops"
+        )
     width = model.output_shape[-1]
     if len(model.output_shape) != 2 or width not in ({1, 2} if classes == 2 else {classes}):
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,11 @@ def chosen_precision(backbone: Backbone, asked: str) -> str:
 
 def fastest_precision() -> str:
     """Return the fastest precision that this machine computes natively: "bfloat16" or "float32"."""
-    try:
+    with suppress(OSError, subprocess.SubprocessError, ValueError):  # Without an NVIDIA GPU, the CPU decides.
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
         output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
         if output.strip():
             return "bfloat16" if all(float(line) >= 8.0 for line in output.split()) else "float32"
-    except (OSError, subprocess.SubprocessError, ValueError):
-        pass  # Without an NVIDIA GPU, the CPU decides.
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
@@ -50,17 +49,15 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
         precision: "float32", "bfloat16" or "float16"; the layers of the backbone use it, except those up
             to the first layer with weights.
     """
-    import keras
     import tensorflow as tf
 
     if precision != "float32":
-        policy = keras.DTypePolicy(f"mixed_{precision}")
         layers = backbone_layers(model)
         # The first layer with weights keeps float32, because bfloat16 is too coarse for pixel values. This
         # halves the error of VGG16's features and costs 1 % of the speed.
         first = next((number for number, layer in enumerate(layers) if layer.weights), len(layers))
         for layer in layers[first + 1 :]:
-            layer.dtype_policy = policy
+            layer.dtype_policy = f"mixed_{precision}"
 
     @tf.function(
         autograph=False,  # AutoGraph would leave a file in the temporary folder.
@@ -70,8 +67,4 @@ def compile_network(model: keras.Model, image_size: int, precision: str) -> Netw
     def run(pixels: Any) -> Any:
         return tf.cast(model(tf.cast(pixels, tf.float32), training=False), tf.float32)
 
-    def network(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        output: npt.NDArray[np.float32] = run(tf.constant(pixels)).numpy()
-        return output
-
-    return network
+    return lambda pixels: run(tf.constant(pixels)).numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from tlray.core.runtime import prepare_keras
 from tlray.models import registry, weights
 from tlray.models.compiled import Network, chosen_precision, compile_network
 from tlray.models.interfaces import Backbone
-from tlray.models.layers import INPUT, Arrays, check_cut
+from tlray.models.layers import INPUT, Arrays, network_with
 from tlray.models.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class FrozenPart:
         plugin = registry.find("backbones", config.backbone or DEFAULT)
         backbone: Backbone = plugin.load()
         cut = config.cut or backbone.cuts[-1]
-        check_cut(backbone, cut)
+        if cut not in (INPUT, *backbone.cuts):
+            network_with(backbone, cut)  # It takes time to build, so trust the names in `cuts`.
         size = config.image_size or backbone.image_size
         if size < backbone.minimum_size:
             raise UserError(
@@ -75,7 +76,9 @@ class FrozenPart:
         Raises:
             UserError: the installed plugins or the weights have changed since then.
         """
-        frozen = cls.decide(NetworkConfig(**provenance.options()))
+        settings = asdict(provenance)
+        del settings["package"], settings["weights_sha256"]
+        frozen = cls.decide(NetworkConfig(**settings))
         if differences := frozen.provenance.differences(provenance):
             raise UserError(
                 f"the installed network is not the one that made the features: {'; '.join(differences)}; "

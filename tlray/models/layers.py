@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,6 @@ INPUT = "input"
 """The name of the cut before the first layer."""
 
 
-def check_cut(backbone: Backbone, cut: str) -> None:
-    """Raise UserError if the backbone has no layer of that name.
-
-    The network is built only if the name is not in `backbone.cuts`, because building takes time.
-    """
-    if cut != INPUT and cut not in backbone.cuts:
-        _network_with(backbone, cut)
-
-
 def cut_before(backbone: Backbone, layer: str) -> str:
     """Return the cut right before a layer, so that this layer and all later ones are trained.
 
@@ -38,30 +29,22 @@ def cut_before(backbone: Backbone, layer: str) -> str:
     """
     if layer == INPUT:
         return INPUT
-    network = _network_with(backbone, layer)
-    import keras
-
+    network = network_with(backbone, layer)
     first_trained = network.get_layer(layer)
-    if isinstance(first_trained, keras.layers.InputLayer):
-        return INPUT
     source = first_trained.input
-    if isinstance(source, list):
-        raise UserError(
-            f"{backbone.name} cannot be split before {layer}, which joins {len(source)} paths: "
-            f"choose a layer after one of {', '.join(backbone.cuts)}"
-        )
-    if source is network.inputs[0]:
+    if network.inputs[0] is first_trained.output or network.inputs[0] is source:
         return INPUT
-    producers = [other.name for other in network.layers if other.output is source]
-    if not producers:
-        raise UserError(
-            f"{backbone.name} cannot be split before {layer}, because its input does not come from a layer: "
-            f"choose a layer after one of {', '.join(backbone.cuts)}, or {INPUT}"
-        )
-    return str(producers[0])
+    for producer in network.layers:
+        if producer.output is source:
+            return str(producer.name)
+    reason = f"it joins {len(source)} paths" if isinstance(source, list) else "its input comes from no layer"
+    raise UserError(
+        f"{backbone.name} cannot be split before {layer}, because {reason}: "
+        f"choose a layer after one of {', '.join(backbone.cuts)}, or {INPUT}"
+    )
 
 
-def _network_with(backbone: Backbone, name: str) -> keras.Model:
+def network_with(backbone: Backbone, name: str) -> keras.Model:
     """Build the whole network, and raise UserError if it has no layer of that name."""
     prepare_keras(gpu=False)
     network = backbone.build(backbone.image_size)
@@ -96,8 +79,7 @@ def backbone_arrays(model: keras.Model, backbone: Backbone, image_size: int, end
                     f"the model has no layer {leaf.name} of {backbone.name}: the backbone must give its "
                     "layers the same names every time it is built"
                 )
-    arrays: Arrays = network.get_weights()
-    return arrays
+    return cast("Arrays", network.get_weights())
 
 
 def layers_up_to(backbone: Backbone, cut: str) -> set[str]:
@@ -123,3 +105,10 @@ def backbone_layers(model: keras.Model) -> list[keras.Layer]:
         for layer in private.flatten_layers(network)
         if not isinstance(layer, keras.Model)
     ]
+
+
+def foreign_layers(model: keras.Model) -> list[str]:
+    """The names of the layer classes in a model that are not Keras' own."""
+    classes = {type(layer) for layer in private.flatten_layers(model)}
+    names = sorted(f"{layer.__module__}.{layer.__name__}" for layer in classes)
+    return [name for name in names if not name.startswith("keras.")]

@@ -26,19 +26,9 @@ class Provenance(Record):
 
     def differences(self, other: Provenance) -> list[str]:
         """One phrase for each difference, e.g. "cut block4_pool, not block5_pool"."""
-        others = other.identity()
-        return [
-            f"{name} {value}, not {others[name]}"
-            for name, value in self.identity().items()
-            if value != others[name]
-        ]
+        ours, others = self.identity(), other.identity()
+        return [f"{name} {ours[name]}, not {others[name]}" for name in ours if ours[name] != others[name]]
 
     def identity(self) -> dict[str, Any]:
         """The fields that must be equal for equal features: all except `package` and `weights`."""
         return {name: value for name, value in asdict(self).items() if name not in ("package", "weights")}
-
-    def options(self) -> dict[str, Any]:
-        """The keywords of the `NetworkConfig` that makes the same features again."""
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("package", "weights_sha256")
-        }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
@@ -38,49 +38,39 @@ class Plugin:
             UserError: the package requires other versions than are installed, the plugin cannot be imported,
                 or it is not a valid plugin of its kind.
         """
-        expected = KINDS[self.kind]
-        label = f"plugin {self.name!r} of package {self.package} {self.version}"
+        broken = f"plugin {self.name!r} of package {self.package} {self.version} is broken"
         if conflict := _version_conflict(self.package):
-            raise UserError(f"{label} is broken: {conflict}; install a matching version of {self.package}")
+            raise UserError(f"{broken}: {conflict}; install a matching version of {self.package}")
         try:
             plugin = self.entry_point.load()()
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"{label} is broken: {type(error).__name__}: {error}; repair or uninstall {self.package}"
+                f"{broken}: {type(error).__name__}: {error}; repair or uninstall {self.package}"
             ) from error
-        if not isinstance(plugin, expected):
-            raise UserError(
-                f"{label} is broken: {self.entry_point.value} is a {type(plugin).__name__}, "
-                f"expected a subclass of tlray.{expected.__name__}"
-            )
-        missing = [name for name in expected.__annotations__ if not hasattr(plugin, name)]
-        if missing:
-            raise UserError(
-                f"{label} is broken: the class {type(plugin).__name__} does not define {', '.join(missing)}"
-            )
-        if fault := _invalid_attribute(plugin):
-            raise UserError(f"{label} is broken: {fault}")
-        if plugin.name != self.name:
-            raise UserError(
-                f"{label} is broken: its class has name = {plugin.name!r}; "
-                "give the class and the entry point the same name"
-            )
+        if fault := self._fault(plugin):
+            raise UserError(f"{broken}: {fault}")
         return plugin
 
-
-def _invalid_attribute(plugin: Any) -> str:
-    """Describe an attribute of the wrong type, or return an empty text."""
-    if isinstance(plugin, Backbone):
-        cuts = plugin.cuts
-        if not isinstance(cuts, tuple) or not cuts or not all(isinstance(cut, str) for cut in cuts):
-            return f"cuts is {cuts!r}, expected a tuple of layer names such as ('name',)"
-        if not isinstance(plugin.weights, Mapping):
-            return f"weights is {plugin.weights!r}, expected a dict from names to KnownWeights"
-    if isinstance(plugin, WeightsProvider):
-        offers = plugin.offers
-        if not isinstance(offers, tuple) or not all(isinstance(x, tuple) and len(x) == 2 for x in offers):
-            return f"offers is {offers!r}, expected a tuple of pairs such as (('backbone', 'weights'),)"
-    return ""
+    def _fault(self, plugin: Any) -> str:
+        """Describe what is wrong with the loaded plugin, or return an empty text."""
+        base, kind = KINDS[self.kind], type(plugin).__name__
+        if not isinstance(plugin, base):
+            return f"{self.entry_point.value} is a {kind}, expected a subclass of tlray.{base.__name__}"
+        if missing := [name for name in base.__annotations__ if not hasattr(plugin, name)]:
+            return f"the class {kind} does not define {', '.join(missing)}"
+        if isinstance(plugin, Backbone):
+            cuts = plugin.cuts
+            if not isinstance(cuts, tuple) or not cuts or not all(isinstance(cut, str) for cut in cuts):
+                return f"cuts is {cuts!r}, expected a tuple of layer names such as ('name',)"
+            if not isinstance(plugin.weights, Mapping):
+                return f"weights is {plugin.weights!r}, expected a dict from names to KnownWeights"
+        if isinstance(plugin, WeightsProvider):
+            offers = plugin.offers
+            if not isinstance(offers, tuple) or not all(isinstance(x, tuple) and len(x) == 2 for x in offers):
+                return f"offers is {offers!r}, expected a tuple of pairs such as (('backbone', 'weights'),)"
+        if plugin.name != self.name:
+            return f"its class has name = {plugin.name!r}; give the class and the entry point the same name"
+        return ""
 
 
 def _version_conflict(package: str) -> str:
@@ -88,11 +78,10 @@ def _version_conflict(package: str) -> str:
     if package == "tlray":
         return ""
     try:
+        shared = {"tlray", *_requirements("tlray")}
         for name, versions in _requirements(package).items():
-            if name == "tlray" or name in _requirements("tlray"):
-                installed_version = version(name)
-                if not versions.contains(installed_version, prereleases=True):
-                    return f"it requires {name}{versions}, but {name} {installed_version} is installed"
+            if name in shared and not versions.contains(version(name), prereleases=True):
+                return f"it requires {name}{versions}, but {name} {version(name)} is installed"
     except (InvalidRequirement, PackageNotFoundError) as error:
         return f"one of its requirements is not installed or cannot be read: {error}"
     return ""
@@ -111,22 +100,8 @@ def _requirements(package: str) -> dict[str, SpecifierSet]:
 def installed(kind: str) -> list[Plugin]:
     """Every installed plugin of one kind, sorted by name. Two packages may use the same name."""
     points = entry_points(group=f"tlray.{kind}")
-    plugins = [
-        Plugin(kind, point.name, point.dist.name, point.dist.version, point) for point in points if point.dist
-    ]
+    plugins = [Plugin(kind, p.name, p.dist.name, p.dist.version, p) for p in points if p.dist]
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
-
-
-def clashes(plugins: Iterable[Plugin]) -> dict[str, str]:
-    """The error message for each plugin name that more than one package uses."""
-    packages: dict[str, list[str]] = {}
-    for plugin in plugins:
-        packages.setdefault(plugin.name, []).append(f"{plugin.package} {plugin.version}")
-    return {
-        name: f"two packages provide a plugin {name!r}: {' and '.join(claims)}; uninstall one"
-        for name, claims in packages.items()
-        if len(claims) > 1
-    }
 
 
 def find(kind: str, name: str) -> Plugin:
@@ -140,20 +115,19 @@ def find(kind: str, name: str) -> Plugin:
     if not matches:
         raise unknown(NOUNS[kind], name, (plugin.name for plugin in plugins))
     if len(matches) > 1:
-        raise UserError(clashes(matches)[name])
+        packages = " and ".join(f"{plugin.package} {plugin.version}" for plugin in matches)
+        raise UserError(f"two packages provide a plugin {name!r}: {packages}; uninstall one")
     return matches[0]
 
 
 def backbone(name: str) -> Backbone:
     """Load a backbone by name; raises as `find` and `Plugin.load` do."""
-    plugin: Backbone = find("backbones", name).load()
-    return plugin
+    return cast(Backbone, find("backbones", name).load())
 
 
 def head(name: str) -> Head:
     """Load a head by name; raises as `find` and `Plugin.load` do."""
-    plugin: Head = find("heads", name).load()
-    return plugin
+    return cast(Head, find("heads", name).load())
 
 
 def weights_providers() -> Iterator[WeightsProvider]:
@@ -164,9 +138,6 @@ def weights_providers() -> Iterator[WeightsProvider]:
     Raises:
         UserError: two packages use the same name for a provider.
     """
-    plugins = installed("weights")
-    for message in clashes(plugins).values():
-        raise UserError(message)
-    for plugin in plugins:
+    for plugin in [find("weights", plugin.name) for plugin in installed("weights")]:
         with suppress(UserError):
             yield plugin.load()

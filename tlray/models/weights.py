@@ -11,16 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from tlray.core.errors import UserError, unknown
+from tlray.core.manifest import MANIFEST
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.models.interfaces import Backbone, WeightsProvider
-from tlray.models.layers import Arrays
+from tlray.models.layers import Arrays, backbone_arrays
+from tlray.models.model import Model
 from tlray.models.registry import weights_providers
 
 
@@ -95,24 +98,36 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider],
     """
     if name == "none":
         arrays = _build_arrays(backbone, None, seed)
-        return Weights(name, digest(arrays), arrays)
-    if name not in backbone.weights and Folder.open(name).is_file("manifest.json"):
-        arrays = _arrays_of_model(backbone, name)
-        return Weights(Folder.open(name).uri, digest(arrays), arrays)
-    if name not in backbone.weights and os.path.exists(name):
+    elif name in backbone.weights:
+        return _resolve_known(backbone, name, providers, seed)
+    elif Folder.open(name).is_file(MANIFEST):
+        model = Model.open(name)
+        source, name = model.provenance, model.folder.uri
+        if source.backbone != backbone.name:
+            raise UserError(f"--weights {name}: the model uses {source.backbone}, expected {backbone.name}")
+        prepare_keras(gpu=False)
+        arrays = backbone_arrays(model.load(), backbone, source.image_size, model.manifest.end)
+    elif os.path.exists(name):
+        name = os.path.abspath(name)
         # Only the built network can tell whether the file fits and in which order Keras reads its arrays.
-        arrays = _build_arrays(backbone, os.path.abspath(name), seed)
-        return Weights(os.path.abspath(name), digest(arrays), arrays)
-    if name not in backbone.weights:
-        if os.sep in name or name.endswith((".h5", ".npz")):
-            raise UserError(f"weights file {name!r} does not exist: expected a .weights.h5, .h5 or .npz file")
+        arrays = _build_arrays(backbone, name, seed)
+    elif os.sep in name or name.endswith((".h5", ".npz")):
+        raise UserError(f"weights file {name!r} does not exist: expected a .weights.h5, .h5 or .npz file")
+    else:
         raise unknown(f"weights of {backbone.name}", name, [*backbone.weights, "none"])
+    return Weights(name, digest(arrays), arrays)
+
+
+def _resolve_known(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], seed: int) -> Weights:
+    """Find the weights that the backbone declares by that name, and verify their digest."""
     known = backbone.weights[name]
     with tempfile.TemporaryDirectory(prefix="tlray-weights-") as folder:
         path = _find_file(backbone, name, providers, Path(folder))
         try:
             if known.file_hash:
-                actual = _file_hash(path, len(known.file_hash))
+                with path.open("rb") as file:
+                    algorithm = "md5" if len(known.file_hash) == 32 else "sha256"
+                    actual = hashlib.file_digest(file, algorithm).hexdigest()
             else:
                 arrays = _read_arrays(path)
                 actual = digest(arrays)
@@ -134,7 +149,7 @@ def resolve(backbone: Backbone, name: str, providers: Iterable[WeightsProvider],
 
 
 def keras_cache(url: str) -> Path:
-    """The path in the Keras cache where Keras stores the download from a URL."""
+    """The path of the file in the Keras cache that a download from a URL makes; for no URL a folder."""
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     return Path(home, "models", url.rpartition("/")[2])
 
@@ -142,9 +157,9 @@ def keras_cache(url: str) -> Path:
 def _find_file(backbone: Backbone, name: str, providers: Iterable[WeightsProvider], folder: Path) -> Path:
     """Find the file of named weights in the Keras cache or at a provider, or download it."""
     known = backbone.weights[name]
-    url = known.url
-    if url and keras_cache(url).is_file():
-        return keras_cache(url)
+    cache = keras_cache(known.url)
+    if cache.is_file():
+        return cache
     failures = ""
     for provider in providers:
         if (backbone.name, name) in provider.offers:
@@ -156,21 +171,15 @@ def _find_file(backbone: Backbone, name: str, providers: Iterable[WeightsProvide
             if path is not None:
                 return path
     reason = "the backbone gives no URL"
-    if url:
+    if known.url:
         prepare_keras()
         import keras
 
-        cache = keras_cache(url)
+        options = {"cache_dir": cache.parents[1], "cache_subdir": "models"}
         try:
             with contextlib.redirect_stdout(sys.stderr):  # Keras prints its progress to stdout.
-                return Path(
-                    keras.utils.get_file(
-                        origin=url,
-                        cache_dir=cache.parents[1],
-                        cache_subdir="models",
-                        file_hash=known.file_hash or None,
-                    )
-                )
+                file_hash = known.file_hash or None
+                return Path(keras.utils.get_file(origin=known.url, file_hash=file_hash, **options))
         except Exception as error:  # Keras raises a bare Exception.
             reason = f"the download failed ({str(error).splitlines()[0]})"
     raise UserError(
@@ -178,12 +187,6 @@ def _find_file(backbone: Backbone, name: str, providers: Iterable[WeightsProvide
         f"plugin has them, and {reason}; install a weights plugin (for VGG16: plugins/tlray-vgg16-weights) "
         f"or give --weights PATH{failures}"
     )
-
-
-def _file_hash(path: Path, digits: int) -> str:
-    """The hash of a file in hexadecimal: MD5 for 32 digits, SHA-256 for 64."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5" if digits == 32 else "sha256").hexdigest()
 
 
 def _read_arrays(path: Path) -> Arrays:
@@ -199,20 +202,6 @@ def _read_arrays(path: Path) -> Arrays:
             for layer in file.attrs["layer_names"]
             for weight in file[layer].attrs["weight_names"]
         ]
-
-
-def _arrays_of_model(backbone: Backbone, uri: str) -> Arrays:
-    """The weights of the backbone inside a model that tlray trained."""
-    prepare_keras(gpu=False)
-    from tlray.models.layers import backbone_arrays
-    from tlray.models.model import NETWORK, Model, load
-
-    model = Model.open(uri)
-    provenance = model.provenance
-    if provenance.backbone != backbone.name:
-        raise UserError(f"--weights {uri}: the model uses {provenance.backbone}, expected {backbone.name}")
-    whole = load(model.folder.read(NETWORK))
-    return backbone_arrays(whole, backbone, provenance.image_size, model.manifest.end)
 
 
 def _build_arrays(backbone: Backbone, path: str | None, seed: int) -> Arrays:
@@ -232,8 +221,7 @@ def _build_arrays(backbone: Backbone, path: str | None, seed: int) -> Arrays:
             f"{path} does not fit {backbone.name}: {str(error).strip().splitlines()[0]}; "
             "expected all weights of the backbone without a classifier, in Keras order"
         ) from error
-    arrays: Arrays = model.get_weights()
-    return arrays
+    return cast("Arrays", model.get_weights())
 
 
 def weights_here(backbone: Backbone) -> list[str]:
@@ -246,5 +234,5 @@ def weights_here(backbone: Backbone) -> list[str]:
     return [
         name
         for name, known in backbone.weights.items()
-        if (known.url and keras_cache(known.url).is_file()) or (backbone.name, name) in offered
+        if keras_cache(known.url).is_file() or (backbone.name, name) in offered
     ]
