@@ -127,7 +127,7 @@ MISTAKES = {
     "preprocessing in Python": (
         [("keras.layers.Rescaling(1 / 255)(pixels)", "np.asarray(pixels) / 255")],
         "preprocesses",
-        r"preprocess failed on a symbolic tensor .*: use Keras' layers and keras\.ops, not NumPy",
+        r"preprocess failed on a symbolic tensor \(use Keras' layers and keras\.ops, not NumPy\): \w+Error",
     ),
     "random layer in the frozen part": (
         [('name="drop")(x)', 'name="drop")(x, training=True)')],
@@ -142,7 +142,7 @@ MISTAKES = {
     "a layer that cannot be saved": (
         [("    def build(", OWN_LAYER)],
         "saves",
-        r"its own layer classes bad_plugins\.Scale, so a saved model would not load without this package",
+        r"a saved model would not load without this package, because it uses bad_plugins\.Scale: use Keras'",
     ),
     "a lambda": (
         [('layers.Dropout(0.5, name="drop")', 'layers.Lambda(lambda x: x * 2, name="drop")')],

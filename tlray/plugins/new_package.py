@@ -6,13 +6,17 @@ import importlib.util
 import keyword
 import re
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from tlray import __version__
 from tlray.core.errors import UserError
 from tlray.models import registry
+from tlray.models.weights import digest
 
 
 def create(name: str, kind: str) -> list[Path]:
@@ -75,23 +79,15 @@ def _write(name: str, kind: str, group: str, module: str) -> list[Path]:
     for template, target in templates.items():
         text = files("tlray.plugins").joinpath(f"templates/{template}.template").read_text("utf-8")
         data[target] = Template(text).substitute(values).encode()
-    written = []
-    for target, content in data.items():
-        path = Path(name, target)
+    paths = {Path(name, target): content for target, content in data.items()}
+    for path, content in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        written.append(path)
-    return sorted(written)
+    return sorted(paths)
 
 
 def _random_weights() -> tuple[str, bytes]:
     """The digest and the .npz file of random weights for a convolution from 3 to 8 channels."""
-    from io import BytesIO
-
-    import numpy as np
-
-    from tlray.models.weights import digest
-
     rng, file = np.random.default_rng(0), BytesIO()
     arrays: dict[str, Any] = {
         "conv/kernel": rng.normal(0, 0.2, (3, 3, 3, 8)).astype(np.float32),

@@ -14,16 +14,14 @@ from tlray.models.assemble import build_head
 from tlray.models.interfaces import Head
 from tlray.models.layers import Arrays
 from tlray.plugins.contract.check import (
-    TOLERANCE,
     Check,
-    Failed,
     Subject,
     check_export,
     check_saving,
+    explain,
     loads,
-    relative_error,
     require,
-    summary,
+    require_equal,
 )
 
 if TYPE_CHECKING:
@@ -45,14 +43,14 @@ class HeadSubject(Subject[Head]):
         """The models with random weights, by feature shape and number of classes."""
         prepare_keras(gpu=False)
         models: dict[tuple[tuple[int, ...], int], keras.Model] = {}
-        refusal: Exception | None = None
+        errors: list[UserError] = []
         for shape in _SHAPES:
             try:
                 models |= {(shape, classes): self.build(shape, classes) for classes in _CLASSES}
             except UserError as error:
-                refusal = error
+                errors.append(error)
         if not models:
-            raise Failed(str(refusal))
+            raise errors[-1]
         return models
 
     def build(self, shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -66,11 +64,6 @@ class HeadSubject(Subject[Head]):
         """The model for one of the feature shapes and the most classes."""
         return self.models[max(self.models)]
 
-    @cached_property
-    def rows(self) -> npt.NDArray[np.float32]:
-        """Random features for `model`, float32 (6, *shape)."""
-        return _rows(self.model)
-
 
 def declares(subject: HeadSubject) -> None:
     """`loss` and `optimizer` are names that Keras knows, and `learning_rate` is positive."""
@@ -80,11 +73,9 @@ def declares(subject: HeadSubject) -> None:
     head = subject.plugin
     for name, known in (("loss", keras.losses.get), ("optimizer", keras.optimizers.get)):
         value = getattr(head, name)
-        try:
-            require(isinstance(value, str), f"{name} is {value!r}, expected a name that Keras knows")
+        require(isinstance(value, str), f"{name} is {value!r}, expected a name that Keras knows")
+        with explain(f"{name} is {value!r}, which Keras does not know"):
             known(value or None)
-        except ValueError as error:
-            raise Failed(f"{name} is {value!r}, which Keras does not know: {summary(error)}") from error
     require(
         isinstance(head.learning_rate, (int, float)) and head.learning_rate > 0,
         f"learning_rate is {head.learning_rate!r}, expected a positive number",
@@ -119,10 +110,8 @@ def gives_probabilities(subject: HeadSubject) -> None:
             first.shape[1] == 1 or np.abs(total - 1).max() < 1e-3,
             f"{case} the probabilities sum to {total.max():.3g}, expected 1: end the model with softmax",
         )
-        require(
-            relative_error(first, second) < TOLERANCE,
-            f"{case} the output changes from call to call: do not call a layer with training=True",
-        )
+        message = f"{case} the output changes from call to call: do not call a layer with training=True"
+        require_equal(second, first, message)
 
 
 def learns(subject: HeadSubject) -> None:
@@ -137,37 +126,32 @@ def learns(subject: HeadSubject) -> None:
         labels = np.arange(_ROWS) % classes
         targets = labels[:, None].astype(np.float32) if binary else np.eye(classes, dtype=np.float32)[labels]
         trained = keras.models.clone_model(model)
-        trained.set_weights(model.get_weights())
+        before = trained.get_weights()
         trained.compile(optimizer, loss, run_eagerly=True)
         value = trained.train_on_batch(_rows(model), targets)
         require(np.isfinite(value).all(), f"the loss of the first step is {value}, expected a finite number")
-        require(
-            any(
-                not np.array_equal(new, old)
-                for new, old in zip(trained.get_weights(), model.get_weights(), strict=True)
-            ),
-            "a training step changes none of the weights",
-        )
+        same = all(map(np.array_equal, trained.get_weights(), before))
+        require(not same, "a training step changes none of the weights")
 
 
 def saves(subject: HeadSubject) -> None:
     """A saved head loads in Keras' safe mode, without the plugin, and gives the same output."""
-    check_saving(subject.model, subject.rows)
+    check_saving(subject.model, _rows(subject.model))
 
 
 def exports(subject: HeadSubject) -> None:
     """Exported as a SavedModel, the head gives the same output."""
-    check_export(subject.model, subject.rows)
+    check_export(subject.model, _rows(subject.model))
 
 
 def works_in_actor(subject: HeadSubject) -> None:
     """In a Ray actor, which is a fresh process, the head gives the same output."""
     shape, classes = max(subject.models)
+    model, rows = subject.model, _rows(subject.model)
     probabilities = subject.fresh_process.call(
-        _probabilities, subject.plugin, shape, classes, subject.model.get_weights(), subject.rows
+        _probabilities, subject.plugin, shape, classes, model.get_weights(), rows
     )
-    error = relative_error(probabilities, subject.model(subject.rows, training=False))
-    require(error < TOLERANCE, f"the output differs in a Ray actor: relative error {error:.2g}")
+    require_equal(probabilities, model(rows, training=False), "the output differs in a Ray actor")
 
 
 def _probabilities(head: Head, shape: tuple[int, ...], classes: int, arrays: Arrays, rows: Any) -> Any:
@@ -182,8 +166,6 @@ def _rows(model: keras.Model) -> npt.NDArray[np.float32]:
 
 
 CHECKS = (
-    Check(loads, vital=True),
-    Check(declares, vital=True),
-    Check(builds, vital=True),
+    *(Check(check, vital=True) for check in (loads, declares, builds)),
     *map(Check, (rebuilds, gives_probabilities, learns, saves, exports, works_in_actor)),
 )

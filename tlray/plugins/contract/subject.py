@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,7 +125,7 @@ class BackboneSubject(Subject[Backbone]):
         return assemble(self.frozen, trained_part(self.frozen, self.plugin.cuts[-1], head, 3))
 
     def probe(self) -> keras.Model:
-        """A model from pixels to the outputs of all cuts, not frozen and with the original weights."""
+        """A model from pixels to the outputs by cut, not frozen and with the original weights."""
         import keras
 
         network = self.networks[self.size]
@@ -134,15 +133,10 @@ class BackboneSubject(Subject[Backbone]):
             layer.trainable = True
         network.set_weights(self.arrays)
         pixels = keras.Input((self.size, self.size, 3))
-        cuts = [network.get_layer(cut).output for cut in self.plugin.cuts]
+        cuts = {cut: network.get_layer(cut).output for cut in self.plugin.cuts}
         return keras.Model(pixels, keras.Model(network.inputs, cuts)(self.plugin.preprocess(pixels)))
 
-    def first_difference(self, actual: Any, expected: Any) -> str:
+    def first_difference(self, actual: dict[str, Any], expected: dict[str, Any]) -> str:
         """The first cut at which two outputs of `probe` differ; empty if none does."""
-        outputs = zip(self.plugin.cuts, listed(actual), listed(expected), strict=True)
-        return next((cut for cut, *pair in outputs if relative_error(*pair) > TOLERANCE), "")
-
-
-def listed(outputs: Any) -> Iterator[Any]:
-    """The outputs of a Keras model, which returns a single tensor or a list."""
-    return iter(outputs if isinstance(outputs, (list, tuple)) else [outputs])
+        cuts = self.plugin.cuts
+        return next((cut for cut in cuts if relative_error(actual[cut], expected[cut]) > TOLERANCE), "")
