@@ -238,7 +238,6 @@ class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
     """The settings of `tlray finetune`."""
 
     split: float | None = setting(
-        None,
         IMAGES,
         "Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`. "
         "Default: the splits that the images have, or had when --model was trained on them.",
