@@ -51,9 +51,7 @@ class FrozenPart:
             network_with(backbone, cut)  # It takes time to build, so trust the names in `cuts`.
         size = config.image_size or backbone.image_size
         if size < backbone.minimum_size:
-            raise UserError(
-                f"--image-size {size}: {backbone.name} needs at least {backbone.minimum_size} pixels"
-            )
+            raise UserError(f"--image-size {size}: {backbone.name} needs at least {backbone.minimum_size} px")
         name = config.weights or next(iter(backbone.weights), "none")
         resolved = weights.resolve(backbone, name, registry.weights_providers(), seed)
         provenance = Provenance(

@@ -131,9 +131,7 @@ def head(name: str) -> Head:
 
 
 def weights_providers() -> Iterator[WeightsProvider]:
-    """Load the weights providers one by one, in order of name, and skip broken ones.
-
-    `tlray plugins list` shows why a provider is broken.
+    """Load the weights providers in order of name, without the broken ones, which `tlray plugins list` shows.
 
     Raises:
         UserError: two packages use the same name for a provider.

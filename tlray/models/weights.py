@@ -164,12 +164,10 @@ def _find_file(backbone: Backbone, name: str, providers: Iterable[WeightsProvide
     for provider in providers:
         if (backbone.name, name) in provider.offers:
             try:
-                path = provider.provide(backbone.name, name, folder)
+                if (path := provider.provide(backbone.name, name, folder)) is not None:
+                    return path
             except Exception as error:  # The next provider may have the weights.
                 failures += f"; weights provider {provider.name!r} failed: {error}"
-                continue
-            if path is not None:
-                return path
     reason = "the backbone gives no URL"
     if known.url:
         prepare_keras()
@@ -178,8 +176,9 @@ def _find_file(backbone: Backbone, name: str, providers: Iterable[WeightsProvide
         options = {"cache_dir": cache.parents[1], "cache_subdir": "models"}
         try:
             with contextlib.redirect_stdout(sys.stderr):  # Keras prints its progress to stdout.
-                file_hash = known.file_hash or None
-                return Path(keras.utils.get_file(origin=known.url, file_hash=file_hash, **options))
+                return Path(
+                    keras.utils.get_file(origin=known.url, file_hash=known.file_hash or None, **options)
+                )
         except Exception as error:  # Keras raises a bare Exception.
             reason = f"the download failed ({str(error).splitlines()[0]})"
     raise UserError(

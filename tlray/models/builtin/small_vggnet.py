@@ -21,10 +21,9 @@ class SmallVGGNet(Backbone):
     cuts = tuple(f"block{block}_dropout" for block in range(1, len(_FILTERS) + 1))
 
     def build(self, image_size: int) -> keras.Model:
-        import keras
+        from keras import Input, Model, layers
 
-        layers = keras.layers
-        x = pixels = keras.Input((image_size, image_size, 3), name="input")
+        x = pixels = Input((image_size, image_size, 3), name="input")
         for block, convolutions in enumerate(_FILTERS, 1):
             for i, filters in enumerate(convolutions, 1):
                 # Batch norm comes after the activation, as in the published network.
@@ -34,7 +33,7 @@ class SmallVGGNet(Backbone):
                 x = layers.BatchNormalization(name=f"block{block}_norm{i}")(convolution(x))
             x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
             x = layers.Dropout(0.25, name=f"block{block}_dropout")(x)
-        return keras.Model(pixels, x, name=self.name)
+        return Model(pixels, x, name=self.name)
 
     def preprocess(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
         import keras
