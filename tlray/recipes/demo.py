@@ -59,8 +59,7 @@ def demo(out: str, *, address: str | None = None) -> DemoResult:
         _say("extracting their features with VGG16")
         extract(images, features, image_size=_SIZE, address=address)
         _say("training a head")
-        fitted = fit(features, model, address=address)
-        accuracy = fitted.metrics["val_accuracy"]
+        accuracy = fit(features, model, address=address).metrics["val_accuracy"]
         _say(f"validation accuracy {accuracy:.3f}; evaluating on the test images")
         evaluation = evaluate(model, features)
         print(f"\n{summary(evaluation)}\n", file=sys.stderr)

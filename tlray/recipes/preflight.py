@@ -36,13 +36,10 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
                 checks.check(stage.config, labels, images)
     _check_splits(stages, by_name, source, images)
     for stage in stages:
-        output = stage.output(out)
-        if COMMANDS[stage.command].resumes or not is_written(output):
-            continue
-        for model in stage.places(images, out).values():
+        for model in stage.places(images, out).values() if stage.is_complete(out) else ():
             if model != images and not Folder.open(model).is_file(MANIFEST):
                 raise UserError(
-                    f"{output} exists, but {model}, the model that made it, does not: "
+                    f"{stage.output(out)} exists, but {model}, the model that made it, does not: "
                     "remove the file, or choose another --out"
                 )
 
@@ -79,12 +76,6 @@ def _backbone(stage: Stage, by_name: Mapping[str, Stage]) -> str:
     return str(getattr(stage.config, "backbone", None) or frozen.DEFAULT)
 
 
-def is_written(output: str) -> bool:
-    """Whether a table of predictions is complete; an interrupted job leaves a folder of its parts."""
-    place = Folder.open(output)
-    return place.is_file() and not Folder.open(f"{output}.parts").exists()
-
-
 def _check_splits(stages: Sequence[Stage], by_name: Mapping[str, Stage], source: Images, images: str) -> None:
     needed: dict[str, Stage] = {}
     for stage in stages:
@@ -101,24 +92,18 @@ def _check_splits(stages: Sequence[Stage], by_name: Mapping[str, Stage], source:
                 f"stage {stage.name} has split = {stage.config.split:g}, but {images} already has splits "
                 f"({existing}):\nremove it with --set {stage.name}.split= or give a folder without splits"
             )
-    _check_existing(needed, source, images)
-
-
-def _check_existing(needed: Mapping[str, Stage], source: Images, images: str) -> None:
-    """Raise UserError if the images lack a needed split. The listing stops once all are found."""
-    if not needed:
-        return
     splits: set[Any] = set()
-    for image in source:
+    for image in source if needed else ():
         splits.add(image.split)
         if needed.keys() <= splits:
-            return
-    missing = next(split for split in needed if split not in splits)
+            return  # The rest of the images need not be listed.
     names = ", ".join(sorted(splits - {None})) or "none"
-    raise UserError(
-        f"{images} has no split {missing!r}, which stage {needed[missing].name} needs; its splits: {names}\n"
-        f"expected images in {images.rstrip('/')}/{missing}/CLASS/, or another split by --set"
-    )
+    for split, stage in needed.items():
+        if split not in splits:
+            raise UserError(
+                f"{images} has no split {split!r}, which stage {stage.name} needs; its splits: {names}\n"
+                f"expected images in {images.rstrip('/')}/{split}/CLASS/, or another split by --set"
+            )
 
 
 def _splitter(stage: Stage, by_name: Mapping[str, Stage]) -> Stage | None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module, resources
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from tlray.core.config import FinetuneConfig, TrainConfig
+from tlray.core.config import TrainConfig
 from tlray.core.errors import UserError, unknown
 from tlray.core.record import Record
 from tlray.core.schema import described
 from tlray.core.storage import StrPath
-from tlray.recipes.stage import COMMANDS, Stage, build, check_name, unknown_key
+from tlray.recipes.stage import COMMANDS, IMAGES, Stage, build, unknown_key
 
+_FOLDER = resources.files("tlray.recipes")
 _HEADER = ("title", "reproduces", "source", "published", "command", "differs")
-_REQUIRED = ("title", "command")
 _SUFFIX = ".toml"
 
 Report = Callable[[Stage, dict[str, float]], None]
@@ -70,7 +73,7 @@ class RecipeResult(Record):
 
 def names() -> list[str]:
     """The names of the recipes that come with tlray, sorted."""
-    files = (file.name for file in _folder().iterdir())
+    files = (file.name for file in _FOLDER.iterdir())
     return sorted(name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX))
 
 
@@ -91,15 +94,23 @@ def read(recipe: str, sets: Iterable[str] = ()) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not valid TOML: {error}") from error
-    stages = table.pop("stages", {})
-    header = _header(where, table)
-    tables = _tables(where, stages)
+    tables = table.pop("stages", {})
+    for key, value in table.items():
+        if key not in _HEADER:
+            raise unknown_key(where, key, [*_HEADER, "stages"])
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {key} = {value!r}: expected text")
+    for key in ("title", "command"):
+        if key not in table:
+            raise UserError(f'{where}: {key} is missing: add {key} = "..." above the stages')
+    _check_tables(where, tables)
     for change in sets:
         _change(change, tables)
     built: dict[str, Stage] = {}
     for name, keys in tables.items():
         earlier = {stage.name: stage.command for stage in built.values()}
         built[name] = build(f"{where}, stage {name}", name, keys, earlier)
+    header = {key: table[key] for key in _HEADER if key in table}
     return Recipe(recipe, header, tuple(built.values()), text)
 
 
@@ -137,10 +148,14 @@ def run(
     # These imports take time; after `read`, they do not delay the message about a mistake in the recipe.
     from tlray.cluster import session
     from tlray.recipes import preflight
+    from tlray.training import checks
 
     preflight.check(stages, images, out)
+    trainings = [stage.config for stage in stages if isinstance(stage.config, TrainConfig)]
+    # A local Ray must offer as many CPUs as any stage needs at once.
+    cpus = max([2, *(checks.cpus(config, getattr(config, "streams", False)) for config in trainings)])
     results = []
-    with session.connect(address, cpus=_cpus(stages)):
+    with session.connect(address, cpus=cpus):
         for number, stage in enumerate(stages, start=1):
             say(f"stage {number} of {len(stages)}: {stage.line(images, out)}")
             stage_started = time.monotonic()
@@ -161,12 +176,10 @@ def run(
 def _run(
     stage: Stage, images: str, out: str, address: str | None, report: Report, progress: ProgressBar
 ) -> Record | None:
-    """Run one stage and return its result; None if the output of a command that cannot resume is complete."""
-    from tlray.recipes import preflight
-
-    command, output = COMMANDS[stage.command], stage.output(out)
-    if not command.resumes and preflight.is_written(output):
+    """Run one stage and return its result; None if its output is complete and it must not run again."""
+    if stage.is_complete(out):
         return None
+    command = COMMANDS[stage.command]
     job = getattr(import_module(command.module), stage.command)
     with ExitStack() as progress_bar:
 
@@ -179,7 +192,7 @@ def _run(
             callbacks["progress"] = progress_bar.enter_context(progress(stage.name))
         result: Record = job(
             **stage.places(images, out),
-            out=output,
+            out=stage.output(out),
             config=stage.config,
             address=address,
             **{name: callbacks[name] for name in command.callbacks},
@@ -187,63 +200,36 @@ def _run(
     return result
 
 
-def _cpus(stages: Iterable[Stage]) -> int:
-    """The number of CPUs that a local Ray must offer: the most that any stage needs at once."""
-    from tlray.training import checks
-
-    needed = [2]
-    for settings in (stage.config for stage in stages):
-        if isinstance(settings, TrainConfig):
-            streams = isinstance(settings, FinetuneConfig) and settings.streams
-            needed.append(checks.cpus(settings, streams))
-    return max(needed)
-
-
-def _folder() -> Any:
-    return resources.files("tlray") / "recipes"
-
-
 def _text(recipe: str) -> str:
     if recipe in names():
-        return str((_folder() / f"{recipe}{_SUFFIX}").read_text("utf-8"))
+        return _FOLDER.joinpath(f"{recipe}{_SUFFIX}").read_text("utf-8")
     if not os.path.exists(recipe):
         if recipe.endswith(_SUFFIX) or "/" in recipe:
             raise UserError(f"the recipe {recipe!r} does not exist: expected a {_SUFFIX} file or a name")
         raise unknown("recipe", recipe, names())
     try:
-        with open(recipe, encoding="utf-8") as file:
-            return file.read()
+        return Path(recipe).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the recipe {recipe!r} cannot be read: {error}; expected a {_SUFFIX} file"
         ) from error
 
 
-def _header(where: str, table: Mapping[str, Any]) -> dict[str, str]:
-    for name, value in table.items():
-        if name not in _HEADER:
-            raise unknown_key(where, name, [*_HEADER, "stages"])
-        if not isinstance(value, str):
-            raise UserError(f"{where}: {name} = {value!r}: expected text")
-    for name in _REQUIRED:
-        if name not in table:
-            raise UserError(f'{where}: {name} is missing: add {name} = "..." above the stages')
-    return {name: table[name] for name in _HEADER if name in table}
-
-
-def _tables(where: str, stages: Any) -> dict[str, dict[str, Any]]:
-    """Check that each stage is a table with a valid name and a known command, and return the stages."""
+def _check_tables(where: str, stages: Any) -> None:
+    """Raise UserError unless each stage is a table with a valid name and a known command."""
     if not isinstance(stages, dict) or not stages:
         raise UserError(f'{where} has no stages: add e.g. [stages.features] and below it command = "extract"')
     for name, table in stages.items():
-        check_name(where, name)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == IMAGES:
+            raise UserError(
+                f"{where}: {name!r} is not a valid stage name: expected letters, digits, - and _, "
+                f"but not {IMAGES}; the output gets this name"
+            )
         if not isinstance(table, dict):
             raise UserError(f"{where}: stages.{name} = {table!r}: expected a table [stages.{name}]")
-        known = ", ".join(COMMANDS)
         if str(table.get("command")) not in COMMANDS:
             fault = f"command = {table['command']!r}" if "command" in table else "command is missing"
-            raise UserError(f"{where}, stage {name}: {fault}: expected one of {known}")
-    return stages
+            raise UserError(f"{where}, stage {name}: {fault}: expected one of {', '.join(COMMANDS)}")
 
 
 def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
@@ -259,11 +245,10 @@ def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
         raise UserError(f"{where}: expected KEY=VALUE or STAGE.KEY=VALUE")
     if dot and stage not in tables:
         raise UserError(f"{where}: the recipe has no stage {stage!r}: expected one of {', '.join(tables)}")
-    kinds = {name: COMMANDS[table["command"]].kinds for name, table in tables.items()}
-    candidates = [name for name in ([stage] if dot else tables) if key in kinds[name]]
+    kinds = {name: COMMANDS[tables[name]["command"]].kinds for name in ([stage] if dot else tables)}
+    candidates = [name for name in kinds if key in kinds[name]]
     if not candidates:
-        known = [known_key for name in ([stage] if dot else tables) for known_key in kinds[name]]
-        raise unknown_key(where, key, dict.fromkeys(known))
+        raise unknown_key(where, key, dict.fromkeys(chain(*kinds.values())))
     chosen = [name for name in candidates if key in tables[name]] or candidates
     if len({described(kinds[name][key]) for name in chosen}) > 1:
         ways = " or ".join(f"--set {name}.{key}={text}" for name in chosen)
@@ -277,8 +262,8 @@ def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
 
 def _value(text: str) -> Any:
     """Read a value as TOML; text that is not TOML stays text."""
-    try:
+    with suppress(tomllib.TOMLDecodeError):
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
+        if len(parsed) == 1:
+            return parsed["value"]
+    return text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import posixpath
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -14,10 +13,10 @@ from tlray.core import config
 from tlray.core.errors import UserError
 from tlray.core.schema import coerced
 from tlray.core.settings import option, settings
+from tlray.core.storage import Folder
 
 IMAGES = "IMAGES"
 """The word in a recipe for the images that the user gives to `tlray run`."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,13 @@ class Stage:
         """The path of the folder or file that the stage writes inside the folder `out`."""
         return posixpath.join(out, self.name) + COMMANDS[self.command].suffix
 
+    def is_complete(self, out: str) -> bool:
+        """Whether the stage has written its output and must not run again."""
+        output = self.output(out)
+        if COMMANDS[self.command].resumes or not Folder.open(output).is_file():
+            return False
+        return not Folder.open(f"{output}.parts").exists()  # An interrupted job leaves a folder of parts.
+
     def places(self, images: str, out: str) -> dict[str, str]:
         """The paths of the inputs by the name of the input."""
         return {name: images if of == IMAGES else posixpath.join(out, of) for name, of in self.inputs.items()}
@@ -136,10 +142,9 @@ class Stage:
         """The `tlray` command line that does the same as the stage."""
         places = self.places(images, out)
         words = ["tlray", self.command]
-        words += [places[i.name] for i in COMMANDS[self.command].inputs if not i.optional]
         for source in COMMANDS[self.command].inputs:
-            if source.optional and source.name in places:
-                words += [option(source.name), places[source.name]]
+            if source.name in places:
+                words += [option(source.name)] * source.optional + [places[source.name]]
         words += ["--out", self.output(out)]
         recipe_only, known = "", settings(type(self.config))
         for name in self.set_fields:
@@ -152,13 +157,7 @@ class Stage:
 
 
 def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str, str]) -> Stage:
-    """Make a stage from its table in a recipe.
-
-    Args:
-        where: the recipe and stage, for error messages.
-        name: the name of the stage.
-        table: the keys and values of the stage; "command" must be a key of `COMMANDS`.
-        earlier: the commands of the earlier stages by name.
+    """Make a stage from its table in a recipe; `earlier` has the commands of the earlier stages by name.
 
     Raises:
         UserError: a key is unknown, a value has the wrong type or range, or no earlier stage makes an input.
@@ -167,22 +166,22 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
     kinds = command.kinds
     values = {}
     for setting, value in table.items():
-        if setting != "command":
-            if setting not in kinds:
-                raise unknown_key(f"{where} ({table['command']})", setting, kinds)
-            values[setting] = _coerce(f"{where}: {setting}", value, kinds[setting])
+        if setting == "command":
+            continue
+        if setting not in kinds:
+            raise unknown_key(f"{where} ({table['command']})", setting, kinds)
+        try:
+            values[setting] = coerced(value, kinds[setting])
+        except ValueError as error:
+            raise UserError(f"{where}: {setting} = {value!r}: expected {error}") from error
     inputs = {}
     for needed in command.inputs:
         source = values.pop(needed.name, needed.default)
-        if source is not None and (source != needed.default):
-            _check_source(where, needed, source, earlier)
-        elif source is None and not needed.optional:
-            raise UserError(
-                f"{where}: {needed.name} is missing: expected {_expected(needed, earlier)};\n"
-                f'write {needed.name} = "STAGE" with the name of that stage'
-            )
-        if source is not None:
-            inputs[needed.name] = source
+        if source is None and needed.optional:
+            continue
+        if source is None or (source != needed.default and earlier.get(source) not in needed.makers):
+            raise _wrong_source(where, needed, source, earlier)
+        inputs[needed.name] = source
     field_names = {key(field.name): field.name for field in fields(command.config)}
     settings = {field_names[setting]: value for setting, value in values.items()}
     try:
@@ -190,15 +189,6 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return Stage(name, table["command"], built, inputs, tuple(settings))
-
-
-def check_name(where: str, name: str) -> None:
-    """Raise UserError if the name of a stage cannot be the name of its output."""
-    if not _NAME.fullmatch(name) or name == IMAGES:
-        raise UserError(
-            f"{where}: {name!r} is not a valid stage name: expected letters, digits, - and _, "
-            f"but not {IMAGES}; the output gets this name"
-        )
 
 
 def key(field: str) -> str:
@@ -214,25 +204,15 @@ def unknown_key(where: str, given: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"{where}: unknown key {given!r}{hint}\nallowed: {', '.join(names)}")
 
 
-def _check_source(where: str, needed: Input, source: str, earlier: Mapping[str, str]) -> None:
-    if source not in earlier:
-        fault = "is not an earlier stage"
-    elif earlier[source] not in needed.makers:
-        fault = f"is the output of {earlier[source]}"
+def _wrong_source(where: str, needed: Input, source: str | None, earlier: Mapping[str, str]) -> UserError:
+    """The error for an input that is missing or that no earlier stage makes; it lists the stages that do."""
+    if source is None:
+        fault = "is missing"
+    elif source in earlier:
+        fault = f'= "{source}" is the output of {earlier[source]}'
     else:
-        return
-    raise UserError(f'{where}: {needed.name} = "{source}" {fault}: expected {_expected(needed, earlier)}')
-
-
-def _expected(needed: Input, earlier: Mapping[str, str]) -> str:
+        fault = f'= "{source}" is not an earlier stage'
     stages = ", ".join(name for name, command in earlier.items() if command in needed.makers)
     expected = f"an earlier {' or '.join(needed.makers)} stage ({stages or 'this recipe has none'})"
-    return f"{expected} or {needed.default}" if needed.default else expected
-
-
-def _coerce(where: str, value: Any, kind: Any) -> Any:
-    """Convert a value to the type of its setting."""
-    try:
-        return coerced(value, kind)
-    except ValueError as error:
-        raise UserError(f"{where} = {value!r}: expected {error}") from error
+    default = f" or {needed.default}" if needed.default else ""
+    return UserError(f'{where}: {needed.name} {fault}: expected {needed.name} = "STAGE", {expected}{default}')
