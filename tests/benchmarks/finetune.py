@@ -100,7 +100,7 @@ def _keras_tail(images: Path, model: Path) -> dict[str, Any]:
     origin = StartingPoint.decide(CONFIG, str(model), None)
     features = origin.frozen.build().predict(pixels, batch_size=32, verbose=0)
     tail = trained_part(origin.frozen, origin.end, origin.head, 2)
-    tail.get_layer("classifier").set_weights(origin.start)
+    tail.get_layer("classifier").set_weights(origin.head_weights)
     return _epochs(tail, features, targets)
 
 

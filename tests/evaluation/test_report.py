@@ -20,7 +20,7 @@ from tlray.core.storage import Folder
 from tlray.evaluation import plots, scores
 from tlray.evaluation.report import write_report
 from tlray.evaluation.scores import ClassScore, Evaluation, Mistake
-from tlray.evaluation.summary import percent, shown, summary
+from tlray.evaluation.summary import escaped, percent, summary
 
 HOSTILE = "<script>alert('x')</script>"
 JPEG = b"\xff\xd8 thumbnail \xff\xd9"
@@ -412,7 +412,7 @@ def test_page_tells_the_result(written):
     text = " ".join(page.text.split())
     for part in (
         "model on cats-dogs",
-        "966 of 1,000 images right",
+        "966 of 1,000 images were classified correctly",
         "between 95.3 % and 97.6 %",
         "0.0912",
         "2 of 34 wrong answers",
@@ -522,14 +522,14 @@ def test_hostile_names_stay_text(written):
     assert b"\r" not in raw
     assert "\u202e".encode() not in raw
     assert "\\r\\n\\u202e" in page.text
-    for cells, name in zip(page.stages(), (shown(evil), HOSTILE), strict=True):
+    for cells, name in zip(page.stages(), (escaped(evil), HOSTILE), strict=True):
         assert cells[1] == f"from {name} on with {name}"
         assert cells[3] == f"{name} new views in each epoch"
         assert cells[5] == f"2 best {name}"
     images = page.attributes("img")
     assert len(images) == len(harmless.attributes("img"))
     assert all(set(image) <= {"src", "alt", "style"} for image in images)
-    assert images[-1]["alt"] == shown(evil)
+    assert images[-1]["alt"] == escaped(evil)
 
 
 def test_page_of_many_classes_names_the_weakest_and_folds_the_rest(written):
@@ -547,7 +547,7 @@ def test_page_without_stages_and_mistakes(written):
         written(evaluation(matrix=[[3, 0], [0, 4]], stages=(), mistakes=(), provenance={}))["index.html"]
     )
     assert len(page.attributes("img")) == 1
-    assert "every image was classified right" in page.text
+    assert "every image was classified correctly" in page.text
     assert "Nothing is recorded" in page.text
 
 
@@ -576,7 +576,7 @@ def test_nothing_evaluated(written):
 def test_page_stays_small_with_many_mistakes(written):
     mistake = Mistake(path="a.jpg", label="cats", predicted="dogs", probability=0.9)
     page = Page(written(evaluation(mistakes=(mistake,) * 500))["index.html"])
-    assert len(page.attributes("figure")) == scores.TILES
+    assert len(page.attributes("figure")) == scores.MAX_TILES
     assert "More in report.json" in page.text
 
 

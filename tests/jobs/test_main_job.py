@@ -566,7 +566,7 @@ def test_predictions_are_one_table_with_every_image(images, model, ray, tmp_path
     rows = pa.csv.read_csv(top).to_pandas()
     assert list(rows.columns[5:]) == ["predicted_1", "probability_1", "predicted_2", "probability_2"]
     np.testing.assert_allclose(rows["probability_1"], table["probability"], atol=1e-6)
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         predict(str(model), str(folder), str(out), PredictConfig())
 
 

@@ -1,4 +1,4 @@
-"""Copies of pictures with the predicted class and its percentage written on them."""
+"""Writes copies of images that have the predicted class and its probability on them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
 def check_target(root: Folder, target: Folder) -> None:
-    """Raise UserError unless copies can be written there without harm to the images."""
+    """Raise UserError if a folder cannot be written to, or is the folder of the images."""
     if target.is_local and root.is_local and os.path.realpath(target.path) == os.path.realpath(root.path):
-        raise UserError(f"--annotate {target.uri} is the folder of the images: choose another")
+        raise UserError(f"--annotate {target.uri} is the folder of the images: choose another folder")
     try:
         target.write(".tlray", b"")
         target.remove(".tlray")
@@ -35,11 +35,7 @@ def check_target(root: Folder, target: Folder) -> None:
 
 
 def annotate(job: InferenceJob, target: Folder, *, address: str | None) -> None:
-    """Annotate every image of a finished pass of a model, a shard in each Ray task.
-
-    Raises:
-        JobError: a picture could not be read again or a copy not be written.
-    """
+    """Annotate every image of a finished job, with one Ray task for each shard."""
     with session.connect(address) as connected:
         connected()
         import ray.data
@@ -62,24 +58,10 @@ def annotate_one(
     target: Folder,
     max_pixels: int = MAX_PIXELS,
 ) -> str:
-    """Annotate one image.
+    """Write the copy of one image, whose decoder `run` runs, and return its path below `target`.
 
-    Args:
-        read_image: of the root of the images.
-        run: runs what decodes the image and draws on it.
-        path: of the image.
-        label: its predicted class.
-        probability: of that class, 0 to 1.
-        target: where the copy is written, under the same path, with folders for archives; what is neither
-            JPEG nor PNG becomes a PNG, with that suffix added.
-        max_pixels: an image of more is refused.
-
-    Returns:
-        The path of the copy below `target`.
-
-    Raises:
-        UserError: the copy would lie in the place of the image.
-        BadImage: the image is gone since it was predicted, or cannot be decoded in full size.
+    The copy has the path of the image, with folders for archives; what is neither JPEG nor PNG becomes a PNG
+    with that suffix. A bad image raises BadImage.
     """
     name, root = copy_name(path), read_image.root
     if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
@@ -95,7 +77,7 @@ def annotate_one(
 
 
 def copy_name(path: str) -> str:
-    """The path of the copy: never outside the folder, whatever the path of the image is."""
+    """Return the path of the copy, which is below its folder even if `path` is hostile."""
     path = re.sub(r"(?<=\.parquet)#", "/", path, flags=re.IGNORECASE)
     name = "/".join(part for part in path.split("/") if part not in ("", "..", "."))
     return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
@@ -113,5 +95,5 @@ def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, 
                 try:
                     annotate_one(read_image, run, path, label, probability, target, job.settings.max_pixels)
                 except BadImage as bad:
-                    raise JobError(f"{path} was predicted, and cannot be copied: {bad}") from bad
+                    raise JobError(f"{path} was predicted, but cannot be copied now: {bad}") from bad
     return row

@@ -1,9 +1,8 @@
-"""The evaluate job: a model and labelled images, or their features, in; scores and the worst mistakes out."""
+"""The evaluate job: scores a model on labelled images, or on their features."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tlray.cluster import session
 from tlray.core.config import EvaluateConfig
 from tlray.core.errors import UserError
 from tlray.core.runtime import prepare_keras
@@ -33,9 +31,6 @@ from tlray.images.reader import Reader
 from tlray.images.sandbox import DecoderProcess
 from tlray.models.model import NETWORK, Model, load
 
-_THUMBNAIL = 160
-"""Longest side, in pixels."""
-
 
 def evaluate(
     model: StrPath,
@@ -47,51 +42,49 @@ def evaluate(
     progress: inference.Progress = lambda done, total: None,
     **settings: Any,
 ) -> Evaluation:
-    """Score a model on labelled images, or on a feature set of its own provenance.
+    """Score a model on labelled images, or on a feature set with the model's provenance.
 
     Args:
-        model: a model's folder or URI.
-        data: images (see `tlray.images.listing.Images`), or a feature set, on which only the head runs.
-        config: which split, and how to run.
-        out: folder for the report; by default "report" in the model's folder.
-        address: of a running Ray, for images; a local one is started without. Features need no Ray.
+        model: the folder or URI of the model.
+        data: images, as `tlray.images.listing.Images` takes them, or a feature set; then only the head runs.
+        config: the split to evaluate, and how to run the model.
+        out: the folder for the report; None stands for "report" in the model's folder.
+        address: the address of a running Ray; None starts and stops a local Ray, if `data` are images.
         progress: called after each shard with the images done and to do.
         settings: single fields of `config`, e.g. `split="test"`.
 
     Returns:
-        The evaluation, also written to `out` as JSON, plots and a page.
+        The evaluation, which is also written to `out` as JSON, plots and a web page.
 
     Raises:
-        UserError: no labels, labels that the model does not know, features of another provenance,
-            or a split that is not there; nothing was written.
+        UserError: there are no labels, the model does not know a label, the split does not exist, or the
+            features have another provenance; nothing was written.
         JobError: the job failed.
     """
     started = time.monotonic()
     config = configured(EvaluateConfig, config, settings)
-    data = os.fspath(data)
-    trained = Model.open(model)
+    trained, folder = Model.open(model), Folder.open(data)
     report = Folder.open(out) if out else trained.folder.child("report")
-    folder = Folder.open(data)
     if folder.is_file(piece_name(0)):
         features = FeatureSet.open(data)
         counts = Index.open(features.folder).count("split", "label")
-        split = _check(counts, config.split, data, trained)
-        rows = _from_features(trained, features, split)
-        root = _images_of(features)
+        split = _check(counts, config.split, folder.uri, trained)
+        batches = _from_features(trained, features, split)
+        root = _root_of_images(features)
     else:
         source = model_inference.images_of(trained, data)
         counts = Counter((image.split, image.label) for image in source)
-        split = _check(counts, config.split, data, trained)
-        rows = _from_images(trained, source, folder.uri, split, report, config, address, progress)
+        split = _check(counts, config.split, folder.uri, trained)
+        batches = _from_images(trained, source, folder.uri, split, report, config, address, progress)
         root = source.root
     tally = Tally(trained.classes)
-    for batch in rows:
+    for batch in batches:
         tally.add(batch)
-    chosen = [(label, count) for (of, label), count in counts.items() if split in (None, of)]
+    chosen = [(label, count) for (name, label), count in counts.items() if split in (None, name)]
     images = sum(count for label, count in chosen if label is not None)
-    # In the order of the paths: what is near in an archive is read together.
+    # Read in the order of the paths, because images that are close in an archive are read together.
     thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in tally.worst)) if root else {}
-    found = tally.evaluation(
+    evaluation = tally.evaluation(
         thumbnails,
         model=trained.folder.uri,
         data=folder.uri,
@@ -108,39 +101,42 @@ def evaluate(
         },
         started=started,
     )
-    write_report(found, report)
-    return found
+    write_report(evaluation, report)
+    return evaluation
 
 
 def _check(counts: Counter[tuple[str | None, ...]], asked: str | None, data: str, model: Model) -> str | None:
-    """The split to evaluate; None is everything."""
+    """Check the labels, and return the split to evaluate; None stands for all images."""
     splits = sorted({split for split, _ in counts if split is not None})
     if asked is not None and asked not in splits:
-        raise UserError(f"{data} has no split {asked!r}: it has {', '.join(splits) or 'no splits'}")
+        raise UserError(
+            f"--split {asked}: {data} has no such split: it has {', '.join(splits) or 'no splits'}"
+        )
     split = asked or next((name for name in ("test", "validation") if name in splits), None)
     if split is None and splits:
         raise UserError(
-            f"{data} has only {splits[0]} images: to evaluate on these all the same give --split {splits[0]}"
+            f"{data} has neither test nor validation images; give --split {splits[0]} to evaluate images "
+            "that the model may have been trained on"
         )
-    labels = {label for of, label in counts if split in (None, of) and label is not None}
+    labels = {label for name, label in counts if split in (None, name) and label is not None}
     if not labels:
         raise UserError(
             f"{data} has no labels to compare with: expected one folder for each class, or a label column"
         )
-    if strangers := sorted(labels - set(model.classes)):
+    if unknown := sorted(labels - set(model.classes)):
         raise UserError(
-            f"{data} has classes that the model does not know ({', '.join(strangers[:5])}): "
+            f"{data} has classes that the model does not know ({', '.join(unknown[:5])}): "
             f"it knows {', '.join(model.classes[:10])}"
         )
     return split
 
 
 def _from_features(model: Model, features: FeatureSet, split: str | None) -> Iterator[Rows]:
-    """Probabilities from the head alone, in this process."""
+    """Yield rows whose "features" are probabilities, computed by the head in this process."""
     if differences := features.provenance.differences(model.provenance):
         raise UserError(
-            f"{features.folder.uri} is of another provenance than the model ({'; '.join(differences)}): "
-            "evaluate on the images, or extract as for the model"
+            f"{features.folder.uri} has another provenance than the model ({'; '.join(differences)}): "
+            "evaluate on the images, or extract features as for the model"
         )
     prepare_keras()
     head = load(model.folder.read(NETWORK)).get_layer("head")
@@ -158,22 +154,19 @@ def _from_images(
     address: str | None,
     progress: inference.Progress,
 ) -> Iterator[Rows]:
-    """Probabilities from the whole network, by a pass over the labelled images."""
+    """Yield rows whose "features" are probabilities, computed by the whole network."""
     chosen = (image for image in source if image.label is not None and split in (None, image.split))
-    what = f"{uri} ({split})"
-    # A name of its own, so that a job that was stopped stands in the way of no other.
-    job = f"{what} {config.precision} {model.manifest.created}"
-    key = hashlib.sha256(job.encode()).hexdigest()[:8]
+    images = f"{uri} ({split})"
+    # Each (images, split, precision, model) has its own folder, so an interrupted job never blocks another.
+    key = hashlib.sha256(f"{images} {config.precision} {model.manifest.created}".encode()).hexdigest()[:8]
     parts = report.child(f".parts-{key}")
-    with session.connect(address) as connected:
-        work, _ = model_inference.run(model, source.root, chosen, what, parts, config, progress, connected)
-        inference.reconcile(work)
-    yield from map(Rows.of, model_inference.tables(work))
+    job, _, _ = model_inference.run(model, source.root, chosen, images, parts, config, progress, address)
+    yield from map(Rows.of, model_inference.tables(job))
     parts.remove()
 
 
-def _images_of(features: FeatureSet) -> Folder | None:
-    """The root of the images that features were extracted from, if it is still there."""
+def _root_of_images(features: FeatureSet) -> Folder | None:
+    """Return the root of the images that features were extracted from; None if it no longer exists."""
     try:
         return Images.open(features.manifest.job.images).root
     except (UserError, OSError):
@@ -181,9 +174,9 @@ def _images_of(features: FeatureSet) -> Folder | None:
 
 
 def _thumbnails(root: Folder, paths: list[str]) -> dict[str, bytes]:
-    """Small pictures of those that are still there."""
+    """Return thumbnails, as JPEG, of the images that can still be read."""
     thumbnails, read_image = {}, Reader(root)
-    shrink = partial(copies.thumbnail, side=_THUMBNAIL)
+    shrink = partial(copies.thumbnail, side=160)
     with DecoderProcess() as run:
         for path in paths:
             with suppress(BadImage):

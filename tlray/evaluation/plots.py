@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: curves by epoch and the confusion matrix, as PNG."""
+"""The plots of an evaluation, as PNG: curves by epoch, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COUNTED = 20
-"""Up to this many classes a confusion matrix is shown with its counts; above, its largest confusions."""
-NAMED = 40
-"""Up to this many classes are named along the picture of the matrix; above, they are numbered."""
-SMOOTHED = 10
-"""From this many epochs on the curves are also shown smoothed; fewer show no trend that noise could hide."""
-FACTOR = 0.8
-"""Of the published plots: the share of the average so far in the next smoothed value."""
+MAX_COUNTED_CLASSES = 20
+"""The most classes whose confusion matrix has numbers; with more, the largest confusions are listed."""
+MAX_NAMED_CLASSES = 40
+"""The most classes that are named beside the confusion matrix; more are numbered."""
+MIN_SMOOTHED_EPOCHS = 10
+"""The fewest epochs whose curves are also shown smoothed; with fewer, noise hides no trend."""
+SMOOTHING = 0.8
+"""The share of the previous average in the next smoothed value, as in the published plots."""
 
 
 def prepare_matplotlib() -> None:
-    """Import matplotlib without the cache it would leave in the home folder."""
+    """Import matplotlib without a cache in the home folder."""
     with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
-        ours = os.environ.setdefault("MPLCONFIGDIR", folder) == folder
+        is_ours = os.environ.setdefault("MPLCONFIGDIR", folder) == folder
         import matplotlib.font_manager  # noqa: F401
 
-        if ours:
+        if is_ours:
             del os.environ["MPLCONFIGDIR"]
 
 
@@ -35,39 +35,39 @@ def _png(figure: Any) -> bytes:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The exponential moving average with the published factor; a missing value stays missing."""
-    result: list[float] = []
+    """Return the exponential moving average with `SMOOTHING`; a missing value stays missing."""
+    averages: list[float] = []
     last = math.nan
     for value in values:
         if math.isfinite(value):
-            last = last * FACTOR + value * (1 - FACTOR) if math.isfinite(last) else value
-        result.append(last if math.isfinite(value) else math.nan)
-    return result
+            last = last * SMOOTHING + value * (1 - SMOOTHING) if math.isfinite(last) else value
+        averages.append(last if math.isfinite(value) else math.nan)
+    return averages
 
 
 def curves(history: Sequence[Mapping[str, Any]], *, smooth: bool = False) -> bytes:
-    """Accuracy and loss by epoch, in the published form: training as points, validation as a line."""
+    """Plot accuracy and loss by epoch as published: training as points, validation as a line."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from PIL import Image
 
     figure = Figure(figsize=(11.5, 4.2), dpi=160, layout="constrained")
     epochs = [row["epoch"] for row in history]
-    line = "-" if len(epochs) > 1 else "D"  # a line needs two ends
-    # Each of the two plots is some 370 points wide: among many epochs, larger dots would run together.
+    line = "-" if len(epochs) > 1 else "D"  # A line of a single epoch would be invisible.
+    # Each of the two plots is about 370 points wide, so larger dots of many epochs would overlap.
     size, width = max(min(5.5, 260 / len(epochs)), 1.5), max(min(2.2, 140 / len(epochs)), 1.0)
-    look = {"markersize": size, "markeredgewidth": 0, "linewidth": width}
+    look = {"markersize": size, "markeredgewidth": 0, "linewidth": width, "clip_on": False}
     margin = min(0.9, 0.2 + 0.03 * len(epochs))
     both = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
     for axes, name in zip(both, ("accuracy", "loss"), strict=True):
         kinds = ((name, "training", "o", "#c8600a"), (f"val_{name}", "validation", line, "#1d5fbf"))
         for key, label, style, color in kinds:
             if any(key in row for row in history):
-                # A number that was not finite is null in the manifest.
+                # The manifest has null for a number that was not finite.
                 values = [math.nan if (value := row.get(key)) is None else value for row in history]
-                shown = smoothed(values) if smooth else values
-                order = 3 if key == name else 2  # no point is hidden by the line
-                axes.plot(epochs, shown, style, color=color, label=label, zorder=order, clip_on=False, **look)
+                values = smoothed(values) if smooth else values
+                order = 3 if key == name else 2  # The points are in front of the line.
+                axes.plot(epochs, values, style, color=color, label=label, zorder=order, **look)
         axes.set(xlabel="epoch", xlim=(min(epochs) - margin, max(epochs) + margin))
         axes.set_title(f"{name}, smoothed" if smooth else name, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -76,7 +76,7 @@ def curves(history: Sequence[Mapping[str, Any]], *, smooth: bool = False) -> byt
         axes.spines["bottom"].set_color("#8492a4")
         axes.tick_params(length=0)
         axes.legend(facecolor="white", edgecolor="none", framealpha=0.85)
-    # A page may hold many of these: with a palette each takes a quarter of the bytes.
+    # A page may have many of these plots, and with a palette each takes a quarter of the bytes.
     picture = Image.open(io.BytesIO(_png(figure))).convert("RGB")
     picture = picture.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(buffer := io.BytesIO(), format="PNG", optimize=True)
@@ -84,7 +84,7 @@ def curves(history: Sequence[Mapping[str, Any]], *, smooth: bool = False) -> byt
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
-    """The confusion matrix, shaded by the share of each true class, legible from 2 to 1,000 classes."""
+    """Plot the confusion matrix of 2 to 1,000 classes, shaded by the share of each true class."""
     import numpy as np
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -93,16 +93,16 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
 
     matrix = np.asarray(counts, dtype=int)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    count, counted = len(matrix), len(matrix) <= COUNTED
+    count, counted = len(matrix), len(matrix) <= MAX_COUNTED_CLASSES
     names = [f"{name[:11]}…{name[-10:]}" if len(name) > 22 else name for name in classes]
     longest = max(map(len, names))
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()  # the font that comes with matplotlib
-    named = count <= NAMED and all(ord(char) in glyphs for name in names for char in name)
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()  # The font is part of matplotlib.
+    named = count <= MAX_NAMED_CLASSES and all(ord(char) in glyphs for name in names for char in name)
     side, margin = 1.9 + 0.36 * count if counted else 8.2, 0.085 * longest + 0.5 if named else 0.7
     size = (side + margin + (0 if counted else 1.2), side + margin)
     figure = Figure(figsize=size, dpi=160, layout="constrained")
     axes = figure.subplots()
-    # Without counts to read, the shading itself has to show a confusion of one in a hundred.
+    # Without numbers, the shading itself must show a confusion of one in a hundred.
     norm = PowerNorm(1 if counted else 0.5, vmin=0, vmax=1)
     extent = (0.5, count + 0.5, count + 0.5, 0.5)
     image = axes.imshow(shares, cmap="Blues", norm=norm, extent=extent, interpolation="nearest")
@@ -110,7 +110,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=10 if counted else 8)
     if named:
-        # A class may be called "$x$"; that is no formula.
+        # The name of a class, e.g. "$x$", is not a formula.
         text: dict[str, Any] = {"fontfamily": "DejaVu Sans", "parse_math": False}
         axes.set_yticks(range(1, count + 1), names, **text)
         if longest * 0.09 > side / count:

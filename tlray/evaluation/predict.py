@@ -1,21 +1,20 @@
-"""The predict job: a model and any number of images in, one table of classes and probabilities out."""
+"""The predict job: writes the predicted class and the probabilities of images into one table."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO, Any, overload
+from functools import partial
+from itertools import chain
+from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from tlray.cluster import session
 from tlray.core.config import PredictConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
@@ -34,12 +33,12 @@ from tlray.images.sandbox import DecoderProcess
 from tlray.models.compiled import compile_network
 from tlray.models.model import Model, without_resize
 
-SUFFIXES = (".parquet", ".csv")
+_SUFFIXES = (".parquet", ".csv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult(InferenceCounts):
-    """What a prediction of many images has made."""
+    """The result of a prediction of many images."""
 
     out: str
     """The URI of the file of predictions."""
@@ -51,7 +50,7 @@ class PredictResult(InferenceCounts):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(InferenceCounts):
-    """The prediction of one image, with the values that a row of the file has."""
+    """The prediction of one image, with the values of a row of the file."""
 
     path: str
     split: str | None
@@ -60,9 +59,9 @@ class Prediction(InferenceCounts):
     predicted: str
     """The most probable class."""
     probability: float
-    """Of that class."""
+    """The probability of that class, from 0 to 1."""
     probabilities: dict[str, float]
-    """By class, the most probable first; with `top` only so many."""
+    """The probability of each class, the most probable first; with `top` only those."""
 
 
 @overload
@@ -78,14 +77,7 @@ def predict(
 ) -> PredictResult: ...
 @overload
 def predict(
-    model: StrPath,
-    images: StrPath,
-    out: None = None,
-    config: PredictConfig | None = None,
-    *,
-    address: str | None = None,
-    progress: inference.Progress = lambda done, total: None,
-    **settings: Any,
+    model: StrPath, images: StrPath, out: None = None, config: PredictConfig | None = None, **settings: Any
 ) -> Prediction: ...
 def predict(
     model: StrPath,
@@ -101,22 +93,21 @@ def predict(
 
     The columns are path, split, label (the true class, null if it is not known), predicted (the most probable
     class) and probability; then probability_CLASS for each class, or with `top` predicted_1, probability_1,
-    predicted_2, and so on. Images that cannot be decoded go to a second file, OUT with ".errors" before the
-    suffix. Work in progress lies in OUT.parts.
+    predicted_2, and so on. A second file, OUT with ".errors" before the suffix, lists the images that cannot
+    be decoded. The folder OUT.parts holds work in progress.
 
     Args:
-        model: a model's folder or URI.
-        images: a folder, URI, table or image; see `tlray.images.listing.Images`.
-        out: the file, ending in .parquet or .csv; without it `images` is one image, which is predicted in
-            this process, without Ray.
-        config: how to predict.
-        address: of a running Ray; without it a local one is started and stopped.
+        model: the folder or URI of the model.
+        images: a folder, URI, table or image, as `tlray.images.listing.Images` takes it.
+        out: the file, which ends with .parquet or .csv; None predicts a single image, without Ray.
+        config: the settings of the prediction.
+        address: the address of a running Ray; None starts a local Ray and stops it at the end.
         progress: called after each shard with the images done and to do.
         settings: single fields of `config`, e.g. `top=5`.
 
     Raises:
         UserError: the job cannot be done; nothing was written.
-        JobError: the job failed; run it again to go on.
+        JobError: the job failed; run it again to continue.
     """
     config = configured(PredictConfig, config, settings)
     trained, uri = Model.open(model), os.fspath(images)
@@ -124,7 +115,10 @@ def predict(
         return _predict_all(trained, uri, os.fspath(out), config, address, progress)
     if not is_image(uri) or os.path.isdir(uri):
         raise UserError("--out is missing: expected a .parquet or .csv file to write the predictions to")
-    return _predict_one(trained, uri, config)
+    try:
+        return _predict_one(trained, uri, config)
+    except BadImage as bad:
+        raise JobError(f"{uri}: {bad.message} ({bad.error})") from bad
 
 
 def _predict_all(
@@ -137,47 +131,45 @@ def _predict_all(
 ) -> PredictResult:
     started = time.monotonic()
     source = model_inference.images_of(model, images)
-    if not out.endswith(SUFFIXES):
-        raise UserError(f"--out {out}: expected a file name ending in {' or '.join(SUFFIXES)}")
-    place = Folder.open(out)
-    folder, _, name = place.path.rpartition("/")
-    target = Folder(place.filesystem, folder or "/", place.uri.rpartition("/")[0])
+    if not out.endswith(_SUFFIXES):
+        raise UserError(f"--out {out}: expected a file name that ends with {' or '.join(_SUFFIXES)}")
+    file = Folder.open(out)
+    folder, _, name = file.path.rpartition("/")
+    target = Folder(file.filesystem, folder or "/", file.uri.rpartition("/")[0])
     parts = target.child(f"{name}.parts")
     if target.exists(name) and not parts.exists():
-        raise UserError(f"--out {out} is there already: choose another name, or remove it")
+        raise UserError(f"--out {out} already exists: choose another name, or remove it")
     if config.annotate is not None:
         annotate.check_target(source.root, Folder.open(config.annotate))
-    what = Folder.open(images).uri
+    job_images = Folder.open(images).uri
     chosen: Iterable[Listed] = source
     if config.split is not None:
-        what = f"{what} ({config.split})"
+        job_images = f"{job_images} ({config.split})"
         chosen = (image for image in source if image.split == config.split)
         if config.split not in (splits := {image.split for image in source}):
-            there = ", ".join(sorted(filter(None, splits))) or "no splits"
-            raise UserError(f"--split {config.split}: {images} has no such split: it has {there}")
+            names = ", ".join(sorted(filter(None, splits))) or "no splits"
+            raise UserError(f"--split {config.split}: {images} has no such split: it has {names}")
     stem, _, suffix = name.rpartition(".")
     error_file = f"{stem}.errors.{suffix}"
     chosen = listing_for(parts, chosen)
     with parts.locked():
-        with session.connect(address) as connected:
-            work, done = model_inference.run(
-                model, source.root, chosen, what, parts, config, progress, connected
-            )
-            errors = inference.reconcile(work)
-        if errors.num_rows == work.index.images:
+        job, timings, errors = model_inference.run(
+            model, source.root, chosen, job_images, parts, config, progress, address
+        )
+        if errors.num_rows == job.index.images:
             raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
         if config.annotate is not None:
-            annotate.annotate(work, Folder.open(config.annotate), address=address)
-        columns = _columns(model.classes, config.top)
-        _write(target, name, map(columns, model_inference.tables(work)), model)
+            annotate.annotate(job, Folder.open(config.annotate), address=address)
+        tables = model_inference.tables(job)
+        _write(target, name, (_columns(table, model.classes, config.top) for table in tables), model)
         target.remove(error_file)  # An earlier job of that name may have left one.
         if errors.num_rows:
             _write(target, error_file, [errors], model)
         parts.remove()
-    counts = inference.counts(work, done, errors, time.monotonic() - started)
+    counts = inference.counts(job, timings, errors, time.monotonic() - started)
     return PredictResult(
         **vars(counts),
-        out=place.uri,
+        out=file.uri,
         first_errors=part_files.first_errors(errors),
         errors_uri=target.child(error_file).uri if errors.num_rows else None,
     )
@@ -190,7 +182,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     if config.annotate is not None:
         annotate.check_target(source.root, Folder.open(config.annotate))
     size = model.provenance.image_size
-    with _naming(uri), ImageLoader(source.root, size, config.max_pixels) as load:
+    with ImageLoader(source.root, size, config.max_pixels) as load:
         pixels = load(image.place)
     # float32 starts fastest, which is what counts for a single image.
     precision = "float32" if config.precision == "auto" else config.precision
@@ -201,7 +193,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     predicted, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         target = Folder.open(config.annotate)
-        with _naming(uri), DecoderProcess() as run:
+        with DecoderProcess() as run:
             annotate.annotate_one(
                 Reader(source.root), run, image.path, predicted, probability, target, config.max_pixels
             )
@@ -223,39 +215,20 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     )
 
 
-@contextmanager
-def _naming(image: str) -> Iterator[None]:
-    """A bad image becomes a JobError that names it."""
-    try:
-        yield
-    except BadImage as bad:
-        raise JobError(f"{image}: {bad.message} ({bad.error})") from bad
-
-
-def _columns(classes: list[str], top: int | None) -> Callable[[pa.Table], pa.Table]:
-    """From rows of a part file to rows of the predictions."""
-    names = np.array(classes, object)
-
-    def columns(table: pa.Table) -> pa.Table:
-        probabilities: npt.NDArray[np.float32] = feature_set.Rows.of(table).features
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        best = np.take_along_axis(probabilities, order, axis=1)
-        found = {
-            "path": table["path"],
-            "split": table["split"],
-            "label": table["label"],
-            "predicted": pa.array(names[order[:, 0]], pa.string()),
-            "probability": best[:, 0],
-        }
-        if top is None:
-            found |= {f"probability_{name}": probabilities[:, index] for index, name in enumerate(classes)}
-        else:
-            for rank in range(min(top, len(classes))):
-                found[f"predicted_{rank + 1}"] = pa.array(names[order[:, rank]], pa.string())
-                found[f"probability_{rank + 1}"] = best[:, rank]
-        return pa.table(found)
-
-    return columns
+def _columns(table: pa.Table, classes: list[str], top: int | None) -> pa.Table:
+    """Turn rows of a part file into rows of the predictions."""
+    names, probabilities = np.array(classes, object), feature_set.Rows.of(table).features
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ranked = np.take_along_axis(probabilities, order, axis=1)
+    columns = {name: table[name] for name in ("path", "split", "label")}
+    columns |= {"predicted": pa.array(names[order[:, 0]], pa.string()), "probability": ranked[:, 0]}
+    if top is None:
+        columns |= {f"probability_{name}": probabilities[:, index] for index, name in enumerate(classes)}
+    else:
+        for rank in range(min(top, len(classes))):
+            columns[f"predicted_{rank + 1}"] = pa.array(names[order[:, rank]], pa.string())
+            columns[f"probability_{rank + 1}"] = ranked[:, rank]
+    return pa.table(columns)
 
 
 def _write(target: Folder, name: str, tables: Iterable[pa.Table], model: Model) -> None:
@@ -263,16 +236,8 @@ def _write(target: Folder, name: str, tables: Iterable[pa.Table], model: Model) 
     rows = iter(tables)
     first = next(rows)
     values = {"model": model.folder.uri, "classes": model.classes, "provenance": model.provenance.to_json()}
-    with (
-        target.writing(name) as stream,
-        _writer(stream, name, first.schema.with_metadata(stamp(values))) as writer,
-    ):
-        writer.write_table(first.replace_schema_metadata(stamp(values)))
-        for table in rows:
-            writer.write_table(table.replace_schema_metadata(stamp(values)))
-
-
-def _writer(stream: IO[bytes], name: str, schema: pa.Schema) -> Any:
-    if name.endswith(".csv"):
-        return pa.csv.CSVWriter(stream, schema)
-    return pq.ParquetWriter(stream, schema, compression="zstd")
+    schema = first.schema.with_metadata(stamp(values))
+    kind = pa.csv.CSVWriter if name.endswith(".csv") else partial(pq.ParquetWriter, compression="zstd")
+    with target.writing(name) as stream, kind(stream, schema) as writer:
+        for table in chain([first], rows):
+            writer.write_table(table)

@@ -1,4 +1,4 @@
-"""What an evaluation measures, collected batch by batch."""
+"""The scores of an evaluation, collected batch by batch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tlray.core.errors import JobError
 from tlray.core.record import Record, plain
 from tlray.features.feature_set import Rows
 
-TILES = 48
-"""The page shows this many mistakes at most, so that it stays small enough to be sent by mail."""
+MAX_TILES = 48
+"""The most mistakes on the page, which must stay small enough to be sent by mail."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Mistake:
     """An image whose most probable class is not its label."""
 
@@ -28,57 +28,65 @@ class Mistake:
     label: str
     predicted: str
     probability: float
-    """What the model gave its wrong answer, from 0 to 1."""
+    """The probability of the predicted class, from 0 to 1."""
     thumbnail: bytes | None = None
-    """A JPEG of at most 160 pixels a side; None where the image could not be had."""
+    """A JPEG of at most 160 pixels a side; None if the image could not be read."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClassScore:
-    """How well one class is told from the others."""
+    """How well the model recognises one class."""
 
     label: str
     precision: float
     recall: float
     f1: float
     support: int
-    """The number of images that truly are of this class."""
+    """The number of images whose true class this is."""
 
     @property
     def meaningful(self) -> tuple[float, float, float]:
         """Precision, recall and F1; a class without images has neither recall nor F1."""
-        return (
-            (self.precision, self.recall, self.f1) if self.support else (self.precision, math.nan, math.nan)
-        )
+        recall, f1 = (self.recall, self.f1) if self.support else (math.nan, math.nan)
+        return self.precision, recall, f1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """Everything that was measured of one model on one set of images."""
+    """The scores of one model on one set of images."""
 
     model: str
+    """The URI of the model."""
     data: str
+    """The URI of the images or the feature set."""
     split: str | None
+    """The split that was evaluated; None for all images."""
     images: int
+    """Images with a label; `rows` of them were evaluated, and `errors` could not be decoded."""
     rows: int
     errors: int
     unlabelled: int
+    """Images without a label, which were left out."""
     loss: float
+    """The mean cross-entropy."""
     accuracy: float
+    """The share of images whose most probable class is their label."""
     classes: tuple[str, ...]
     confusion_matrix: tuple[tuple[int, ...], ...]
-    """Rows are the true classes, columns the predicted ones, both in the order of `classes`."""
+    """The number of images by true class (rows) and predicted class (columns), in the order of `classes`."""
     scores: tuple[ClassScore, ...]
     mistakes: tuple[Mistake, ...]
-    """The most confidently wrong first."""
+    """Images with a wrong prediction, those with the highest probability first."""
     provenance: Mapping[str, Any]
+    """How the model was made."""
     seconds: float
+    """Seconds that the command took."""
     stages: tuple[Mapping[str, Any], ...] = ()
-    """How the model was trained, oldest stage first: the entries of "stages" in the model's manifest."""
+    """The trainings of the model, the oldest first: the entries of "stages" in its manifest."""
 
     @property
     def evaluated(self) -> int:
-        """The number of images behind the accuracy: those with a label and a prediction."""
+        """The number of images in the confusion matrix."""
         return sum(map(sum, self.confusion_matrix))
 
     @property
@@ -94,11 +102,11 @@ class Evaluation(Record):
         share, z2 = self.correct / count, 1.959964**2
         centre = share + z2 / (2 * count)
         spread = math.sqrt(z2 * share * (1 - share) / count + (z2 / (2 * count)) ** 2)
-        low, high = ((centre + side) / (1 + z2 / count) for side in (-spread, spread))
+        low, high = ((centre + distance) / (1 + z2 / count) for distance in (-spread, spread))
         return max(low, 0.0), min(high, 1.0)
 
     def confusions(self, most: int = 10) -> list[tuple[int, int, str, str]]:
-        """The most frequent confusions: how many, of how many, true class, predicted class."""
+        """Return the most frequent confusions: images, images of the true class, true and predicted class."""
         cells = (
             (count, sum(row), self.classes[true], self.classes[predicted])
             for true, row in enumerate(self.confusion_matrix)
@@ -108,22 +116,22 @@ class Evaluation(Record):
         return sorted(cells, key=lambda cell: (-cell[0], cell[1]))[:most]
 
     def weakest(self, most: int = 10) -> list[ClassScore]:
-        """The classes with the lowest F1 among those that have images."""
+        """Return the classes with the lowest F1 among those that have images."""
         present = (score for score in self.scores if score.support)
         return sorted(present, key=lambda score: (math.isfinite(score.f1), score.f1))[:most]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in JSON's own types, without the thumbnails; null for what is not a finite number."""
+        """Return all except the thumbnails in JSON's own types; null for numbers that are not finite."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["scores"] = [vars(score) for score in self.scores]
-        told = ("path", "label", "predicted", "probability")
-        content["mistakes"] = [{name: getattr(mistake, name) for name in told} for mistake in self.mistakes]
+        names = ("path", "label", "predicted", "probability")
+        content["mistakes"] = [{name: getattr(mistake, name) for name in names} for mistake in self.mistakes]
         content |= {"evaluated": self.evaluated, "accuracy_interval": self.accuracy_interval}
         return {name: plain(value) for name, value in content.items()}
 
 
 class Tally:
-    """What is kept of the rows that were seen: a few numbers of each, and the worst mistakes."""
+    """Collects the true and predicted classes of all rows, the loss, and the worst mistakes."""
 
     def __init__(self, classes: list[str]) -> None:
         self.classes = classes
@@ -132,30 +140,31 @@ class Tally:
         self.loss = 0.0
         self.rows = 0
         self.worst: list[tuple[float, str, int, int]] = []
+        """Probability, path, true class and predicted class."""
 
     def add(self, batch: Rows) -> None:
-        """Take in rows whose "features" are probabilities."""
+        """Add rows whose "features" are probabilities."""
         number: dict[str | None, int] = {label: index for index, label in enumerate(self.classes)}
         true = np.array([number[label] for label in batch.labels], np.int64)
         predicted = batch.features.argmax(axis=1)
-        given = batch.features[np.arange(len(true)), true].astype(np.float64)
-        # Clipped as scikit-learn's log_loss does: float32 knows no smaller distance from 1.
-        self.loss -= float(np.log(np.clip(given, np.finfo(np.float32).eps, 1)).sum())
+        probabilities = batch.features[np.arange(len(true)), true].astype(np.float64)
+        # Clip as scikit-learn's log_loss does, by the smallest distance from 1 in float32.
+        self.loss -= float(np.log(np.clip(probabilities, np.finfo(np.float32).eps, 1)).sum())
         self.true.append(true)
         self.predicted.append(predicted)
         self.rows += len(true)
         for row in np.flatnonzero(true != predicted):
             probability = float(batch.features[row, predicted[row]])
             heapq.heappush(self.worst, (probability, batch.paths[row], int(true[row]), int(predicted[row])))
-            if len(self.worst) > TILES:
+            if len(self.worst) > MAX_TILES:
                 heapq.heappop(self.worst)
 
     def evaluation(self, thumbnails: Mapping[str, bytes], *, started: float, **facts: Any) -> Evaluation:
-        """The scores of all rows, with the thumbnails of the worst mistakes that are there, by path."""
+        """Return the scores of all rows; `thumbnails` are those of mistakes, by path."""
         from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
         if not self.rows:
-            raise JobError("no image of these could be decoded: there is nothing to evaluate")
+            raise JobError("none of the images could be decoded, so there is nothing to evaluate")
         true, predicted = np.concatenate(self.true), np.concatenate(self.predicted)
         numbers = list(range(len(self.classes)))
         scores = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=np.nan)
@@ -165,20 +174,9 @@ class Tally:
             accuracy=float(accuracy_score(true, predicted)),
             classes=tuple(self.classes),
             confusion_matrix=tuple(map(tuple, confusion_matrix(true, predicted, labels=numbers).tolist())),
-            scores=tuple(
-                ClassScore(label=label, precision=precision, recall=recall, f1=f1, support=support)
-                for label, precision, recall, f1, support in zip(
-                    self.classes, *(column.tolist() for column in scores), strict=True
-                )
-            ),
+            scores=tuple(map(ClassScore, self.classes, *(column.tolist() for column in scores))),
             mistakes=tuple(
-                Mistake(
-                    path=path,
-                    label=self.classes[label],
-                    predicted=self.classes[wrong],
-                    probability=probability,
-                    thumbnail=thumbnails.get(path),
-                )
+                Mistake(path, self.classes[label], self.classes[wrong], probability, thumbnails.get(path))
                 for probability, path, label, wrong in sorted(self.worst, reverse=True)
             ),
             seconds=round(time.monotonic() - started, 3),

@@ -1,4 +1,4 @@
-"""What is checked of the settings of a training, and the CPUs that it needs."""
+"""Checks of the settings of a training, and the CPUs that it needs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ OPTIMIZERS = (
     *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
     *("ftrl", "lion", "muon", "nadam", "rmsprop", "sgd"),
 )
-"""Keras' own, by the names that `keras.optimizers.get` takes."""
+"""Keras' optimizers, by the names that `keras.optimizers.get` takes."""
 
 
 def check(config: TrainConfig, classes: Sequence[str], where: str) -> list[str]:
-    """The classes in the order that the user wants.
+    """Check the settings, and return the classes in the order of the model's output.
+
+    Args:
+        config: the settings of the training.
+        classes: the classes of the images or features, in alphabetical order.
+        where: the URI of the images or features, for messages.
 
     Raises:
-        UserError: the settings ask for what is not there, or there are fewer than two classes.
+        UserError: an optimizer, package or class does not exist, or there are fewer than two classes.
     """
     if config.optimizer is not None and config.optimizer not in OPTIMIZERS:
         raise unknown("optimizer", config.optimizer, OPTIMIZERS)
@@ -29,21 +34,21 @@ def check(config: TrainConfig, classes: Sequence[str], where: str) -> list[str]:
             "--tensorboard: the package tensorboard is not installed: pip install 'tlray[tensorboard]'"
         )
     if len(classes) < 2:
-        what = f"one class ({classes[0]})" if classes else "no labels"
+        content = f"one class ({classes[0]})" if classes else "no labels"
         raise UserError(
-            f"{where} has {what}: a head needs at least two classes; "
+            f"{where} has {content}, but a head needs at least two classes: "
             "give images with one folder for each class"
         )
     if config.classes is None:
         return list(classes)
-    asked = [name.strip() for name in config.classes.split(",")]
-    if sorted(asked) != sorted(classes):
+    order = [name.strip() for name in config.classes.split(",")]
+    if sorted(order) != sorted(classes):
         raise UserError(
             f"--classes {config.classes}: expected each class of {where} once: {','.join(classes)}"
         )
-    return asked
+    return order
 
 
 def cpus(config: TrainConfig, streaming: bool) -> int:
-    """The CPUs that a local Ray needs for a training and the passes before it."""
+    """Return the CPUs that a local Ray needs for a training and the passes over images before it."""
     return max(2, int(config.workers * (1 + STREAM_CPUS if streaming else 1) + 1))

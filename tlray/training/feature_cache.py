@@ -1,14 +1,14 @@
-"""Goes through the images once before a fine-tuning: features at the cut, cached views, or just a look.
+"""Sends the images through the frozen network once before a fine-tuning, and caches what the training needs.
 
-The training and the validation images are two passes, whose parts lie in the model's work folder. A
-pass that is done is not done again.
+The cache in the model's work folder holds features at the cut, of each image or of several views of it. If
+every epoch streams new views, the pass over the training images only finds out which of them can be decoded.
+Training and validation images are two passes; a pass that is complete is not repeated.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,110 +19,94 @@ import ray
 from tlray.core.config import FinetuneConfig
 from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder
-from tlray.features import inference, inference_tasks, part_files
+from tlray.features import inference, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import Rows
+from tlray.features.inference_tasks import InferenceJob
 from tlray.images.augment import Views
 from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import Network
 from tlray.training import holdout
+from tlray.training.holdout import TrainingData
 from tlray.training.starting_point import StartingPoint
 from tlray.training.view_stream import ViewSource
 
 _BATCH = 32
 """Images that go through the frozen network at once."""
-_LOOK = 8
-"""Side in pixels, where images are only decoded to see which can be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """The rows, as training takes them."""
-
-    training: Rows
-    """Without features worth having, if there is a source."""
-    validation: Rows
-    source: ViewSource | None
-    """Where the training rows' features come from in each epoch."""
-    errors: pa.Table
-    """The images that cannot be decoded, with the columns of `part_files.ERRORS`."""
-    passes: Sequence[ShardTiming] = ()
-    """What was done of the images for it, in this run."""
+_DECODE_ONLY_SIZE = 8
+"""Side in pixels of images that are only decoded to find out which can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """What a fine-tuning needs of its images, decided on in full."""
+    """The passes over the images of a fine-tuning."""
 
     images: Images
-    """With their splits."""
+    """The images with their splits."""
     uri: str
-    """Where they are, for messages."""
+    """The URI of the images, for messages."""
     config: FinetuneConfig
-    origin: StartingPoint
+    starting_point: StartingPoint
     views: Views | None
-    """Of the training images: `config.views` of each are kept, or without a number new ones are streamed."""
+    """The views of the training images; the cache holds `config.views` of each, or none if that is None."""
 
-    def run(self, work: Folder, progress: inference.Progress) -> Prepared:
-        """Go through the images, on the Ray this process is connected to.
-
-        Raises:
-            UserError: there are not enough images.
-            JobError: too many are bad, features do not fit into memory, or a pass failed.
-        """
+    def fill(
+        self, work: Folder, feature_shape: tuple[int, ...], progress: inference.Progress
+    ) -> TrainingData:
+        """Go through the images, on the Ray that this process is connected to, and return their rows."""
         counts = Counter(map(self._use, self.images))
-        found: dict[str, Rows] = {}
+        images = counts["training"] + counts["validation"]
+        rows = dict.fromkeys(("training", "validation"), Rows.join([], (0, 1)))
         errors = [part_files.ERRORS.empty_table()]
         passes: list[ShardTiming] = []
-        for use in ("training", "validation"):
-            found[use] = Rows.join([], (0, 1))
-            if counts[use]:
-                images = counts["training"] + counts["validation"]
-                done, writer = self._pass(use, work.child(use), images)
-                loader = _looker if self._only_looks(use) else self.origin.frozen.loader
-                passes += inference.run(done, writer, loader, progress, connected=lambda: None)
-                errors.append(inference.reconcile(done))
-                found[use] = _rows(done)
-                if self._only_looks(use):
-                    listed = ray.put(_good(done, errors[-1]))
-        holdout.check_rows(self.config, self.uri, found["training"], found["validation"])
         source = None
-        if self.config.streams:
-            assert self.views is not None
-            source = ViewSource(
-                root=self.images.root,
-                images=listed,
-                views=self.views,
-                image_size=self.origin.frozen.provenance.image_size,
-                max_pixels=self.config.max_pixels,
-                load_network=self.origin.frozen.loader(),
-            )
-        return Prepared(source=source, errors=pa.concat_tables(errors), passes=passes, **found)
+        for use in rows:
+            if not counts[use]:
+                continue
+            job, writer = self._start(use, work.child(use), feature_shape, images)
+            loader = (lambda: _no_network) if self._only_decodes(use) else self.starting_point.frozen.loader
+            passes += inference.run(job, writer, loader, progress, connected=lambda: None)
+            errors.append(inference.reconcile(job))
+            parts = part_files.read_parts(job.out, len(job.index.shard_sizes), job.metadata["job"])
+            rows[use] = Rows.join(list(map(Rows.of, parts)), (0, 1))
+            if self._only_decodes(use):
+                source = self._source(job, errors[-1])
+        holdout.check_rows(self.config, self.uri, rows["training"], rows["validation"])
+        return TrainingData(
+            **rows,
+            source=source,
+            has_views=self.config.views is not None,
+            errors=pa.concat_tables(errors),
+            passes=passes,
+        )
 
     def _use(self, image: Listed) -> str | None:
         return None if image.label is None else holdout.part(self.config, image.split, image.path)
 
-    def _only_looks(self, use: str) -> bool:
+    def _only_decodes(self, use: str) -> bool:
         return self.config.streams and use == "training"
 
-    def _pass(self, use: str, out: Folder, images: int) -> tuple[inference_tasks.InferenceJob, IndexWriter]:
+    def _start(
+        self, use: str, out: Folder, feature_shape: tuple[int, ...], images: int
+    ) -> tuple[InferenceJob, IndexWriter]:
+        """Write the index of a pass; `images` is the number of images of both passes."""
         views = self.views if use == "training" and not self.config.streams else None
         copies = (self.config.views or 1) if views else 1
         job = {"pass": use}
         chosen = (image for image in self.images if self._use(image) == use)
         writer = IndexWriter.start(out, chosen, _BATCH, job, copies)
         writer.finish()
-        provenance = self.origin.frozen.provenance
-        if not self._only_looks(use):
-            row_bytes = np.dtype(provenance.store).itemsize * math.prod(self.origin.feature_shape) * copies
-            holdout.check_memory(writer.index.images, row_bytes, self.uri)
-        inference_job = inference_tasks.InferenceJob(
+        provenance = self.starting_point.frozen.provenance
+        if not self._only_decodes(use):
+            row_bytes = np.dtype(provenance.store).itemsize * math.prod(feature_shape)
+            holdout.check_memory(writer.index.images, row_bytes * copies, self.uri)
+        inference_job = InferenceJob(
             root=self.images.root,
             index=writer.index,
             out=out,
             settings=self.config,
-            image_size=_LOOK if self._only_looks(use) else provenance.image_size,
+            image_size=_DECODE_ONLY_SIZE if self._only_decodes(use) else provenance.image_size,
             batch_size=_BATCH,
             store=provenance.store,
             metadata={"job": job, "versions": versions()},
@@ -133,20 +117,19 @@ class FeatureCache:
         )
         return inference_job, writer
 
-
-def _rows(done: inference_tasks.InferenceJob) -> Rows:
-    parts = part_files.read_parts(done.out, len(done.index.shard_sizes), done.metadata["job"])
-    return Rows.join(list(map(Rows.of, parts)), (0, 1))
-
-
-def _good(done: inference_tasks.InferenceJob, errors: pa.Table) -> pa.Table:
-    """Where the images are that have become rows, in the order of those."""
-    listed = pa.concat_tables(done.index.tables("path", "offset", "modified"))
-    return listed.filter(pc.invert(pc.is_in(listed["path"], errors["path"].combine_chunks())))
-
-
-def _looker() -> Callable[[], Network]:
-    return _no_network
+    def _source(self, job: InferenceJob, errors: pa.Table) -> ViewSource:
+        """Return the source of new views of the images without an error, in the order of the rows."""
+        assert self.views is not None
+        listed = pa.concat_tables(job.index.tables("path", "offset", "modified"))
+        is_bad = pc.is_in(listed["path"], errors["path"].combine_chunks())
+        return ViewSource(
+            root=self.images.root,
+            images=ray.put(listed.filter(pc.invert(is_bad))),
+            views=self.views,
+            image_size=self.starting_point.frozen.provenance.image_size,
+            max_pixels=self.config.max_pixels,
+            load_network=self.starting_point.frozen.loader(),
+        )
 
 
 def _no_network() -> Network:

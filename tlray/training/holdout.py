@@ -1,118 +1,137 @@
-"""Which images train, and which are held out for validation."""
+"""Which rows train, which are held out for validation, and whether they fit the settings and the memory."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from tlray.core.config import TrainConfig
 from tlray.core.errors import UserError
+from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import FeatureSet, Rows
+from tlray.features.part_files import ERRORS
 from tlray.images.listing import assign_split
+from tlray.training.view_stream import ViewSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The rows of a training, and how they were made."""
+
+    training: Rows
+    """The training rows. With a `source`, their features are placeholders."""
+    validation: Rows
+    """The validation rows; there may be none."""
+    source: ViewSource | None = None
+    """The source of new views of the training images in each epoch; None if the features are in memory."""
+    has_views: bool = False
+    """Whether each training row holds the features of several views."""
+    errors: pa.Table = field(default_factory=ERRORS.empty_table)
+    """The images that could not be decoded, with the columns of `part_files.ERRORS`."""
+    passes: Sequence[ShardTiming] = ()
+    """The timings of the shards of images that this run processed."""
 
 
 def part(config: TrainConfig, split: str | None, path: str) -> str | None:
-    """What an image is used for: "training", "validation" or nothing."""
+    """Return what an image is used for: "training", "validation", or None if it is not used."""
     fraction = config.validation_fraction
-    if fraction is None and split is not None and split == (config.validation or "validation"):
+    if fraction is None and split == (config.validation or "validation"):
         return "validation"
     if split not in (None, "train"):
         return None
-    # Not the hash of `--split`, by which training rows are the lower ones.
+    # Use another hash than `--split` does: its training rows all have low hashes, so the same hash would hold
+    # out none of them.
     if fraction is not None and assign_split(f"validation:{path}", 1 - fraction, config.seed) == "test":
         return "validation"
     return "training"
 
 
-def load(data: FeatureSet, config: TrainConfig) -> tuple[Rows, Rows]:
-    """The training rows and the validation rows of a feature set; there may be none of the latter.
-
-    Raises:
-        UserError: the set has not what the settings ask for, or does not fit into memory.
-        JobError: it is damaged.
-    """
-    where, counts = data.folder.uri, Counter[str | None](data.splits)
-    counts[None] = data.manifest.rows - counts.total()
+def load(features: FeatureSet, config: TrainConfig) -> TrainingData:
+    """Read the rows of a feature set; raise UserError if they do not fit the settings or the memory."""
+    where, counts = features.folder.uri, Counter[str | None](features.splits)
+    counts[None] = features.manifest.rows - counts.total()
     check_parts(config, where, counts)
-    row_bytes = np.dtype(data.provenance.store).itemsize * math.prod(data.shape)
-    check_memory(data.manifest.rows, row_bytes, where)
-    rows, validation = _divide(config, data.batches(labelled=True), (0, *data.shape))
-    check_rows(config, where, rows, validation)
-    return rows, validation
+    row_bytes = np.dtype(features.provenance.store).itemsize * math.prod(features.shape)
+    check_memory(features.manifest.rows, row_bytes, where)
+    parts: dict[str, list[Rows]] = {"training": [], "validation": []}
+    for rows in features.batches(labelled=True):
+        uses = np.array(
+            [part(config, split, path) or "" for split, path in zip(rows.splits, rows.paths, strict=True)]
+        )
+        for use, batches in parts.items():
+            batches.append(rows.where(uses == use))
+    training, validation = (Rows.join(batches, (0, *features.shape)) for batches in parts.values())
+    check_rows(config, where, training, validation)
+    return TrainingData(training=training, validation=validation)
 
 
 def check_memory(rows: int, row_bytes: int, where: str) -> None:
-    """Raise UserError if features would not fit: once as they are read, and once in Ray's object store."""
+    """Raise UserError if features do not fit into memory twice, as read and in Ray's object store."""
     import psutil
 
     needed, available = 2 * rows * row_bytes, psutil.virtual_memory().available
     if needed > available:
         raise UserError(
             f"training on {where} needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
-            "free: keep features as --store float16, cut later, or take fewer --views"
+            "free: store features with --store float16, cut the network later, or use fewer --views"
         )
 
 
 def check_parts(config: TrainConfig, where: str, splits: Mapping[str | None, int]) -> None:
-    """Raise UserError if these splits (rows of each; None: without one) cannot be trained on as asked."""
+    """Raise UserError if the settings do not fit these splits (rows of each; None: rows without a split)."""
     names = sorted(name for name, count in splits.items() if name is not None and count)
     if not splits.get("train") and not splits.get(None):
-        raise UserError(f"{where} has no training rows: its splits are {', '.join(names)}")
+        raise UserError(
+            f"{where} has no training rows: it has the splits {', '.join(names)}; expected `train`, or none"
+        )
     if config.validation_fraction is not None and "validation" in names:
         raise UserError(
-            f"--validation {config.validation}: {where} has validation rows already; leave the option away"
+            f"--validation {config.validation}: {where} already has validation rows; leave out the option"
         )
     named = config.validation if config.validation_fraction is None else None
     if named == "train":
-        raise UserError("--validation train: the model would be validated on what it is trained on")
+        raise UserError(
+            "--validation train: the model would be validated on the rows it is trained on; "
+            "give another split, or a fraction such as 0.2"
+        )
     if named and named not in names:
         raise UserError(
             f"--validation {config.validation}: {where} has no such split: it has "
             f"{', '.join(names) or 'no splits'}; give one of those, or a fraction such as 0.2"
         )
-    _check_workers(config, where, splits.get("train", 0) + splits.get(None, 0))
-    _check_watched(config, config.validation is not None or "validation" in names)
+    has_validation = config.validation is not None or "validation" in names
+    _check_counts(config, where, splits.get("train", 0) + splits.get(None, 0), has_validation)
 
 
 def check_rows(config: TrainConfig, where: str, training: Rows, validation: Rows) -> None:
-    """Raise UserError if the rows that are left cannot be trained on."""
+    """Raise UserError if these rows, without those of bad images, cannot be trained on."""
     if config.validation_fraction is not None and not (training.paths and validation.paths):
-        raise UserError(f"--validation {config.validation} leaves no rows on one side")
+        empty = "validation" if training.paths else "training"
+        raise UserError(
+            f"--validation {config.validation} leaves no {empty} rows of {where}: give another fraction"
+        )
     if len(set(training.labels)) < 2:
         raise UserError(
-            f"{where} has {len(training.labels)} training rows, all of one class: a head needs at least two"
+            f"the {len(training.labels)} training rows of {where} are all of one class, but a head needs at "
+            "least two classes: add images of another class"
         )
-    _check_workers(config, where, len(training.paths))
-    _check_watched(config, bool(validation.paths))
+    _check_counts(config, where, len(training.paths), bool(validation.paths))
 
 
-def _check_workers(config: TrainConfig, where: str, rows: int) -> None:
+def _check_counts(config: TrainConfig, where: str, rows: int, has_validation: bool) -> None:
     if rows < config.workers:
         raise UserError(
             f"--workers {config.workers}: {where} has only {rows} training rows; "
             "expected at least one for each worker"
         )
-
-
-def _check_watched(config: TrainConfig, validates: bool) -> None:
-    used = config.keeps_best or config.early_stopping is not None
-    if used and config.monitor.startswith("val_") and not validates:
+    is_used = config.keeps_best or config.early_stopping is not None
+    if is_used and config.monitor.startswith("val_") and not has_validation:
         raise UserError(
             f"{config.monitor} decides which epoch is the best, but there are no validation rows: add "
             "--validation 0.2, or give images with train/ and validation/"
         )
-
-
-def _divide(config: TrainConfig, rows: Iterable[Rows], shape: tuple[int, ...]) -> tuple[Rows, Rows]:
-    """The training rows and the validation rows among these."""
-    found: dict[str, list[Rows]] = {"training": [], "validation": []}
-    for some in rows:
-        use = np.array(
-            [part(config, split, path) or "" for split, path in zip(some.splits, some.paths, strict=True)]
-        )
-        for name, chosen in found.items():
-            chosen.append(some.where(use == name))
-    return Rows.join(found["training"], shape), Rows.join(found["validation"], shape)

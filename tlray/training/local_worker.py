@@ -1,17 +1,18 @@
-"""The only worker of a training in the command's own process, and where its checkpoints lie."""
+"""The only worker of a training without Ray, in the command's own process, and its checkpoints."""
 
 from __future__ import annotations
 
 import posixpath
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tlray.core.storage import Folder
+from tlray.training.worker.task import Report
 
 _WHOLE = "whole"
-"""Written last into the folder of a checkpoint."""
+"""The last file that is written into the folder of a checkpoint."""
 
 
 class LocalWorker:
@@ -19,22 +20,17 @@ class LocalWorker:
 
     rank, count = 0, 1
 
-    def __init__(self, work: Folder, report: Callable[[dict[str, float]], None]) -> None:
-        """Keep checkpoints in a folder.
-
-        Args:
-            work: of the model; it is removed when the model is complete.
-            report: called with the metrics of each epoch.
-        """
+    def __init__(self, work: Folder, report: Report) -> None:
+        """Keep checkpoints in `work`, a folder that is removed when the model is complete."""
         self.report = report
-        # What a killed process leaves there is removed with the work.
+        # The job removes this folder when the model is complete, and with it the files of a killed process.
         self.scratch = work.path if work.is_local else None
         self._checkpoints = work.child("local")
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:
-        """A copy of the last checkpoint, of an earlier process too, while the block lasts."""
-        whole = [name for name in self._names() if self._checkpoints.is_file(f"{name}/{_WHOLE}")]
+        names = self._checkpoints.names()
+        whole = [name for name in names if self._checkpoints.is_file(f"{name}/{_WHOLE}")]
         if not whole:
             yield None
             return
@@ -47,9 +43,8 @@ class LocalWorker:
             yield copy
 
     def save(self, folder: str | None) -> None:
-        """Keep a copy of this folder as the checkpoint."""
         assert folder is not None
-        before = self._names()
+        before = self._checkpoints.names()
         new = f"{int(before[-1]) + 1 if before else 0:06d}"
         for path in Path(folder).rglob("*"):
             if path.is_file():
@@ -57,6 +52,3 @@ class LocalWorker:
         self._checkpoints.write(f"{new}/{_WHOLE}", b"")
         for name in before:
             self._checkpoints.remove(name)
-
-    def _names(self) -> list[str]:
-        return self._checkpoints.names()

@@ -1,4 +1,4 @@
-"""A model's folder while a job writes to it: claimed, gone on with, given up, or found finished."""
+"""The folder of a model while a job writes to it: reserved for the job, continued, given up or finished."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tlray.core.storage import Folder
 from tlray.models.model import Model, ModelManifest
 
 WORK = ".training"
-"""In the model's folder as long as it is not complete; only beside it are other files of an earlier run."""
+"""The folder for work in progress, inside the model's folder until the model is complete."""
 _JOB = "job.json"
 _CIRCUMSTANCES = ("workers", "min_workers", "actors", "gpus_per_actor", "max_bad_fraction")
+"""Settings that a job may be continued with other values of."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(TrainingSummary):
-    """What `fit` or `finetune` has made."""
+    """The result of `fit` or `finetune`."""
 
     out: str
     """The URI of the model."""
@@ -33,27 +34,24 @@ class TrainResult(TrainingSummary):
     first_errors: list[ImageError]
     """The first three error rows of this run, in the order of the listing."""
     errors_uri: str | None
-    """Where all error rows are; None if there are none."""
+    """The folder with all error rows; None if there are none."""
 
 
 @contextmanager
 def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
-    """Claim a model's folder for a job, or go on with the same job there.
+    """Reserve a model's folder for a new or continued job; raise UserError if it holds something else.
 
-    A UserError that leaves the block leaves nothing behind.
-
-    Raises:
-        UserError: the folder holds another job, or other files, or another command writes to it.
+    If a UserError leaves the block, the files of a new job are removed.
     """
     with folder.locked():
         work = folder.child(WORK)
-        begun = work.is_file(_JOB)
-        if begun and json.loads(work.read(_JOB)) != plain(job):
+        is_begun = work.is_file(_JOB)
+        if is_begun and json.loads(work.read(_JOB)) != plain(job):
             raise UserError(
                 f"{folder.uri} holds another job, which is not finished: choose another folder, "
                 "or remove this one"
             )
-        if not begun:
+        if not is_begun:
             if any(not name.endswith(".tmp") and name != WORK for name in folder.names()):
                 raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
             folder.remove(WORK)
@@ -61,22 +59,18 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
         except UserError:
-            if not begun:
+            if not is_begun:
                 folder.remove(WORK)
             raise
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that make a training another one: not how many workers, or bad images, there may be."""
+    """Return the settings that identify a training, which are all except `_CIRCUMSTANCES`."""
     return {name: value for name, value in asdict(config).items() if name not in _CIRCUMSTANCES}
 
 
 def finished(folder: Folder, job: Mapping[str, Any]) -> TrainResult | None:
-    """The result of the same job, if it was finished before.
-
-    Raises:
-        UserError: the model there is of another job.
-    """
+    """Return the result of this job if it is finished; raise UserError if the model is of another job."""
     if not folder.is_file(MANIFEST):
         return None
     manifest = Model.open(folder.uri).manifest
@@ -84,14 +78,14 @@ def finished(folder: Folder, job: Mapping[str, Any]) -> TrainResult | None:
         raise UserError(
             f"{folder.uri} holds a model of another job: choose another folder, or remove this one"
         )
-    folder.remove(WORK)  # An earlier run may have been killed just before it did so.
+    folder.remove(WORK)  # An earlier run may have been killed just before it removed this.
     return result(folder, manifest, was_complete=True)
 
 
 def result(
     folder: Folder, manifest: ModelManifest, first_errors: Sequence[ImageError] = (), *, was_complete: bool
 ) -> TrainResult:
-    """What a command that trains tells of the model in a folder."""
+    """Return the result of a command that trains, from the manifest of its model."""
     summary = {field.name: getattr(manifest, field.name) for field in fields(TrainingSummary)}
     return TrainResult(
         **summary,

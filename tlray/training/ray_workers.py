@@ -1,4 +1,4 @@
-"""Runs the training loop on N Ray Train workers and brings back what they report."""
+"""Runs the training loop on N Ray Train workers, and passes on what they report and return."""
 
 from __future__ import annotations
 
@@ -20,45 +20,38 @@ from tlray.core import private
 from tlray.core.errors import JobError, TlrayError, UserError
 from tlray.core.storage import Folder
 from tlray.training.view_stream import STREAM_CPUS
-from tlray.training.worker.task import Worker
+from tlray.training.worker.task import Report, Worker
 
-Report = Callable[[dict[str, float]], None]
-_FAILURES, _LOSSES = 3, 30
-"""How often training may fail, and how often where nodes are expected to go."""
+_FAILURES, _ELASTIC_FAILURES = 3, 30
+"""How often a training may fail; with a range of workers more often, because nodes are expected to leave."""
 _RESIZE_SECONDS = 60
-"""How often it is looked whether there is room for more workers, which costs the epoch that is under way."""
+"""Seconds between two checks for room for more workers. Taking them in costs the current epoch."""
 
 
 class RayWorker:
-    """The `Worker` of a training on Ray; its checkpoints lie in the storage of the run."""
+    """The `Worker` of a training on Ray; its checkpoints are in the storage of the run."""
 
     def __init__(self, report: Report) -> None:
-        """Be the worker that Ray Train has made of this process.
-
-        Args:
-            report: called by the first worker with the metrics of each epoch.
-        """
+        """Take rank and count from Ray Train; only the first worker calls `report`."""
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.count: int = context.get_world_size()
         self.report: Report = report if self.rank == 0 else lambda metrics: None
-        # A worker runs in a folder of Ray's, which Ray removes if the worker is killed.
+        # Ray gives each worker a current folder, and removes it if the worker is killed.
         self.scratch: str | None = "."
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:
-        """The folder of the last checkpoint of this run, of an earlier driver too, while the block lasts."""
         checkpoint = ray.train.get_checkpoint()
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             yield folder
 
     def save(self, folder: str | None) -> None:
-        """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
         ray.train.report({}, checkpoint=Checkpoint.from_directory(folder) if folder else None)
 
 
 class _TensorFlowBackend(Backend):
-    """Tells TensorFlow where the other workers are."""
+    """Tells TensorFlow the addresses of all workers."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         private.exchange(worker_group, _free_address, _set_tf_config)
@@ -71,11 +64,11 @@ class _TensorFlowConfig(BackendConfig):
 
 
 def _free_address() -> str:
-    """An address of this node, with a port that is free now."""
+    """Return an address of this node with a port that is free now."""
     address = ray.util.get_node_ip_address()
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
@@ -85,19 +78,15 @@ def _set_tf_config(addresses: list[str], rank: int) -> None:
     os.environ["TF_CONFIG"] = json.dumps(task)
 
 
-def check(workers: int, streaming: bool) -> int:
-    """Whether so many workers can be; gives the GPUs of this Ray.
-
-    Raises:
-        UserError: there are not enough CPUs or GPUs.
-    """
+def check_resources(workers: int, streaming: bool) -> int:
+    """Raise UserError if this Ray lacks CPUs or GPUs for this many workers; return its number of GPUs."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0)
     available = min(gpus or workers, int(cpus / (1 + STREAM_CPUS if streaming else 1)))
     if workers > available:
         raise UserError(
-            f"--workers or --min-workers {workers}: expected at most {available}, for which this Ray has "
-            f"CPUs and GPUs ({cpus:g} and {gpus}); with --min-workers a training can begin with fewer"
+            f"--workers or --min-workers {workers}: this Ray has {cpus:g} CPUs and {gpus} GPUs, enough for "
+            f"{available} workers: give fewer, or let the training begin with fewer by --min-workers"
         )
     return gpus
 
@@ -112,38 +101,27 @@ def run(
     streaming: bool,
     report: Report,
 ) -> Any:
-    """Train on every worker, from the last checkpoint in the storage if there is one.
+    """Train on every worker, from the last checkpoint if there is one; return the first worker's result.
 
-    Args:
-        train: called in each worker with the task and the worker.
-        task: lies in Ray's object store, once for each node, where its arrays are read without a copy.
-        workers: the least and the most. If fewer than the most are there, it goes on from the last checkpoint
-            with as many as there is room for, and again with more when there is.
-        storage: a folder that all nodes see, for checkpoints and Ray Train's own state.
-        packages: the versions that every process must have.
-        streaming: each worker also needs room for tasks that decode and an actor with the frozen network.
-        report: called here with what the first worker reports of each epoch.
-
-    Returns:
-        What `train` returned on the first worker.
-
-    Raises:
-        UserError: raised by `train`, or as of `check` and `nodes.check`.
-        JobError: training failed.
+    Ray's object store holds `task` once for each node, and workers read its arrays there without a copy.
+    `workers` are the least and the most. With room for fewer than the most, the training uses as many as
+    there is room for; when that changes, it continues from the last checkpoint. All nodes must see `storage`,
+    which also holds Ray Train's own state.
     """
     least, most = workers
-    gpus = check(least, streaming)
+    gpus = check_resources(least, streaming)
     nodes.check(packages, storage)
     epochs = Queue(actor_options={"num_cpus": 0})
 
     def work(config: Mapping[str, Any]) -> Any:
-        nodes.agree(packages)  # Raised, unlike what all workers would find: the others must end too.
+        # Raise this error instead of returning it: only some workers may find it, and all must end.
+        nodes.agree(packages)
         try:
             return train(ray.get(config["task"]), RayWorker(epochs.put))
         except (TlrayError, ValueError, TypeError) as error:
-            return error  # Raised, it would be tried again, and come again.
+            return error  # If it were raised, Ray Train would try again and fail again.
         except Exception as error:
-            # From within a stream it comes as an error of TensorFlow. Several workers must end together.
+            # TensorFlow wraps errors of a stream. Several workers must end together, so they raise it again.
             if "tlray.core.errors." in str(error) and most == 1:
                 return JobError(session.reason(error))
             raise
@@ -156,7 +134,7 @@ def run(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=gpus > 0,
-            # On CPUs each takes all cores of its node.
+            # On CPUs each worker uses all cores of its node.
             placement_strategy="PACK" if gpus else "SPREAD",
             # A streaming worker shares its GPU with the network that feeds it.
             resources_per_worker={"CPU": 1, **({"GPU": 0.5 if streaming else 1} if gpus else {})},
@@ -166,7 +144,7 @@ def run(
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=_FAILURES if least == most else _LOSSES),
+            failure_config=FailureConfig(max_failures=_FAILURES if least == most else _ELASTIC_FAILURES),
         ),
     )
     try:
@@ -176,16 +154,16 @@ def run(
 
 
 def _outcome(trainer: Any, epochs: Queue, report: Report) -> Any:
-    """Wait for the end, passing reports on; errors as in `run`."""
-    found: list[Any] = []
+    """Run the training and pass on its reports; return and raise what `run` does."""
+    outcomes: list[Any] = []
 
     def fit() -> None:
         try:
-            found.append(trainer.fit().return_value)
+            outcomes.append(trainer.fit().return_value)
         except Exception as error:
-            found.append(error)
+            outcomes.append(error)
 
-    # In a thread of its own, or Ray Train would take over Ctrl-C.
+    # Ray Train would handle Ctrl-C itself if it ran in the main thread.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     while thread.is_alive() or not epochs.empty():
@@ -193,7 +171,7 @@ def _outcome(trainer: Any, epochs: Queue, report: Report) -> Any:
             report(epochs.get(timeout=0.2))
         except Empty:
             continue
-    (outcome,) = found
+    (outcome,) = outcomes
     if isinstance(outcome, UserError):
         raise outcome
     if isinstance(outcome, Exception):

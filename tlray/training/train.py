@@ -1,18 +1,14 @@
-"""What `fit` and `finetune` share: running the training on the workers, and the model's folder."""
+"""The part that `fit` and `finetune` share: it trains on the workers and writes the model's folder."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-
+from tlray.core.config import TrainConfig
 from tlray.core.errors import JobError, TlrayError
 from tlray.core.manifest import MANIFEST, package_versions, versions
 from tlray.core.record import dump
@@ -20,89 +16,104 @@ from tlray.core.results import TrainingSummary, TrainingTime
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
 from tlray.features import bottleneck, part_files
-from tlray.features.bottleneck import ShardTiming
 from tlray.models import registry
 from tlray.models.model import FORMAT, ModelManifest
+from tlray.training.holdout import TrainingData
 from tlray.training.local_worker import LocalWorker
 from tlray.training.model_folder import WORK, TrainResult, result
+from tlray.training.starting_point import StartingPoint
 from tlray.training.worker import early_stopping
-from tlray.training.worker.task import Task, Trained, Worker
-
-Report = Callable[[dict[str, float]], None]
-"""Called with the metrics of each epoch: epoch (from 1), loss, accuracy and, with validation rows, val_loss
-and val_accuracy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What the manifest of a model says besides what the training finds out."""
-
-    job: Mapping[str, Any]
-    """All that the weights depend on."""
-    classes: list[str]
-    """In the order of the model's output."""
-    images: str
-    """The URI of the images."""
-    split: float | None
-    """The fraction of them that was assigned to `train`; None if none was."""
-    split_seed: int | None
-    stage: Mapping[str, Any]
-    """What to say of this stage of the model's training: command, from, augment, views."""
-    earlier_stages: Sequence[Mapping[str, Any]] = ()
+from tlray.training.worker.task import Report, Task, Trained, Worker, targets
 
 
 def run(
-    task: Task,
+    config: TrainConfig,
+    starting_point: StartingPoint,
+    data: TrainingData,
     folder: Folder,
-    about: About,
     *,
-    errors: pa.Table,
+    job: Mapping[str, Any],
+    classes: list[str],
+    facts: Mapping[str, Any],
+    stage: Mapping[str, Any],
     started: float,
     report: Report,
-    passes: Sequence[ShardTiming] = (),
     local: bool = False,
+    checkpoint_seconds: float = 0,
 ) -> TrainResult:
-    """Train on the Ray this process is connected to, or in this process, and write the model.
+    """Train, and write the model into its folder, which the caller has reserved.
 
-    Args:
-        task: what is trained, on what.
-        folder: of the model, reserved.
-        about: more for the manifest.
-        errors: the images that could not be decoded, with the columns of `part_files.ERRORS`.
-        started: when the command was, by `time.monotonic`.
-        report: called with the metrics of each epoch.
-        passes: what was done of images before the training.
-        local: train in this process, without Ray.
-
-    Raises:
-        UserError: the head or the cut does not fit.
-        JobError: training failed.
+    `facts` are the entries images, split and split_seed of the manifest; `stage` has the entries command,
+    from, augment and views of this training. `local` trains in this process, without the Ray that it must be
+    connected to otherwise.
     """
+    task = _task(config, starting_point, data, classes, checkpoint_seconds)
     work = folder.child(WORK)
     trained = _train_here(task, work, report) if local else _train_on_ray(task, work, report)
-    manifest = _manifest(task, about, trained, passes, errors.num_rows, time.monotonic() - started)
+    summary = _summary(task, trained, data, time.monotonic() - started)
+    stages = [
+        *starting_point.stages,
+        {**stage, "head": task.head.name, "monitor": config.monitor, **trained.counts, **summary.to_json()},
+    ]
+    manifest = ModelManifest(
+        **vars(summary),
+        format=FORMAT,
+        **facts,
+        job=dict(job),
+        provenance=task.frozen.provenance,
+        end=task.end,
+        head=task.head.name,
+        classes=classes,
+        stages=stages,
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     for name, content in trained.files.items():
         folder.write(name, content)
-    folder.write("history.csv", _csv(trained.history))
-    if errors.num_rows:
-        part_files.write_errors(folder, 0, errors, {"job": about.job})
+    header, rows = ",".join(trained.history[0]), [map(str, row.values()) for row in trained.history]
+    folder.write("history.csv", "\n".join([header, *map(",".join, rows), ""]).encode())
+    if data.errors.num_rows:
+        part_files.write_errors(folder, 0, data.errors, {"job": job})
     folder.write(MANIFEST, dump(manifest, indent=2).encode())
     folder.remove(WORK)
-    return result(folder, manifest, part_files.first_errors(errors), was_complete=False)
+    return result(folder, manifest, part_files.first_errors(data.errors), was_complete=False)
 
 
-def _manifest(
-    task: Task, about: About, trained: Trained, passes: Sequence[ShardTiming], errors: int, seconds: float
-) -> ModelManifest:
+def _task(
+    config: TrainConfig,
+    starting_point: StartingPoint,
+    data: TrainingData,
+    classes: Sequence[str],
+    checkpoint_seconds: float,
+) -> Task:
+    validation = data.validation
+    return Task(
+        config=config,
+        learning_rate=starting_point.learning_rate(config),
+        head=starting_point.head,
+        classes=len(classes),
+        frozen=starting_point.frozen,
+        end=starting_point.end,
+        head_weights=starting_point.head_weights,
+        features=None if data.source else data.training.features,
+        targets=targets(data.training, classes),
+        validation=(validation.features, targets(validation, classes)) if validation.paths else None,
+        source=data.source,
+        has_views=data.has_views,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def _summary(task: Task, trained: Trained, data: TrainingData, seconds: float) -> TrainingSummary:
     history, config = trained.history, task.config
     kept = early_stopping.kept(history, config)
     stopped = len(history) < config.epochs or early_stopping.stops(history, config)
-    spent = TrainingTime(
+    time_spent = TrainingTime(
         training=round(trained.seconds, 3),
         waited=round(trained.waited, 3),
-        inference=bottleneck.inference_time(passes),
+        inference=bottleneck.inference_time(data.passes),
     )
-    summary = TrainingSummary(
+    return TrainingSummary(
         rows=len(task.targets),
         validation_rows=len(task.validation[1]) if task.validation else 0,
         epochs=len(history),
@@ -110,34 +121,12 @@ def _manifest(
         stopped_epoch=len(history) - 1 if stopped else None,
         trainable_tensors=trained.counts["trainable_tensors"],
         tensors=trained.counts["tensors"],
-        errors=errors,
+        errors=data.errors.num_rows,
         metrics={name: value for name, value in history[kept].items() if name != "epoch"},
         history=[dict(metrics) for metrics in history],
         seconds=round(seconds, 3),
-        limited_by=bottleneck.judge_training(spent, seconds),
-        time=spent,
-    )
-    stage = {
-        **about.stage,
-        "head": task.head.name,
-        "monitor": config.monitor,
-        **trained.counts,
-        **summary.to_json(),
-    }
-    return ModelManifest(
-        **vars(summary),
-        format=FORMAT,
-        job=dict(about.job),
-        provenance=task.frozen.provenance,
-        end=task.end,
-        head=task.head.name,
-        classes=about.classes,
-        images=about.images,
-        split=about.split,
-        split_seed=about.split_seed,
-        stages=[*map(dict, about.earlier_stages), stage],
-        versions=versions(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        limited_by=bottleneck.judge_training(time_spent, seconds),
+        time=time_spent,
     )
 
 
@@ -170,16 +159,8 @@ def _train_here(task: Task, work: Folder, report: Report) -> Trained:
 
 
 def _train(task: Task, worker: Worker) -> Trained | None:
-    """Runs in each process that trains."""
+    """Train in one of the processes that train together."""
     prepare_keras(max(1, len(os.sched_getaffinity(0)) // worker.count))
     from tlray.training.worker import loop
 
     return loop.train(task, worker)
-
-
-def _csv(history: list[dict[str, float]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue().encode()

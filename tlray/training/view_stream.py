@@ -1,7 +1,7 @@
-"""Features of new random views in every epoch, streamed into a training worker; nothing is stored.
+"""Streams the features of new random views into a training worker in every epoch, without storing them.
 
-Ray Data decodes and augments in CPU tasks and runs the frozen network in an actor. Each worker has a
-stream of its own, of exactly its rows in exactly their order, so that nothing has to be dealt out.
+Ray Data decodes and augments images in CPU tasks and runs the frozen network in an actor. Each worker has a
+stream of exactly its own rows in their order, so nothing needs to distribute rows to workers.
 """
 
 from __future__ import annotations
@@ -26,63 +26,64 @@ from tlray.images.reader import Place
 from tlray.models.compiled import Network
 from tlray.training.worker.batches import GlobalBatches
 
-ACTOR_CPUS = 0.5
-"""Not 1, as decoding: Ray would fuse the two stages into one process."""
-STREAM_CPUS = 1 + ACTOR_CPUS
-"""What a stream needs at least: one task that decodes, and the actor."""
-_BLOCK_ROWS = 128
+_ACTOR_CPUS = 0.5
+"""The CPUs of the actor. If decoding had the same number, Ray would fuse both into one process."""
+STREAM_CPUS = 1 + _ACTOR_CPUS
+"""The CPUs that a stream needs at least: for one decoding task and the actor."""
+_BLOCK_ROWS, _BATCH = 128, 32
+"""The rows of a block, and those that go through the network at once."""
 _MOST_BLOCKS = 10_000
-"""In one run of Ray Data, which keeps a record of each."""
+"""The blocks of one run of Ray Data, which keeps a record of each."""
+_Step = tuple[int, int, npt.NDArray[np.float32]]
+"""The epoch and step of a batch, and its features, (slots, *shape)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSource:
-    """What every stream needs to know of the training images."""
+    """The training images and the network, as every stream needs them."""
 
     root: Folder
+    """The root of the images."""
     images: Any
-    """Reference to a table in Ray's object store: path, offset and modified of each training row."""
+    """A reference to a table in Ray's object store: path, offset and modified of each training row."""
     views: Views
     image_size: int
+    """The side length of the views, in pixels."""
     max_pixels: int
+    """A larger image, as width times height, is bad."""
     load_network: Callable[[], Network]
 
 
 class ViewStream:
-    """The features of one worker's batches, in their order."""
+    """The features of one worker's batches, in the order of the training."""
 
     def __init__(self, source: ViewSource, batches: GlobalBatches, epochs: range) -> None:
-        self._features = _stream(source, batches, epochs)
+        self._steps = _stream(source, batches, epochs)
         self.waited = 0.0
-        """Seconds that were spent waiting for features."""
+        """Seconds spent waiting for features."""
 
     def take(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The features of the next step, which must be this one."""
+        """Return the features of the next step, (rows, *shape); the arguments must be those of that step."""
         clock = time.perf_counter()
-        found_epoch, found_step, features = next(self._features)
+        next_epoch, next_step, features = next(self._steps)
         self.waited += time.perf_counter() - clock
-        if (found_epoch, found_step, len(features)) != (epoch, step, len(rows)):
-            raise JobError(f"views of {(epoch, step)} expected, and {(found_epoch, found_step)} came")
+        if (next_epoch, next_step, len(features)) != (epoch, step, len(rows)):
+            raise JobError(f"expected views of epoch {epoch}, step {step}; got {next_epoch}, {next_step}")
         return features
 
 
-def _stream(
-    source: ViewSource, batches: GlobalBatches, epochs: range
-) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
-    """The epoch, step and features of every step."""
+def _stream(source: ViewSource, batches: GlobalBatches, epochs: range) -> Iterator[_Step]:
     steps = max(1, _BLOCK_ROWS // batches.slots)
     blocks = (
         {"epoch": epoch, "first": first, "end": min(first + steps, batches.steps)}
         for epoch in epochs
         for first in range(0, batches.steps, steps)
     )
-    while some := list(islice(blocks, _MOST_BLOCKS)):
-        yield from _run(source, batches, some)
+    while chunk := list(islice(blocks, _MOST_BLOCKS)):
+        yield from _run(source, batches, chunk)
 
 
-def _run(
-    source: ViewSource, batches: GlobalBatches, blocks: list[dict[str, int]]
-) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+def _run(source: ViewSource, batches: GlobalBatches, blocks: list[dict[str, int]]) -> Iterator[_Step]:
     import ray.data
 
     from tlray.features.inference_tasks import unpack
@@ -90,7 +91,7 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = None  # A block is decoded as a whole.
+    context.target_max_block_size = None  # Ray Data must not split the pixels of a block.
     context.execution_options.preserve_order = True
     gpus = 0.5 if ray.cluster_resources().get("GPU", 0) else 0
     results = (
@@ -99,53 +100,52 @@ def _run(
         .map_batches(
             _FrozenActor,
             fn_constructor_args=(source.load_network,),
-            batch_size=1,  # Of blocks, each of which is one row; on GPUs Ray wants it said.
+            batch_size=1,  # Each block is one row. With GPUs, Ray Data insists on a batch size.
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=ACTOR_CPUS,
+            num_cpus=_ACTOR_CPUS,
             num_gpus=gpus,
         )
     )
-    found = results.iter_batches(batch_size=None, batch_format="pyarrow")
-    for block, row in zip(blocks, found, strict=True):
+    rows = results.iter_batches(batch_size=None, batch_format="pyarrow")
+    for block, row in zip(blocks, rows, strict=True):
         features = unpack(row)["features"].combine_chunks().to_numpy_ndarray()
         start = 0
         for step in range(block["first"], block["end"]):
-            rows = len(batches.slice(np.arange(batches.rows), step)[0])
-            yield block["epoch"], step, features[start : start + rows]
-            start += rows
+            end = start + len(batches.slice(np.arange(batches.rows), step)[0])
+            yield block["epoch"], step, features[start:end]
+            start = end
 
 
 def _decode(batch: dict[str, npt.NDArray[Any]], source: ViewSource, batches: GlobalBatches) -> pa.Table:
-    """The views of a block of steps, as pixels."""
+    """Return the pixels of the views of a block; padding rows stay black."""
     import ray
 
     from tlray.features.inference_tasks import pack
 
     (epoch,), (first,), (end,) = batch["epoch"], batch["first"], batch["end"]
     order = batches.order(int(epoch))
-    rows = np.concatenate([batches.slice(order, step)[0] for step in range(first, end)])
-    weights = np.concatenate([batches.slice(order, step)[1] for step in range(first, end)])
+    slices = [batches.slice(order, step) for step in range(first, end)]
+    rows, weights = (np.concatenate(arrays) for arrays in zip(*slices, strict=True))
     size = source.image_size
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
     images = ray.get(source.images).take(rows).to_pylist()
     with ImageLoader(source.root, size, source.max_pixels, in_task=True) as load:
-        # In the order of the listing: what is near in an archive is read together.
-        for row in np.argsort(rows):
-            if not weights[row]:
+        # Read in the order of the listing, because images that are close in an archive are read together.
+        for index in np.argsort(rows):
+            if not weights[index]:
                 continue
-            place = Place(**images[row])
+            place = Place(**images[index])
             try:
-                plain = load(place)
+                image = load(place)
             except BadImage as bad:
-                reason = f"could be decoded before training and cannot now: {bad}"
-                raise JobError(f"{place.path} {reason}") from bad
-            pixels[row] = source.views.view(plain, place.path, int(epoch))
+                raise JobError(f"{place.path} can no longer be decoded: {bad}") from bad
+            pixels[index] = source.views.view(image, place.path, int(epoch))
     return pack(pa.table({"pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)}))
 
 
 class _FrozenActor:
-    """Holds the frozen network."""
+    """An actor that runs the frozen network over blocks of pixels."""
 
     def __init__(self, load_network: Callable[[], Network]) -> None:
         self.network = load_network()
@@ -155,5 +155,6 @@ class _FrozenActor:
         from tlray.features.inference_tasks import pack, unpack
 
         pixels = unpack(row)["pixels"].combine_chunks().to_numpy_ndarray()
-        features = np.concatenate([self.network(pixels[n : n + 32]) for n in range(0, len(pixels), 32)])
+        batches = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
+        features = np.concatenate([self.network(batch) for batch in batches])
         return pack(pa.table({"features": pa.FixedShapeTensorArray.from_numpy_ndarray(features)}))

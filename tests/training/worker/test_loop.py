@@ -133,7 +133,7 @@ def train(keras, tmp_path, monkeypatch):
             classes=2,
             frozen=frozen,
             end="pixels",
-            start=None,
+            head_weights=None,
             targets=CLASSES,
             validation=(FEATURES[:HELD_OUT], CLASSES[:HELD_OUT]),
             **options,
@@ -247,7 +247,7 @@ def test_every_epoch_takes_its_view(keras, train, monkeypatch):
 
     monkeypatch.setattr(InMemory, "take", take)
     views = np.stack([np.zeros_like(FEATURES), np.ones_like(FEATURES)], axis=1)
-    train(features=views, views=True)
+    train(features=views, has_views=True)
     # The validation rows, whose mean is neither, are taken as of epoch 0.
     assert {(epoch, mean) for epoch, mean in taken if mean in (0, 1)} == {(0, 0), (1, 1), (2, 0)}
 

@@ -1,8 +1,9 @@
-"""The state of a training: what a checkpoint holds, and what going on from it takes up."""
+"""The state of a training, which a checkpoint holds and a training that is continued restores."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from tlray.core.config import TrainConfig
 from tlray.training.worker import early_stopping
 
 _STATE, _HISTORY, _BEST = "state.npz", "history.json", "best.npz"
-"""The files of a checkpoint; the last only where the best weights are kept."""
+"""The files of a checkpoint; it has the last only if the job keeps the best weights."""
 
 
 class State:
-    """All that training goes on from: weights, dropout, optimizer, history, and the best weights so far."""
+    """Weights, state of dropout and optimizer, history, and the best weights so far, in a local folder."""
 
     def __init__(self, model: keras.Model, config: TrainConfig, folder: Path) -> None:
         self.model, self.config, self.folder = model, config, folder
@@ -31,24 +32,20 @@ class State:
         return [*self.model.weights, *private.seed_states(self.model), *self.model.optimizer.variables]
 
     def restore(self, checkpoint: str) -> None:
-        """Go on from a checkpoint, of which a copy becomes the folder."""
-        for path in Path(checkpoint).rglob("*"):
-            if path.is_file():
-                copy = self.folder / path.relative_to(checkpoint)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(path.read_bytes())
+        """Continue from a checkpoint, and copy its files into the folder."""
+        shutil.copytree(checkpoint, self.folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         self.history = json.loads((self.folder / _HISTORY).read_text())
         for variable, value in zip(self._variables, _read(self.folder / _STATE), strict=True):
             variable.assign(value)
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Take in an epoch."""
+        """Record the metrics of an epoch, and its weights if it is the best so far."""
         self.history.append(metrics)
         if self.config.keeps_best and early_stopping.kept(self.history, self.config) == len(self.history) - 1:
             _write(self.folder / _BEST, self.model.get_weights())
 
     def write(self) -> None:
-        """Bring the folder up to date."""
+        """Bring the files in the folder up to date."""
         (self.folder / _HISTORY).write_text(json.dumps(self.history))
         _write(self.folder / _STATE, [variable.numpy() for variable in self._variables])
 

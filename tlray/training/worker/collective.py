@@ -1,7 +1,11 @@
-"""What makes N training workers one: sums over all of them, of gradients and of batch statistics."""
+"""Sums over all training workers, which make N workers train as one.
+
+They sum gradients, the moments of batch normalisation, and the metrics of each epoch.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +17,7 @@ from tlray.core import private
 
 
 class AllReduce:
-    """The sum of a tensor over all training workers; with one worker, the tensor."""
+    """Sums tensors over all training workers; a single worker gets its tensors back."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -21,7 +25,10 @@ class AllReduce:
         self._collectives = private.start_collectives() if count > 1 else None
 
     def sum(self, tensor: Any) -> Any:
-        """Sum; every worker must call it equally often, inside a traced function. It has a gradient."""
+        """Return the sum over all workers, which can be differentiated.
+
+        All workers must call this equally often, with tensors of the same shape, inside a traced function.
+        """
         if self.count == 1:
             return tensor
 
@@ -37,10 +44,10 @@ class AllReduce:
 
 
 class SyncedModel(keras.Model):
-    """The trained part. Its batch normalisation sees the rows of all workers, and no padding."""
+    """A model whose batch normalisation sees the rows of all workers, and no padding."""
 
     def share_statistics(self, all_reduce: AllReduce) -> None:
-        """Take the moments of a batch over all workers, as one worker would."""
+        """Compute the moments of each batch over all workers."""
         for layer in private.flatten_layers(self):
             if isinstance(layer, keras.layers.BatchNormalization):
                 private.replace_moments(layer, self._moments(layer.axis, all_reduce))
@@ -48,12 +55,12 @@ class SyncedModel(keras.Model):
     def _moments(self, axis: int, all_reduce: AllReduce) -> Callable[[Any, Any], tuple[Any, Any]]:
         def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
             axes = [other for other in range(len(inputs.shape)) if other != axis % len(inputs.shape)]
-            real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
-            counted = tf.broadcast_to(real, tf.shape(inputs))
+            is_real = tf.reshape(tf.sign(self.weights_of_rows), [-1, *([1] * (len(inputs.shape) - 1))])
+            counted = tf.broadcast_to(is_real, tf.shape(inputs))
             count = all_reduce.sum(tf.reduce_sum(counted, axes))
-            mean = all_reduce.sum(tf.reduce_sum(inputs * real, axes)) / count
-            # In two steps: a difference of squares would lose what float32 has.
-            return mean, all_reduce.sum(tf.reduce_sum(tf.square(inputs - mean) * real, axes)) / count
+            mean = all_reduce.sum(tf.reduce_sum(inputs * is_real, axes)) / count
+            # Sum the squared distances from the mean: E[x²] - E[x]² would be too inexact in float32.
+            return mean, all_reduce.sum(tf.reduce_sum(tf.square(inputs - mean) * is_real, axes)) / count
 
         return moments
 
@@ -63,12 +70,12 @@ class SyncedModel(keras.Model):
 
 
 def averaging(optimizer: keras.Optimizer, all_reduce: AllReduce) -> keras.Optimizer:
-    """The same optimizer, made to average the gradients over the workers before each step."""
+    """Return a copy of an optimizer that averages the gradients over the workers before each step."""
     kind: Any = type(optimizer)
 
     class Averaging(kind):
         def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-            # One collective for all: many small ones would wait for each other.
+            # Use one collective operation for all gradients, because many small ones wait for each other.
             flat = all_reduce.sum(tf.concat([tf.reshape(grad, [-1]) for grad in grads], 0)) / all_reduce.count
             parts = tf.split(flat, [int(np.prod(grad.shape)) for grad in grads])
             averaged = [tf.reshape(part, grad.shape) for part, grad in zip(parts, grads, strict=True)]
@@ -76,3 +83,52 @@ def averaging(optimizer: keras.Optimizer, all_reduce: AllReduce) -> keras.Optimi
 
     averaging: keras.Optimizer = Averaging.from_config(optimizer.get_config())
     return averaging
+
+
+class RowMean(keras.metrics.MeanMetricWrapper):
+    """The mean over real rows, each of which counts once, whatever its weight in the loss."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        super().update_state(y_true, y_pred, keras.ops.sign(sample_weight))
+
+
+class GlobalEpochs(keras.callbacks.Callback):
+    """Replaces the logs of an epoch by the metrics over the rows of all workers.
+
+    It must come before the callbacks that read the logs.
+    """
+
+    def __init__(
+        self,
+        all_reduce: AllReduce,
+        metrics: list[RowMean],
+        validation: tf.data.Dataset | None,
+        checkpoint_seconds: float,
+    ) -> None:
+        super().__init__()
+        self.metrics, self.validation = metrics, validation
+        self.checkpoint_seconds, self.last_checkpoint = checkpoint_seconds, time.monotonic()
+        self.is_due = False
+        """Whether a checkpoint is due after the last epoch."""
+        self._sum = tf.function(all_reduce.sum, autograph=False)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        means, self.is_due = self._means()
+        logs.clear()
+        logs.update(means)
+        if self.validation is not None:
+            self.model.evaluate(self.validation, verbose=0)
+            logs.update({f"val_{name}": value for name, value in self._means()[0].items()})
+        if self.is_due:
+            self.last_checkpoint = time.monotonic()
+
+    def _means(self) -> tuple[dict[str, float], bool]:
+        """Return the metrics over all workers, and whether a checkpoint is due on any of them."""
+        is_due = time.monotonic() - self.last_checkpoint >= self.checkpoint_seconds
+        sums = [*(private.weighted_sum(metric) for metric in self.metrics), (is_due, 0)]
+        *totals, (workers_due, _) = self._sum(tf.constant(np.array(sums, np.float64))).numpy()
+        means = {
+            metric.name.removeprefix("row_"): float(total / count)
+            for metric, (total, count) in zip(self.metrics, totals, strict=True)
+        }
+        return means, bool(workers_due)

@@ -1,4 +1,4 @@
-"""Which epoch of a training is the best, and when it is time to stop."""
+"""Which epoch of a training is the best, and when the training stops early."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from tlray.core.config import TrainConfig
 
 History = Sequence[Mapping[str, float]]
-"""Of each epoch: epoch (from 1), loss, accuracy and, with validation rows, val_loss, val_accuracy."""
+"""For each epoch: epoch (from 1), loss, accuracy and, with validation rows, val_loss and val_accuracy."""
 
 
 def best(history: History, monitor: str) -> int:
-    """The place of the best epoch: the lowest loss or the highest accuracy, and the first of equals.
+    """Return the index of the first epoch with the lowest loss or the highest accuracy.
 
-    As Keras' EarlyStopping with min_delta 0: an epoch must be better, not as good, to count.
+    This is Keras' EarlyStopping with min_delta 0: an epoch that is only as good does not count.
     """
     sign = -1 if monitor.endswith("accuracy") else 1
     values = [sign * metrics[monitor] for metrics in history]
@@ -22,12 +22,12 @@ def best(history: History, monitor: str) -> int:
 
 
 def stops(history: History, config: TrainConfig) -> bool:
-    """Whether training ends with the last of these epochs because of `early_stopping`."""
+    """Return whether `early_stopping` ends the training after these epochs."""
     if config.early_stopping is None or not history:
         return False
     return len(history) - 1 - best(history, config.monitor) >= config.early_stopping
 
 
 def kept(history: History, config: TrainConfig) -> int:
-    """The place of the epoch whose weights the model has."""
+    """Return the index of the epoch whose weights the model gets."""
     return best(history, config.monitor) if config.keeps_best else len(history) - 1

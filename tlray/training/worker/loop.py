@@ -1,4 +1,4 @@
-"""The training loop of one Ray Train worker: plain Keras, with gradients averaged over the workers."""
+"""The training loop of one worker: plain Keras, with gradients averaged over all workers."""
 
 from __future__ import annotations
 
@@ -22,32 +22,23 @@ from tlray.training.view_stream import ViewStream
 from tlray.training.worker import early_stopping
 from tlray.training.worker.batches import GlobalBatches
 from tlray.training.worker.checkpoint import State
-from tlray.training.worker.collective import AllReduce, SyncedModel, averaging
-from tlray.training.worker.dataset import Features, InMemory, Slices
-from tlray.training.worker.metrics import GlobalEpochs, RowMean
+from tlray.training.worker.collective import AllReduce, GlobalEpochs, RowMean, SyncedModel, averaging
+from tlray.training.worker.dataset import Features, InMemory, dataset
 from tlray.training.worker.task import Task, Trained, Worker
 
 _TENSORBOARD = "tensorboard"
 
 
 def train(task: Task, worker: Worker) -> Trained | None:
-    """Train what comes after the cut and assemble the model; goes on from the last checkpoint.
-
-    Args:
-        task: the same for all workers.
-        worker: this one.
-
-    Returns:
-        The model; None on all workers but the first.
-
-    Raises:
-        UserError: the head does not fit, or the network cannot be cut there.
-    """
+    """Train from the last checkpoint, if there is one; only the first worker returns the result."""
     config = task.config
     # TensorFlow must know the other workers before it computes anything.
     all_reduce = AllReduce(worker.count)
     keras.utils.set_random_seed(config.seed)
-    model = _build(task)
+    part = trained_part(task.frozen, task.end, task.head, task.classes)
+    if task.head_weights is not None:
+        part.get_layer("classifier").set_weights(task.head_weights)
+    model = SyncedModel(part.input, part.output, name=part.name)
     batches = GlobalBatches(
         rows=len(task.targets),
         batch_size=config.batch_size,
@@ -62,19 +53,18 @@ def train(task: Task, worker: Worker) -> Trained | None:
             if checkpoint is not None:
                 state.restore(checkpoint)
         _drop_differently(model, worker.rank)
-        ahead = range(len(state.history), config.epochs)
-        clock, waited = time.monotonic(), 0.0
-        if ahead and not early_stopping.stops(state.history, config):
-            features = _features(task, batches, ahead)
-            slices = Slices(features, task.targets, batches, model, _class_weights(task))
-            validation = _validation(task, slices)
+        epochs_left = range(len(state.history), config.epochs)
+        started, waited = time.monotonic(), 0.0
+        if epochs_left and not early_stopping.stops(state.history, config):
+            features = _features(task, batches, epochs_left)
+            validation = _validation(task, worker, model)
             epochs = GlobalEpochs(all_reduce, metrics, validation, task.checkpoint_seconds)
 
             def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
                 state.add({"epoch": epoch + 1, **logs})
                 model.stop_training = early_stopping.stops(state.history, config)
                 worker.report(state.history[-1])
-                if epochs.due:
+                if epochs.is_due:
                     if worker.rank == 0:
                         state.write()
                     worker.save(folder if worker.rank == 0 else None)
@@ -82,82 +72,74 @@ def train(task: Task, worker: Worker) -> Trained | None:
             callbacks = [
                 epochs,
                 *(_tensorboard(state.folder) if config.tensorboard and worker.rank == 0 else ()),
-                # The last, so that what the others write is part of the checkpoint.
+                # This comes last, so that the checkpoint has what the other callbacks write.
                 keras.callbacks.LambdaCallback(on_epoch_end=finish_epoch),
             ]
             model.fit(
-                slices.dataset(ahead),
+                dataset(features, task.targets, batches, model, epochs_left, _class_weights(task)),
                 steps_per_epoch=batches.steps,
-                initial_epoch=ahead.start,
-                epochs=ahead.stop,
+                initial_epoch=epochs_left.start,
+                epochs=epochs_left.stop,
                 shuffle=False,
                 verbose=0,
                 callbacks=callbacks,
             )
             waited = features.waited
-        seconds = time.monotonic() - clock
+        seconds = time.monotonic() - started
         return _finish(state, task, seconds, waited) if worker.rank == 0 else None
 
 
 def _features(task: Task, batches: GlobalBatches, epochs: range) -> Features:
-    """The features of this worker's batches: from memory, or streamed."""
     if task.source is not None:
         return ViewStream(task.source, batches, epochs)
     assert task.features is not None
-    return InMemory(task.features, task.views)
+    return InMemory(task.features, task.has_views)
 
 
 def _class_weights(task: Task) -> npt.NDArray[np.float32] | None:
-    """The weight of each class in the loss, (classes,), which makes all classes count the same."""
+    """Return the weight of each class in the loss, (classes,), with which all classes count the same."""
     if not task.config.class_weights:
         return None
     counts = np.bincount(task.targets, minlength=task.classes)
     return (len(task.targets) / (task.classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-def _build(task: Task) -> SyncedModel:
-    """The trained part, with the weights it starts from."""
-    part = trained_part(task.frozen, task.end, task.head, task.classes)
-    if task.start is not None:
-        part.get_layer("classifier").set_weights(task.start)
-    return SyncedModel(part.input, part.output, name=part.name)
-
-
-def _validation(task: Task, training: Slices) -> tf.data.Dataset | None:
-    """This worker's part of the validation rows, in their own order."""
+def _validation(task: Task, worker: Worker, model: keras.Model) -> tf.data.Dataset | None:
+    """Return this worker's part of the validation rows, in the order they have."""
     if task.validation is None:
         return None
     features, targets = task.validation
-    workers, rank = training.batches.workers, training.batches.rank
-    # As many as make a step of sensible size, whatever the rows are.
-    batch_size = max(workers, min(1024, (64 << 20) // max(1, features[0].nbytes)))
-    batches = GlobalBatches(rows=len(targets), batch_size=batch_size, workers=workers, rank=rank, seed=None)
-    return Slices(InMemory(features), targets, batches, training.model).dataset(range(1))
+    # A step takes up to 1,024 rows, but at most 64 MiB.
+    batch_size = max(worker.count, min(1024, (64 << 20) // max(1, features[0].nbytes)))
+    batches = GlobalBatches(
+        rows=len(targets), batch_size=batch_size, workers=worker.count, rank=worker.rank, seed=None
+    )
+    return dataset(InMemory(features), targets, batches, model, range(1))
 
 
 def _tensorboard(folder: Path) -> list[keras.callbacks.Callback]:
-    """Writes logs to a folder named by date and time, and goes on in the same after a checkpoint."""
-    begun = sorted((folder / _TENSORBOARD).glob("*"))
-    logs = begun[0] if begun else folder / _TENSORBOARD / f"{datetime.now():%Y%m%d-%H%M%S}"
+    """Write logs to a folder named by date and time, and after a checkpoint to the same folder again."""
+    existing = sorted((folder / _TENSORBOARD).glob("*"))
+    logs = existing[0] if existing else folder / _TENSORBOARD / f"{datetime.now():%Y%m%d-%H%M%S}"
     return [keras.callbacks.TensorBoard(str(logs), histogram_freq=1)]
 
 
 def _finish(state: State, task: Task, seconds: float, waited: float) -> Trained:
-    """The files of the model. A fresh copy is saved: the trained one would bring its optimizer along."""
+    """Save a new copy of the model, because the trained one would include its optimizer."""
     trained = trained_part(task.frozen, task.end, task.head, task.classes)
     trained.set_weights(state.kept_weights())
-    below = task.frozen.build()
-    below.trainable = True
-    own, frozen_ones = trained.trainable_variables, below.trainable_variables
+    frozen = task.frozen.build()
+    frozen.trainable = True
+    trained_variables, frozen_variables = trained.trainable_variables, frozen.trainable_variables
     counts = {
-        "trainable_tensors": len(own),
-        "tensors": len(own) + len(frozen_ones),
-        "trainable_parameters": _size(own),
-        "parameters": _size(own) + _size(frozen_ones),
+        "trainable_tensors": len(trained_variables),
+        "tensors": len(trained_variables) + len(frozen_variables),
+        "trainable_parameters": _size(trained_variables),
+        "parameters": _size(trained_variables) + _size(frozen_variables),
     }
     assemble(task.frozen, trained).save(state.folder / NETWORK)
-    kept = [state.folder / NETWORK, *(state.folder / _TENSORBOARD).rglob("*")]
-    files = {str(path.relative_to(state.folder)): path.read_bytes() for path in kept if path.is_file()}
+    paths = [state.folder / NETWORK, *(state.folder / _TENSORBOARD).rglob("*")]
+    files = {str(path.relative_to(state.folder)): path.read_bytes() for path in paths if path.is_file()}
     return Trained(files, state.history, counts, seconds, waited)
 
 
@@ -166,7 +148,7 @@ def _size(variables: Sequence[Any]) -> int:
 
 
 def _drop_differently(model: keras.Model, rank: int) -> None:
-    """Give the dropout of each worker a seed of its own; the first worker keeps Keras'."""
+    """Give the dropout of each worker its own seed; the first worker keeps that of Keras."""
     for variable in private.seed_states(model):
         seed, count = (int(value) for value in variable.numpy())
         variable.assign([(seed + rank * 0x9E3779B9) % 2**32, count])
@@ -174,23 +156,23 @@ def _drop_differently(model: keras.Model, rank: int) -> None:
 
 def _compile(model: SyncedModel, task: Task, steps: int, all_reduce: AllReduce) -> list[RowMean]:
     """Compile with the head's loss and the user's optimizer, or the head's; return the metrics."""
-    binary = model.output_shape[-1] == 1
-    loss = task.head.loss or ("binary_crossentropy" if binary else "categorical_crossentropy")
-    accuracy = keras.metrics.binary_accuracy if binary else keras.metrics.categorical_accuracy
+    is_binary = model.output_shape[-1] == 1
+    loss = task.head.loss or ("binary_crossentropy" if is_binary else "categorical_crossentropy")
+    accuracy = keras.metrics.binary_accuracy if is_binary else keras.metrics.categorical_accuracy
     metrics = [RowMean(keras.losses.get(loss), name="row_loss"), RowMean(accuracy, name="row_accuracy")]
     optimizer = keras.optimizers.get(task.config.optimizer or task.head.optimizer)
     optimizer.learning_rate = _schedule(task.config, task.learning_rate, steps * task.config.epochs)
     if all_reduce.count > 1:
         optimizer = averaging(optimizer, all_reduce)
         model.share_statistics(all_reduce)
-    # An epoch is one call of a graph: from step to step nothing comes back to Python.
+    # With all steps of an epoch in one call of a graph, no time is lost in Python between steps.
     model.compile(optimizer, loss, weighted_metrics=metrics, steps_per_execution=steps, jit_compile=False)
-    optimizer.build(model.trainable_variables)  # So that a checkpoint has variables to go to.
+    optimizer.build(model.trainable_variables)  # A checkpoint can be restored only into existing variables.
     return metrics
 
 
 def _schedule(config: TrainConfig, learning_rate: float, steps: int) -> Any:
-    """The learning rate by step."""
+    """Return the learning rate by step."""
     if config.decay == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     if config.decay_rate is not None:

@@ -1,8 +1,8 @@
-"""What a training worker is given, and what it brings back; nothing here imports Keras."""
+"""The task of a training worker and its result. This module does not import Keras."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,76 +17,80 @@ from tlray.models.interfaces import Head
 from tlray.models.layers import Arrays
 from tlray.training.view_stream import ViewSource
 
+Report = Callable[[dict[str, float]], None]
+"""Called with epoch (from 1), loss, accuracy and, with validation rows, val_loss and val_accuracy."""
+
 
 class Worker(Protocol):
     """One of the processes that train together."""
 
     rank: int
-    """Its number, from 0."""
+    """The number of this worker, from 0."""
     count: int
-    """How many there are."""
+    """The number of workers."""
     scratch: str | None
-    """A local folder for temporary files; None: the system's."""
+    """A local folder for temporary files; None for the system's."""
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell the command the metrics of an epoch, which are the same on each worker."""
+        """Send the metrics of an epoch, which are the same on each worker, to the command."""
 
     def latest(self) -> AbstractContextManager[str | None]:
-        """The folder of the last checkpoint, for as long as the block lasts; None if there is none."""
+        """Give a folder with the last checkpoint, which an earlier command may have made, or None."""
 
     def save(self, folder: str | None) -> None:
-        """Keep a copy of this folder as the checkpoint; all workers call it together, one has a folder."""
+        """Keep a copy of this folder as the checkpoint. All workers call this; only one has a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A training, decided on in full: built where the command runs, and sent to each worker as it is.
+    """A training, as the command's process builds it and sends it to each worker.
 
-    Its arrays may lie in Ray's object store, read-only, once for each node.
+    Its arrays may be in Ray's object store, which is read-only.
     """
 
     config: TrainConfig
     learning_rate: float
-    """Of the first step."""
+    """The learning rate of the first step."""
     head: Head
     classes: int
-    """How many there are."""
+    """The number of classes."""
     frozen: FrozenPart
-    """What makes the features, with the weights of the whole network; a part of the model."""
+    """The frozen part, with the weights of the whole network; it becomes a part of the model."""
     end: str
-    """The layer of the backbone that the head follows on; the cut, if only the head is trained."""
-    start: Arrays | None
-    """Weights of the head to start from; None: new ones."""
+    """The layer of the backbone whose output the head takes; the cut, if only the head is trained."""
+    head_weights: Arrays | None
+    """The weights of the head to start from; None for new ones."""
     features: npt.NDArray[Any] | None
-    """Of the training rows: (rows, *shape), or with `views` (rows, views, *shape); None with a `source`."""
+    """Training rows, (rows, *shape), or with views (rows, views, *shape); None if there is a `source`."""
     targets: npt.NDArray[np.int64]
-    """The number of the class of each training row, (rows,)."""
+    """The index of the class of each training row, (rows,)."""
     validation: tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None
-    """Features and targets of the validation rows; None if there are none."""
+    """The features and targets of the validation rows; None if there are none."""
     source: ViewSource | None = None
-    """Where new views of the training images come from in each epoch."""
-    views: bool = False
-    """Whether each training row has several views, which are taken in turn."""
+    """The source of new views of the training images in each epoch."""
+    has_views: bool = False
+    """Whether each training row has several views, which the epochs take in turn."""
     checkpoint_seconds: float = 0
-    """The least time between two checkpoints; 0 is one after each epoch."""
+    """The least time between two checkpoints; 0 makes one after each epoch."""
 
 
 def targets(rows: Rows, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The number of the class of each row, (rows,); all rows have a label."""
-    number: dict[str | None, int] = {label: index for index, label in enumerate(classes)}
-    return np.array([number[label] for label in rows.labels], np.int64)
+    """Return the index of the class of each row, (rows,). All rows must have a label."""
+    numbers: dict[str | None, int] = {label: index for index, label in enumerate(classes)}
+    return np.array([numbers[label] for label in rows.labels], np.int64)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the first worker brings back."""
+    """The result of a training, which the first worker returns."""
 
     files: dict[str, bytes]
-    """Of the model's folder, by name."""
+    """The content of the files of the model's folder, by name."""
     history: list[dict[str, float]]
+    """The metrics of each epoch."""
     counts: dict[str, int]
-    """trainable_tensors, tensors, trainable_parameters, parameters: of the whole network."""
+    """The entries trainable_tensors, tensors, trainable_parameters and parameters, of the whole network."""
     seconds: float
-    """That the epochs took."""
+    """Seconds that the epochs took."""
     waited: float
-    """Seconds of these that a step waited for its features to be made."""
+    """Seconds of these in which a step waited for its features."""
