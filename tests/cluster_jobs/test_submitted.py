@@ -351,7 +351,7 @@ def test_a_chain_sees_the_plugin_on_each_node_and_ends_with_its_status(tlray, tm
     done = tlray("submit", "--env", "NAME", "--", line, status=2, NAME=SECRET)
     assert "A plugin of someone else." in done.stderr
     assert "['third-party', 'third-party']" in done.stderr
-    assert "none is not there" in done.stderr
+    assert "none does not exist" in done.stderr
     assert "vgg16-features" not in done.stderr
     assert SECRET not in done.stderr
     assert "exit status 2" in done.stderr.splitlines()[-1]

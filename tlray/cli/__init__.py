@@ -6,27 +6,16 @@ import gc
 import json
 import signal
 import sys
+from importlib import import_module
 
 import typer
 
-from tlray.cli import (
-    demo,
-    evaluate,
-    extract,
-    finetune,
-    fit,
-    inspect,
-    jobs,
-    plan,
-    plugins,
-    predict,
-    recipes,
-    run,
-    submit,
-    verify,
-)
+from tlray.cli import jobs, plugins, recipes, submit
 from tlray.cli.help import Command, Group
 from tlray.core import private
+
+_COMMANDS = ("extract", "fit", "finetune", "evaluate", "predict", "run", "plan", "verify", "inspect", "demo")
+"""The commands in the order of `--help`; each is a function in the module of its name."""
 
 app = typer.Typer(
     name="tlray",
@@ -41,23 +30,12 @@ app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # Rich would take as long to import as all the rest, and draw boxes into logs.
+    rich_markup_mode=None,  # Rich takes as long to import as all the rest, and draws boxes into logs.
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (
-    extract.extract,
-    fit.fit,
-    finetune.finetune,
-    evaluate.evaluate,
-    predict.predict,
-    run.run,
-    plan.plan,
-    verify.verify,
-    inspect.inspect,
-    demo.demo,
-):
-    app.command(cls=Command)(command)
-# Every word after the first that is no option of submit belongs to the submitted command, also without "--".
+for name in _COMMANDS:
+    app.command(cls=Command)(getattr(import_module(f"tlray.cli.{name}"), name))
+# Options that follow the submitted command belong to it, even without "--".
 app.command(cls=Command, context_settings={"allow_interspersed_args": False})(submit.submit)
 app.add_typer(jobs.app)
 app.add_typer(plugins.app)
@@ -74,12 +52,12 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """The console script."""
-    # As Ctrl-C: stop in order, and say how to go on. Ray sets its own handler only in the main thread.
+    """Run the command line."""
+    # SIGTERM has the effect of Ctrl-C. Ray would replace the handler, but tlray starts it in another thread.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(standalone_mode=False)
-        gc.freeze()  # Or Python, as it ends, looks for garbage in all of Ray: a fifth of a second.
+        gc.freeze()  # Otherwise Python searches all of Ray for garbage at exit, for a fifth of a second.
         sys.exit(status)
     except typer.TyperException as error:
         private.show(error)

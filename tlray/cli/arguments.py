@@ -23,7 +23,7 @@ def option(declaration: str, heading: str | None, help: str, **settings: Any) ->
 
 
 def plugins(*kinds: str) -> list[str]:
-    """The names of the installed plugins of these kinds; they are not imported."""
+    """The names of the installed plugins of these kinds, which are not imported."""
     from tlray.models import registry
 
     return sorted({plugin.name for kind in kinds for plugin in registry.installed(kind)})
@@ -37,7 +37,7 @@ def recipes() -> list[str]:
 
 
 COMPLETIONS = {"backbone": lambda: plugins("backbones"), "head": lambda: plugins("heads")}
-"""The values that a shell completes for a setting, by the name of its field."""
+"""The functions that list the values of a setting for completion, by the name of its field."""
 METAVARS = {
     "actors": "N|MIN-MAX",
     "address": "ADDRESS",
@@ -51,7 +51,7 @@ METAVARS = {
     "validation": "FRACTION|SPLIT",
     "weights": "NAME|PATH",
 }
-"""What `--help` calls the value of a setting that is a text, by the name of its field; others are a NAME."""
+"""What `--help` calls the value of a text setting, by the name of its field. All others are called NAME."""
 
 Images = Annotated[
     str,
@@ -74,7 +74,7 @@ NewModel = Annotated[
     option(
         "--out FOLDER",
         OUTPUT,
-        "Folder or URI to write the model to. It must be new or empty, or have a part of this same job.",
+        "Folder or URI to write the model to. It must be new, empty, or from an earlier run of this job.",
     ),
 ]
 Recipe = Annotated[

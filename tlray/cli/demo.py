@@ -1,4 +1,4 @@
-"""`tlray demo`: the whole job on real images, in one command."""
+"""`tlray demo`: a whole job on real images."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def demo(
     """
     from tlray.recipes.demo import demo
 
-    found = demo(out, address=run.address)
-    shown = {**vars(found), "accuracy": f"{found.accuracy:.3f}", "seconds": f"{found.seconds:.0f}"}
-    return Result(found, table([(name, str(value)) for name, value in shown.items()]))
+    result = demo(out, address=run.address)
+    values = {**vars(result), "accuracy": f"{result.accuracy:.3f}", "seconds": f"{result.seconds:.0f}"}
+    return Result(result, table([*values.items()]))

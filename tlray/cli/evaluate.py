@@ -1,7 +1,8 @@
-"""`tlray evaluate`: an honest score, and the worst mistakes."""
+"""`tlray evaluate`: the scores of a model, and its worst mistakes."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -29,9 +30,7 @@ def evaluate(
     out: Annotated[
         str | None,
         option(
-            "--out FOLDER",
-            OUTPUT,
-            "Folder or URI to write the report to. Default: `report` in the model's folder.",
+            "--out FOLDER", OUTPUT, "Folder or URI for the report. Default: `report` in the model's folder."
         ),
     ] = None,
 ) -> Result:
@@ -48,6 +47,7 @@ def evaluate(
     from tlray.evaluation.summary import summary
 
     with Progress("evaluating") as progress:
-        found = evaluate(model, data, config, out=out, address=run.address, progress=progress)
+        result = evaluate(model, data, config, out=out, address=run.address, progress=progress)
     report = out or f"{model.rstrip('/')}/report"
-    return Result(found, f"{summary(found)}\n\nreport: {report}/index.html")
+    now = f"{shlex.join(['tlray', 'predict', model])} IMAGES --out predictions.parquet"
+    return Result(result, f"{summary(result)}\n\nreport: {report}/index.html", now)

@@ -1,4 +1,4 @@
-"""`tlray extract`: images to features."""
+"""`tlray extract`: features of images."""
 
 from __future__ import annotations
 
@@ -21,19 +21,15 @@ def extract(
         option(
             "--out FOLDER",
             OUTPUT,
-            "Folder or URI to write the feature set to. It must be new or empty, or have a part of this "
-            "same job.",
+            "Folder or URI to write the feature set to. It must be new, empty, or from an earlier run of "
+            "this job.",
         ),
     ],
     config: ExtractConfig,
     run: OnRay,
     extend: Annotated[
         bool,
-        option(
-            "--extend",
-            IMAGES,
-            "Look for images that were added since the feature set was begun, and extract those too.",
-        ),
+        option("--extend", IMAGES, "Also extract images that were added since the feature set was begun."),
     ] = False,
 ) -> Result:
     """Run every image through a pretrained network once, and store the features as Parquet.
@@ -51,7 +47,7 @@ def extract(
         result = extract(images, out, config, extend=extend, address=run.address, progress=progress)
     lines = summaries.changes(result.changes)
     if result.passed_over:
-        lines.append(f"{result.passed_over:,} files without an image extension were passed over")
+        lines.append(f"{summaries.amount(result.passed_over, 'file')} without an image extension skipped")
     lines += summaries.counts(result, was_complete=result.was_complete)
     lines += summaries.errors(result.first_errors, result.errors, result.errors_uri)
     now = shlex.join(["tlray", "fit", out, "--out", "model"]) if result.classes else ""

@@ -1,8 +1,7 @@
-"""`tlray finetune`: the top of the network, trained together with its head."""
+"""`tlray finetune`: a model whose upper layers are trained on images."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -49,14 +48,13 @@ def finetune(
     """
     from tlray.training.finetune import finetune
 
-    with ExitStack() as shown:
-        progress = shown.enter_context(Progress("images"))
+    with Progress("images") as progress:
 
-        def epoch(metrics: dict[str, float]) -> None:
-            shown.close()  # The images were gone through.
+        def report(metrics: dict[str, float]) -> None:
+            progress.close()  # No pass over the images follows an epoch.
             print_epoch(metrics, config.epochs)
 
         result = finetune(
-            images, out, config, model=model, address=run.address, progress=progress, report=epoch
+            images, out, config, model=model, address=run.address, progress=progress, report=report
         )
     return trained(result, out)

@@ -1,4 +1,4 @@
-"""`tlray fit`: features to a model."""
+"""`tlray fit`: a model whose head is trained on features."""
 
 from __future__ import annotations
 
@@ -34,11 +34,8 @@ def fit(features: Features, out: NewModel, config: FitConfig, run: OnRay) -> Res
 
 
 def trained(result: TrainResult, out: str) -> Result:
-    """The result of a command that trains."""
-    if result.was_complete:
-        lines = ["complete already, so there was nothing to do", *summaries.training(result)]
-    else:
-        lines = summaries.training(result)
+    """The result of a command that trains, as text and with the next step."""
+    lines = [*([summaries.COMPLETE] if result.was_complete else []), *summaries.training(result)]
     lines += summaries.errors(result.first_errors, result.errors, result.errors_uri)
     now = f"{shlex.join(['tlray', 'evaluate', out])} IMAGES"
     return Result(result, "\n".join([*lines, f"model: {result.out}"]), now)

@@ -1,6 +1,6 @@
-"""What `--help` prints: options under headings, texts that are not cut off, and examples at the end.
+"""The text of `--help`: options under headings, whole summaries, and examples at the end.
 
-It is the same plain text on a terminal and in a log.
+It is plain text, the same on a terminal and in a log.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ _ARGUMENTS, _OPTIONS = "Arguments", "Options"
 _HEADINGS = (_ARGUMENTS, _OPTIONS, *HEADINGS)
 _EXAMPLES = "\n\nExamples:\n"
 _COLUMN = 27
-"""Width of the column of names. The text of a longer name begins on the next line."""
+"""Width of the column of names; the text for a longer name begins on the next line."""
 _LINE = 70
-"""Characters of a text that a shell shows beside a completion. Typer would break a long one into lines, and
-fish would take each line for a completion."""
+"""Length of the text beside a completion. Typer would wrap a longer one, and fish take each line for another
+completion."""
 
 
 class _Readable:
-    """What commands and groups of commands have in common. Their help may end with `Examples:`."""
+    """The help of commands and groups of commands. It may end with `Examples:`."""
 
     heading_of_help = OUTPUT
-    """Where --help itself is listed."""
+    """The heading under which --help itself is listed."""
 
     def __init__(self, *, help: str | None, **settings: Any) -> None:
         text, _, settings["epilog"] = (help or "").partition(_EXAMPLES)
-        # Typer cuts off a summary, unless it is given as one.
+        # Without `short_help`, Typer cuts off the summary in the list of commands.
         settings["short_help"] = text.partition("\n\n")[0].replace("\n", " ")
         super().__init__(help=text, **settings)  # type: ignore[call-arg]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the usage line, with the required options; typer writes {IMAGES} for IMAGES."""
+        """The words of the usage line, with the required options, and without Typer's braces: {IMAGES}."""
         command: Any = self
         pieces: list[str] = super().collect_usage_pieces(ctx)  # type: ignore[misc]
         required = [option for option in command.params if option.required and option.opts[0].startswith("-")]
@@ -45,7 +45,7 @@ class _Readable:
         ]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, and the options by their groups."""
+        """Write the arguments, and the options under their headings."""
         command: Any = self
         sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS}
         for parameter in command.get_params(ctx):
@@ -70,7 +70,7 @@ class _Readable:
                     formatter.write(f"  {line.strip()}\n")
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """The commands and options that begin so, each with the beginning of its text."""
+        """The commands and options that begin with `incomplete`, each with a shortened text."""
         items: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
         for item in items:
             item.help = textwrap.shorten(item.help or "", _LINE, placeholder=" …")
@@ -82,7 +82,7 @@ class Command(_Readable, TyperCommand):
 
 
 class Group(_Readable, TyperGroup):
-    """A command that has commands, with readable help."""
+    """A group of commands with readable help."""
 
     heading_of_help = _OPTIONS
 

@@ -1,4 +1,4 @@
-"""`tlray inspect`: what a feature set or a model contains."""
+"""`tlray inspect`: the manifest of a feature set or a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from tlray.cli.options import Result, command
 
 _LONG = ("history", "job", "stages")
-"""Left out for people; --json has them."""
+"""Entries that only --json prints."""
 
 
 @command
@@ -31,7 +31,7 @@ def inspect(
 
     folder = Folder.open(path)
     if not folder.exists():
-        raise UserError(f"{path} is not there: expected a feature set or a model")
+        raise UserError(f"{path} does not exist: expected a feature set or a model")
     opened = Model.open(path) if folder.is_file(NETWORK) else FeatureSet.open(path)
     kind = "a model" if isinstance(opened, Model) else "a feature set"
     manifest = opened.manifest.to_json()

@@ -1,15 +1,16 @@
-"""`tlray jobs`: what was submitted to a cluster."""
+"""`tlray jobs`: the jobs that were submitted to a cluster."""
 
 from __future__ import annotations
 
-import sys
 import time
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from tlray.cli.arguments import Dashboard, option
 from tlray.cli.options import Result, group
+from tlray.cli.progress import say
 from tlray.cli.tables import table
 from tlray.core.settings import OUTPUT
 
@@ -27,7 +28,7 @@ def _list(address: Dashboard = None) -> Result:
     """
     from tlray.cluster.jobs import Jobs
 
-    found = Jobs(address).list()
+    jobs = Jobs(address).list()
     rows = [
         (
             job["job"],
@@ -37,16 +38,16 @@ def _list(address: Dashboard = None) -> Result:
             job["user"],
             job["command"],
         )
-        for job in found
+        for job in jobs
     ]
-    return Result({"jobs": found}, table(rows) or "tlray has sent no jobs to this cluster")
+    return Result({"jobs": jobs}, table(rows) or "this cluster has no jobs of tlray")
 
 
 def _logs(
     job: _Id,
     address: Dashboard = None,
     follow: Annotated[
-        bool, option("--follow", OUTPUT, "Go on printing until the job ends, as it prints.")
+        bool, option("--follow", OUTPUT, "Keep printing what the job prints until it ends.")
     ] = False,
 ) -> Result:
     """Print what a job has printed.
@@ -56,18 +57,12 @@ def _logs(
     """
     from tlray.cluster.jobs import Jobs
 
-    found = Jobs(address).open(job)
-
-    def say(text: str) -> None:
-        print(text, end="", file=sys.stderr, flush=True)
-
+    opened = Jobs(address).open(job)
     if follow:
-        found.follow(say)
-    status = found.details().status.value.lower()
-    log = found.log()
-    return Result(
-        {"job": job, "status": status, "log": log}, f"job {job} {status}" if follow else log.rstrip()
-    )
+        opened.follow(partial(say, end=""))
+    status, log = opened.details().status.value.lower(), opened.log()
+    text = f"job {job}: {status}" if follow else log.rstrip()
+    return Result({"job": job, "status": status, "log": log}, text)
 
 
 def _stop(job: _Id, address: Dashboard = None) -> Result:
@@ -81,7 +76,7 @@ def _stop(job: _Id, address: Dashboard = None) -> Result:
     from tlray.cluster.jobs import Jobs
 
     status = Jobs(address).open(job).stop()
-    return Result({"job": job, "status": status}, f"job {job} {status}")
+    return Result({"job": job, "status": status}, f"job {job}: {status}")
 
 
 app = group("jobs", "List, follow and stop the jobs that were sent by `tlray submit`.", _list, _logs, _stop)

@@ -1,4 +1,4 @@
-"""How config classes become options, results become output, and errors become an exit status."""
+"""Turns config classes into options, results into output, and errors into an exit status."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -23,13 +23,10 @@ from tlray.core.record import Record, dump
 from tlray.core.settings import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, setting, settings
 from tlray.core.settings import option as option_name
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of a shell."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Output:
-    """What every command takes."""
+    """The options of every command."""
 
     json: bool = setting(OUTPUT, "Print one JSON object on stdout, and nothing else there.", False)
     debug: bool = setting(OUTPUT, "Show tracebacks, and the messages of Ray and TensorFlow.", False)
@@ -37,7 +34,7 @@ class _Output:
 
 @dataclass(frozen=True, kw_only=True)
 class OnRay:
-    """What every command that runs on Ray takes."""
+    """The options of every command that runs on Ray."""
 
     address: str | None = setting(
         CLUSTER,
@@ -49,48 +46,41 @@ class OnRay:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found."""
+    """What a command prints, and its exit status."""
 
     values: Record | Mapping[str, Any]
-    """For --json."""
+    """The object that --json prints."""
     text: str
-    """For people."""
+    """The text that is printed without --json."""
     now: str = ""
-    """A command that people may want to type next."""
+    """A command that the user may want to run next."""
     status: int = 0
-    """Exit status of a command that has done what it was asked for."""
+    """The exit status."""
 
 
 def command(function: Callable[..., Result]) -> Callable[..., None]:
-    """Make a typer command of a function that takes config classes and returns a result.
+    """Make a Typer command of a function that takes config classes and returns a `Result`.
 
-    Each parameter whose type is a dataclass becomes one option for each of its fields; --json and
-    --debug are added. Errors are turned into a message and an exit status here and nowhere else.
+    A parameter whose type is a dataclass becomes one option for each field of the class; --json and --debug
+    are added. Errors become a message and an exit status here and nowhere else.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {
-        name: hint for name, hint in hints.items() if is_dataclass(hint) and name != "return"
-    }
-    signature = inspect.signature(function)
-    plain = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in signature.parameters.items()
-        if name not in groups
-    ]
-    # Required ones first, as Python wants it.
-    expanded = [option for group in [*groups.values(), _Output] for option in _options(group)]
+    own = inspect.signature(function).parameters
+    configs = {name: hints[name] for name in own if is_dataclass(hints[name])}
+    plain = [own[name].replace(annotation=hints[name]) for name in own if name not in configs]
+    expanded = [option for config in (*configs.values(), _Output) for option in _options(config)]
+    # Python wants the required ones first.
     parameters = sorted([*plain, *expanded], key=lambda parameter: parameter.default is not parameter.empty)
 
     @functools.wraps(function)
     def run(**given: Any) -> None:
-        def build(group: Any) -> Any:
-            return group(**{field.name: given[field.name] for field in fields(group) if field.name in given})
-
         with _reported(as_json=given["json"], debug=given["debug"]):
-            arguments = {name: given[name] for name in signature.parameters if name not in groups}
-            configs = {name: build(group) for name, group in groups.items()}
-            with redirect_stdout(sys.stderr):  # Ray tells there that a worker has died.
-                result = function(**arguments, **configs)
+            arguments = {parameter.name: given[parameter.name] for parameter in plain}
+            for name, config in configs.items():
+                names = [field.name for field in fields(config) if field.name in given]
+                arguments[name] = config(**{name: given[name] for name in names})
+            with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout.
+                result = function(**arguments)
             now = f"\nnow: {result.now}" if result.now else ""
             print(dump(result.values) if given["json"] else f"{result.text}{now}")
             if result.status:
@@ -102,70 +92,69 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
 
 
 def group(name: str, help: str, *functions: Callable[..., Result]) -> typer.Typer:
-    """A command with commands of its own: the functions, whose names have a _ in front."""
+    """Make a command with commands of its own; the name of each function is that of its command after a _."""
     app = typer.Typer(name=name, help=help, cls=Group, no_args_is_help=True)
     for function in functions:
         app.command(function.__name__.removeprefix("_"), cls=Command)(command(function))
     return app
 
 
-class _reported:  # noqa: N801 - used like a function
-    """Ends the command with a message and a status when an error leaves the block."""
-
-    def __init__(self, *, as_json: bool, debug: bool) -> None:
-        self.as_json, self.debug = as_json, debug
-        logging.getLogger("tlray").setLevel(logging.DEBUG if debug else logging.WARNING)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, typer.Exit):
-            return
-        if isinstance(error, TlrayError):
-            status, message = error.exit_status, str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            status = INTERRUPTED
-            message = str(error) or "stopped; run the same command again to finish"
-        elif isinstance(error, OSError):
-            status, message = 1, f"{error.strerror or error}: {error.filename or 'input or output failed'}"
-        else:
-            reason = " ".join(str(error).split())[:500]
-            status, message = 1, f"unexpected {type(error).__name__}: {reason} (--debug shows more)"
-        if self.debug:
+@contextmanager
+def _reported(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """End the command with a message and an exit status if the block raises an error."""
+    logging.getLogger("tlray").setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        status, message = _explanation(error)
+        if debug:
             traceback.print_exception(error)
         print(f"tlray: {message}", file=sys.stderr)
-        if self.as_json:
+        if as_json:
             print(json.dumps({"error": message, "exit_status": status}))
-        raise typer.Exit(status)
+        raise typer.Exit(status) from error
 
 
-def _options(group: type[Any]) -> list[inspect.Parameter]:
-    found, known = [], settings(group)
-    for field in fields(group):
-        setting = known[field.name]
-        if not setting.is_option:
-            continue
-        declared = option(
-            f"{option_name(field.name)} {_metavar(field.name, setting)}",
-            setting.heading,
-            setting.help,
-            show_default="Default: " not in setting.help,
-            autocompletion=COMPLETIONS.get(field.name),
+def _explanation(error: BaseException) -> tuple[int, str]:
+    """The exit status and the message for an error."""
+    if isinstance(error, TlrayError):
+        return error.exit_status, str(error)
+    if isinstance(error, KeyboardInterrupt):  # Shells use the same status.
+        return 130, str(error) or "stopped; run the same command again to continue"
+    if isinstance(error, OSError):
+        return 1, f"{error.strerror or error}: {error.filename or 'input or output failed'}"
+    reason = " ".join(str(error).split())[:500]
+    return 1, f"unexpected {type(error).__name__}: {reason} (--debug shows more)"
+
+
+def _options(config: type[Any]) -> list[inspect.Parameter]:
+    """The options of a config class, each as a parameter of a function."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(config, name),
+            annotation=Annotated[setting.kind, _declaration(name, setting)],
         )
-        found.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=Annotated[setting.kind, declared],
-            )
-        )
-    return found
+        for name, setting in settings(config).items()
+        if setting.is_option
+    ]
+
+
+def _declaration(name: str, setting: Setting) -> Any:
+    return option(
+        f"{option_name(name)} {_metavar(name, setting)}",
+        setting.heading,
+        setting.help,
+        show_default="Default: " not in setting.help,
+        autocompletion=COMPLETIONS.get(name),
+    )
 
 
 def _metavar(name: str, setting: Setting) -> str:
-    """What `--help` calls the value of a setting; nothing for a flag, and for choices, which typer lists."""
+    """What `--help` calls the value of a setting; nothing for a flag, and for choices, which Typer lists."""
     kinds = {setting.kind, *get_args(setting.kind)}
     if str in kinds:
         return METAVARS.get(name, "NAME")

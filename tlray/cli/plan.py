@@ -1,14 +1,17 @@
-"""`tlray plan`: what an extraction would cost, here or on a cluster."""
+"""`tlray plan`: an estimate of what an extraction takes, here or on a cluster."""
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
+from tlray.cli.summaries import amount
 from tlray.cli.tables import table
 from tlray.core.config import ExtractConfig
 from tlray.core.settings import CLUSTER, IMAGES
+from tlray.core.settings import option as option_name
 
 if TYPE_CHECKING:
     from tlray.features.throughput import KindThroughput
@@ -24,11 +27,7 @@ def plan(
     ] = 64,
     cluster: Annotated[
         bool,
-        option(
-            "--cluster",
-            CLUSTER,
-            "Time the images on one node of each kind of the cluster at --address, instead of here.",
-        ),
+        option("--cluster", CLUSTER, "Time them on one node of each kind of the cluster at --address."),
     ] = False,
 ) -> Result:
     """Time `tlray extract` on a sample of the images, and estimate how long all of them take.
@@ -42,39 +41,38 @@ def plan(
     from tlray.features.plan import plan
 
     result = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
+    size = "" if result.bytes_read is None else f", {_bytes(result.bytes_read)} to read"
+    hours, minutes = result.seconds / 3600, result.seconds / 60
+    duration = f"{hours:,.1f} hours" if hours >= 1 else f"{minutes:,.1f} minutes"
     shape = " x ".join(map(str, result.feature_shape))
-    read = "" if result.bytes_read is None else f", {_bytes(result.bytes_read)} to read"
     rows = [
-        ("images", f"{result.images:,}{read}"),
-        ("sample", f"{result.sample} images, {result.sample_errors} bad, in {result.precision}"),
+        ("images", f"{result.images:,}{size}"),
+        ("sample", f"{amount(result.sample, 'image')}, {result.sample_errors} of them bad"),
+        ("precision", result.precision),
         *(("nodes" if cluster else "machine", _kind(kind, result.gpus)) for kind in result.kinds),
-        ("rate", f"{result.images_per_second:,.1f} images/s, limited by {result.limited_by}"),
-        ("time", f"{_time(result.seconds)}, besides about 20 s to start"),
+        ("speed", f"{result.images_per_second:,.1f} images/s, limited by {result.limited_by}"),
+        ("time", f"{duration}, and about 20 s to start"),
         ("GPU hours", f"{result.gpu_hours:,.2f}"),
-        ("features", f"{shape}, {_bytes(result.bytes_written)} to write"),
+        ("features", f"{shape} per image, {_bytes(result.bytes_written)} to write"),
     ]
-    return Result(result, table(rows))
+    words = ["tlray", "extract", images, "--out", "features"]
+    words += [f"{option_name(k)}={v}" for k, v in vars(config).items() if v != getattr(ExtractConfig, k)]
+    words += [f"--address={ray.address}"] if cluster else []
+    return Result(result, table(rows), shlex.join(words))
 
 
 def _kind(kind: KindThroughput, gpus: float) -> str:
-    """What nodes of a kind are, hold and take for an image."""
-    many = f"{kind.nodes} with " if kind.nodes > 1 else ""
-    has = _count(kind.cpus, "core")
+    """The hardware of a kind of node, and the time that it takes for one image."""
+    nodes = f"{kind.nodes} with " if kind.nodes > 1 else ""
+    hardware = amount(kind.cpus, "core")
     if kind.gpus:
-        has += f" and {_count(kind.gpus, 'GPU')}" + (f" ({kind.accelerator})" if kind.accelerator else "")
-    each = f"reading {kind.read_ms:.2f} ms, decoding {kind.decode_ms:.2f} ms an image and core"
+        model = f" ({kind.accelerator})" if kind.accelerator else ""
+        hardware += f" and {amount(kind.gpus, 'GPU')}{model}"
+    times = f"an image takes {kind.read_ms:.2f} ms to read and {kind.decode_ms:.2f} ms to decode on a core"
     if kind.network_ms is None:
-        return f"{many}{has}, which decode: {each}"
-    network = f"network {kind.network_ms:.2f} ms an image{' and GPU' if gpus else ''}"
-    return f"{many}{has}, {_count(kind.actors, 'actor')}: {each}; {network}"
-
-
-def _count(number: float, what: str) -> str:
-    return f"{number:g} {what}{'' if number == 1 else 's'}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+        return f"{nodes}{hardware}, which only decode: {times}"
+    network = f"{kind.network_ms:.2f} ms in the network{' on a GPU' if gpus else ''}"
+    return f"{nodes}{hardware}, {amount(kind.actors, 'actor')}: {times}, {network}"
 
 
 def _bytes(size: float) -> str:

@@ -1,14 +1,15 @@
-"""`tlray plugins`: networks, heads and weights are listed, described, created and checked."""
+"""`tlray plugins`: networks, heads and weights that are listed, described, created and checked."""
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any, Literal
 
 import typer
 
 from tlray.cli.arguments import option, plugins
 from tlray.cli.options import OnRay, Result, group
+from tlray.cli.progress import say
+from tlray.cli.summaries import amount
 from tlray.cli.tables import table
 from tlray.core.settings import OUTPUT
 
@@ -35,13 +36,10 @@ def _list(
     Examples:
         tlray plugins list
     """
-    from tlray.models import registry
-
-    found = [_describe(one, parameters) for kind in registry.KINDS for one in registry.installed(kind)]
-    rows = [
-        (*(row[column] for column in ("kind", "name", "package", "version")), _what(row)) for row in found
-    ]
-    return Result({"plugins": found}, table(rows))
+    rows = [_describe(plugin, parameters) for plugin in _installed()]
+    columns = ("kind", "name", "package", "version")
+    cells = [(*(row[column] for column in columns), _summary(row)) for row in rows]
+    return Result({"plugins": rows}, table(cells))
 
 
 def _show(name: _Name) -> Result:
@@ -50,9 +48,9 @@ def _show(name: _Name) -> Result:
     Examples:
         tlray plugins show vgg16
     """
-    found = [_describe(plugin, parameters=True) for plugin in _named(name)]
-    blocks = [table([(key, _text(value)) for key, value in row.items()]) for row in found]
-    return Result({"plugins": found}, "\n\n".join(blocks))
+    rows = [_describe(plugin, parameters=True) for plugin in _named(name)]
+    blocks = [table([(key, _text(value)) for key, value in row.items()]) for row in rows]
+    return Result({"plugins": rows}, "\n\n".join(blocks))
 
 
 def _new(
@@ -77,8 +75,8 @@ def _new(
     from tlray.plugins import new_package
 
     files = [str(path) for path in new_package.create(name, kind)]
-    text = "\n".join([*files, f"next: pip install -e {name} && tlray plugins check {name}"])
-    return Result({"name": name, "kind": kind, "files": files}, text)
+    now = f"pip install -e {name} && tlray plugins check {name}"
+    return Result({"name": name, "kind": kind, "files": files}, "\n".join(files), now)
 
 
 def _check(name: _Name, run: OnRay) -> Result:
@@ -102,31 +100,34 @@ def _check(name: _Name, run: OnRay) -> Result:
         for plugin in _named(name):
             kind = registry.NOUNS[plugin.kind]
             for outcome in contract.run(plugin.kind, name, process):
-                print(outcome, file=sys.stderr, flush=True)
+                say(str(outcome))
                 if debug and outcome.error is not None:
                     traceback.print_exception(outcome.error)
                 rows.append({"kind": kind, **outcome.to_json()})
     count = {state: sum(row["state"] == state for row in rows) for state in ("ok", "failed", "skipped")}
-    return Result(
-        {"name": name, **count, "checks": rows},
-        f"{name}: " + ", ".join(f"{number} {state}" for state, number in count.items()),
-        status=1 if count["failed"] else 0,
-    )
+    text = f"{name}: " + ", ".join(f"{number} {state}" for state, number in count.items())
+    return Result({"name": name, **count, "checks": rows}, text, status=1 if count["failed"] else 0)
+
+
+def _installed() -> list[Any]:
+    """All installed plugins."""
+    from tlray.models import registry
+
+    return [plugin for kind in registry.KINDS for plugin in registry.installed(kind)]
 
 
 def _named(name: str) -> list[Any]:
-    """The plugins of that name, of whatever kind; of two that clash, the first."""
+    """The installed plugins of that name, at most one of each kind; if two clash, the first."""
     from tlray.core.errors import unknown
-    from tlray.models import registry
 
-    everything = [plugin for kind in registry.KINDS for plugin in registry.installed(kind)]
-    found = {plugin.kind: plugin for plugin in reversed(everything) if plugin.name == name}
-    if not found:
-        raise unknown("plugin", name, {plugin.name for plugin in everything})
-    return list(found.values())
+    by_kind = {plugin.kind: plugin for plugin in reversed(_installed()) if plugin.name == name}
+    if not by_kind:
+        raise unknown("plugin", name, {plugin.name for plugin in _installed()})
+    return list(by_kind.values())
 
 
 def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
+    """The object that --json prints for a plugin; with `parameters` a network is built."""
     from tlray.core.errors import UserError
     from tlray.models import registry, weights
 
@@ -141,14 +142,14 @@ def _describe(plugin: Any, parameters: bool) -> dict[str, Any]:
         return {**about, "offers": [f"{backbone}/{name}" for backbone, name in loaded.offers]}
     if plugin.kind == "heads":
         optimizer = f"{loaded.optimizer}, learning rate {loaded.learning_rate:g}"
-        return {**about, "loss": loaded.loss or "by the number of classes", "optimizer": optimizer}
+        return {**about, "loss": loaded.loss or "chosen by the number of classes", "optimizer": optimizer}
     about |= {"image_size": loaded.image_size, "minimum_size": loaded.minimum_size, "cuts": list(loaded.cuts)}
     about |= {"weights": list(loaded.weights), "weights_here": weights.weights_here(loaded)}
     return {**about, **_built(loaded)} if parameters else about
 
 
 def _built(backbone: Any) -> dict[str, Any]:
-    """What only the built network knows."""
+    """The number of parameters and the shape of the features, which need the network itself."""
     from tlray.core.runtime import prepare_keras
     from tlray.plugins.contract.check import summary
 
@@ -160,24 +161,20 @@ def _built(backbone: Any) -> dict[str, Any]:
     return {"parameters": network.count_params(), "features": list(network.output_shape[1:])}
 
 
-def _what(row: dict[str, Any]) -> str:
-    """The end of its line in the list."""
+def _summary(row: dict[str, Any]) -> str:
+    """The last column of the list."""
     if "broken" in row:
         return f"BROKEN: {row['broken']}"
     if row["kind"] == "weights":
         return f"for {', '.join(row['offers'])}"
     if row["kind"] == "head":
         return str(row["about"])
-    weights = [name + " (here)" * (name in row["weights_here"]) for name in row["weights"]]
     cuts = row["cuts"]
-    return ", ".join(
-        [
-            f"{row['image_size']} px",
-            f"{len(cuts)} cuts, {cuts[0]} to {cuts[-1]}" if len(cuts) > 1 else f"1 cut, {cuts[0]}",
-            *([f"{row['parameters']:,} parameters"] if "parameters" in row else []),
-            f"weights {', '.join(weights) or 'none'}",
-        ]
-    )
+    weights = [name + " (available offline)" * (name in row["weights_here"]) for name in row["weights"]]
+    parts = [f"{row['image_size']} px"]
+    parts += [amount(len(cuts), "cut") + (f", {cuts[0]} to {cuts[-1]}" if len(cuts) > 1 else f", {cuts[0]}")]
+    parts += [amount(row["parameters"], "parameter")] if "parameters" in row else []
+    return ", ".join([*parts, f"weights {', '.join(weights) or 'none'}"])
 
 
 def _text(value: Any) -> str:

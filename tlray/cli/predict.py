@@ -1,4 +1,4 @@
-"""`tlray predict`: the class of each image."""
+"""`tlray predict`: the predicted class of each image."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def predict(
     from tlray.evaluation.predict import predict
 
     if out is None:
-        one = predict(model, images, config=config)
-        lines = [f"{100 * value:5.1f} %  {label}" for label, value in one.probabilities.items()]
-        return Result(one, "\n".join(lines))
+        image = predict(model, images, config=config)
+        lines = [f"{100 * value:5.1f} %  {label}" for label, value in image.probabilities.items()]
+        return Result(image, "\n".join(lines))
     with Progress("predicting") as progress:
         result = predict(model, images, out, config, address=run.address, progress=progress)
     lines = summaries.counts(result)

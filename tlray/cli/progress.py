@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a message on stderr at once."""
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Called with images done and to do, of one pass after the other; a context manager."""
+    """Shows how many images of a pass are done, and then of the next pass; a context manager.
 
-    _SECONDS_BETWEEN_LINES = 10
+    It is called with the number of images that are done, and the number of all images.
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -29,17 +36,15 @@ class Progress:
         rate = f"{done / (now - self.started):.1f} images/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, rate=rate)
-        elif now - self.last >= self._SECONDS_BETWEEN_LINES or done == total:
+        elif now - self.last >= _SECONDS_BETWEEN_LINES or done == total:
             self.last = now
-            print(f"{self.what}: {done:,} of {total:,} images, {rate}", file=sys.stderr, flush=True)
+            say(f"{self.what}: {done:,} of {total:,} images, {rate}")
         if done == total:  # Another pass may follow.
-            self._close()
+            self.close()
             self.started = now
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _open(self) -> None:
         if self.bar is None and sys.stderr.isatty():
@@ -58,13 +63,14 @@ class Progress:
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=None, rate="starting")
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 def print_epoch(metrics: dict[str, float], epochs: int) -> None:
-    """One line for an epoch of at most so many."""
+    """Print the metrics of one epoch; `epochs` is the largest possible number of epochs."""
     values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "epoch")
-    print(f"epoch {metrics['epoch']:>3}/{epochs}  {values}", file=sys.stderr, flush=True)
+    say(f"epoch {metrics['epoch']:>3}/{epochs}  {values}")

@@ -1,13 +1,9 @@
-"""`tlray recipes`: whole jobs, each described in one file."""
+"""`tlray recipes`: the recipes that come with tlray."""
 
 from __future__ import annotations
 
-import textwrap
-
 from tlray.cli.arguments import Recipe
 from tlray.cli.options import Result, group
-
-_INDENT = "    "
 
 
 def _list() -> Result:
@@ -18,12 +14,9 @@ def _list() -> Result:
     """
     from tlray.recipes import recipe
 
-    found = [recipe.read(name) for name in recipe.names()]
-    blocks = []
-    for one in found:
-        lines = [one.header["title"], f"published: {one.header['published']}"]
-        blocks.append("\n".join([one.name, *(f"{_INDENT}{line}" for line in lines)]))
-    return Result({"recipes": [one.to_json() for one in found]}, "\n".join(blocks))
+    known = [recipe.read(name) for name in recipe.names()]
+    lines = [f"{r.name}\n    {r.header['title']}\n    published: {r.header['published']}" for r in known]
+    return Result({"recipes": [r.to_json() for r in known]}, "\n".join(lines))
 
 
 def _show(name: Recipe) -> Result:
@@ -36,10 +29,10 @@ def _show(name: Recipe) -> Result:
     """
     from tlray.recipes import recipe
 
-    found = recipe.read(name)
-    commands = "\n".join(stage.line() for stage in found.stages)
-    said = f"It runs, one after the other:\n{commands}"
-    return Result(found.to_json(), f"{found.text.rstrip()}\n\n{textwrap.indent(said, '# ')}")
+    shown = recipe.read(name)
+    lines = ["This recipe runs these commands in order:", *(stage.line() for stage in shown.stages)]
+    comment = "\n".join(f"# {line}" for line in lines)
+    return Result(shown.to_json(), f"{shown.text.rstrip()}\n\n{comment}")
 
 
 app = group(

@@ -1,13 +1,12 @@
-"""`tlray run`: a recipe, from images to the report."""
+"""`tlray run`: all stages of a recipe."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 from tlray.cli.arguments import Images, Recipe, option
 from tlray.cli.options import OnRay, Result, command
-from tlray.cli.progress import Progress, print_epoch
+from tlray.cli.progress import Progress, print_epoch, say
 from tlray.cli.tables import table
 from tlray.core.settings import OUTPUT
 
@@ -24,8 +23,8 @@ def run(
         option(
             "--out FOLDER",
             OUTPUT,
-            "Folder or URI to write to. Each stage of the recipe gets a folder or file in it that has "
-            "its name.",
+            "Folder or URI to write to. Each stage of the recipe writes a folder or file in it that is "
+            "named after the stage.",
         ),
     ],
     run: OnRay,
@@ -49,16 +48,16 @@ def run(
         tlray run my.toml photos/ --out all --set epochs=5
     """
     from tlray.recipes import recipe as recipes
-    from tlray.recipes.stage import Stage
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    def report(stage: Stage, metrics: dict[str, float]) -> None:
-        print_epoch(metrics, stage.config.epochs)
 
     result = recipes.run(
-        recipe, images, out, sets or (), address=run.address, say=say, report=report, progress=Progress
+        recipe,
+        images,
+        out,
+        sets or (),
+        address=run.address,
+        say=say,
+        report=lambda stage, metrics: print_epoch(metrics, stage.config.epochs),
+        progress=Progress,
     )
     rows = [
         (stage.stage, stage.command, f"{stage.seconds:,.1f} s", _figures(stage)) for stage in result.stages
@@ -70,15 +69,15 @@ def run(
 
 
 def _figures(stage: StageResult) -> str:
-    """The main figures of a stage, for people."""
+    """The main figures of a stage."""
     if stage.result is None:
-        return f"there already; to make it again remove {stage.out}"
+        return f"exists already; to make it again, remove {stage.out}"
     values = stage.result.to_json()
     scores = {**values, **values.get("metrics", {})}
     held_out = ("val_accuracy", "val_loss")
-    shown = held_out if set(held_out) <= set(scores) else ("accuracy", "loss")
+    names = held_out if set(held_out) <= set(scores) else ("accuracy", "loss")
     parts = [f"{values['images']:,} images"] if "images" in values else []
     parts += [f"{values['errors']:,} errors"] if values.get("errors") else []
     parts += [f"{values['epochs']} epochs, kept {values['kept_epoch']}"] if "epochs" in values else []
-    parts += [f"{name} {scores[name]:.4f}" for name in shown if scores.get(name) is not None]
+    parts += [f"{name} {scores[name]:.4f}" for name in names if scores.get(name) is not None]
     return ", ".join(parts)

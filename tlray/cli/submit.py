@@ -1,14 +1,15 @@
-"""`tlray submit`: a command runs as a job on a cluster."""
+"""`tlray submit`: a command that runs as a job on a cluster."""
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from tlray.cli.arguments import Dashboard, option
 from tlray.cli.options import Result, command
+from tlray.cli.progress import say
 from tlray.core.settings import CLUSTER
 
 
@@ -26,11 +27,7 @@ def submit(
     address: Dashboard = None,
     name: Annotated[
         str | None,
-        option(
-            "--name NAME",
-            CLUSTER,
-            "Name of the job; a few characters are added to it. Default: the name of the command.",
-        ),
+        option("--name NAME", CLUSTER, "Name of the job; digits are added to it. Default: tlray-COMMAND."),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -44,17 +41,13 @@ def submit(
     ] = None,
     no_wait: Annotated[
         bool,
-        option(
-            "--no-wait",
-            CLUSTER,
-            "Return as soon as the job is sent. Otherwise tlray waits for the job and exits with its status.",
-        ),
+        option("--no-wait", CLUSTER, "Return as soon as the job is sent, without waiting for its end."),
     ] = False,
 ) -> Result:
     """Run any tlray command as a job on a Ray cluster.
 
-    This version of tlray and the plugins that are installed here are sent along, unless the cluster has the
-    same. Options of submit come before COMMAND.
+    tlray waits for the job and exits with its status. It sends itself and the installed plugins with the job,
+    unless the cluster has the same. Options of submit come before COMMAND.
 
     Examples:
         tlray submit -- extract /data/photos --out /data/features
@@ -62,9 +55,9 @@ def submit(
     """
     from tlray.cluster.submit import submit
 
-    def say(text: str) -> None:
-        print(text, end="", file=sys.stderr, flush=True)
-
-    found = submit(words, address=address, name=name, env=env or (), wait=not no_wait, say=say)
-    took = "" if no_wait else f" in {found['seconds']:.1f} s"
-    return Result(found, f"job {found['job']} {found['status']}{took}")
+    printed = partial(say, end="")
+    result = submit(words, address=address, name=name, env=env or (), wait=not no_wait, say=printed)
+    text = f"job {result['job']}: {result['status']}"
+    if no_wait:
+        return Result(result, text, f"tlray jobs logs {result['job']} --follow --address {result['address']}")
+    return Result(result, f"{text} after {result['seconds']:.1f} s")

@@ -1,4 +1,4 @@
-"""Results as text for people: what several commands say in the same way."""
+"""Results as text for people, where several commands print the same."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from tlray.core.results import ImageError, InferenceCounts, TrainingSummary
 if TYPE_CHECKING:
     from tlray.images.diff import Changes
 
+COMPLETE = "already complete, so nothing was computed"
+
+
+def amount(number: float, noun: str) -> str:
+    """A number with its noun, e.g. "1 image" or "1,200 images"."""
+    return f"{number:,.12g} {noun}{'' if number == 1 else 's'}"
+
 
 def counts(result: InferenceCounts, *, was_complete: bool = False) -> list[str]:
-    """What became of the images of a pass, and what limited it."""
+    """The counts of a pass over images, and what limited its speed."""
     from tlray.features.bottleneck import sentence
 
-    line = f"{result.images:,} images: {result.rows:,} rows, {result.errors:,} errors"
+    line = f"{amount(result.images, 'image')}: {amount(result.rows, 'row')}, {amount(result.errors, 'error')}"
     if was_complete:
-        return [f"complete already, so there was nothing to do: {line}"]
+        return [COMPLETE, line]
     rate = f" in {result.seconds:.1f} s ({result.images_per_second:.1f} images/s)"
     return [line + rate, *sentence(result).splitlines()]
 
 
-def errors(first: Sequence[ImageError], count: int, uri: str | None) -> list[str]:
-    """The first of the images that could not be used, and where to find all of them."""
-    if not count:
+def errors(first: Sequence[ImageError], number: int, uri: str | None) -> list[str]:
+    """The first of the images that could not be used, and the file or folder that lists all of them."""
+    if not number:
         return []
-    shown = [f"  {error.path}: {error.message} ({error.error})" for error in first]
-    return [f"{count:,} images could not be used; all of them are in {uri}", *shown]
+    rows = [f"  {error.path}: {error.message} ({error.error})" for error in first]
+    return [f"{amount(number, 'image')} could not be used; all errors are in {uri}", *rows]
 
 
 def training(result: TrainingSummary) -> list[str]:
-    """What became of a training, and what limited it."""
+    """The counts and metrics of a training, and what limited its speed."""
     from tlray.features.bottleneck import sentence
 
     lines = [
-        f"{result.rows:,} rows, {result.trainable_tensors} of {result.tensors} tensors trained, "
-        f"{result.epochs} epochs in {result.seconds:.1f} s"
+        f"{amount(result.epochs, 'epoch')} on {amount(result.rows, 'row')} in {result.seconds:.1f} s; "
+        f"{result.trainable_tensors} of {amount(result.tensors, 'weight tensor')} trained"
     ]
-    if result.stopped_epoch is not None:
-        lines.append(
-            f"stopped early after epoch {result.stopped_epoch + 1} ({result.stopped_epoch} as Keras counts)"
-        )
+    if (stopped := result.stopped_epoch) is not None:
+        lines.append(f"stopped early after epoch {stopped + 1}, which Keras counts as {stopped}")
     lines += sentence(result).splitlines()
-    metrics = ", ".join(f"{name} {_number(value)}" for name, value in result.metrics.items())
-    return [*lines, f"kept epoch {result.kept_epoch}: {metrics}"]
+    metrics = [f"{k} {'not finite' if v is None else f'{v:.4f}'}" for k, v in result.metrics.items()]
+    return [*lines, f"the model has the weights of epoch {result.kept_epoch}: {', '.join(metrics)}"]
 
 
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
-
-
-def changes(found: Changes | None) -> list[str]:
-    """How images differ from those that were listed before; nothing if they do not."""
-    if found is None or not (found.added or found.replaced or found.removed):
+def changes(changes: Changes | None) -> list[str]:
+    """The differences between the images and an earlier list of them; nothing if there are none."""
+    if changes is None or not (changes.added or changes.replaced or changes.removed):
         return []
-    ways = [f"{found.added:,} new"] if found.added else []
-    if found.replaced:
-        more = ", ..." if len(found.replaced_paths) < found.replaced else ""
-        paths = ", ".join(found.replaced_paths)
-        ways.append(f"{found.replaced:,} of another size or time ({paths}{more})")
-    if found.removed:
-        ways.append(f"{found.removed:,} removed")
-    kept = "; the features that are there are kept" if found.replaced or found.removed else ""
-    return [f"images since they were listed: {', '.join(ways)}{kept}"]
+    parts = [f"{changes.added:,} new"] if changes.added else []
+    if changes.replaced:
+        more = ", ..." if len(changes.replaced_paths) < changes.replaced else ""
+        paths = ", ".join(changes.replaced_paths)
+        parts.append(f"{changes.replaced:,} with another size or time ({paths}{more})")
+    parts += [f"{changes.removed:,} removed"] if changes.removed else []
+    stale = "; their stored features are kept" if changes.replaced or changes.removed else ""
+    return [f"changes since the images were listed: {', '.join(parts)}{stale}"]

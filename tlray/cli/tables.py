@@ -1,4 +1,4 @@
-"""Columns, padded so that they stand one below the other."""
+"""Tables as text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 
 
 def table(rows: Collection[Sequence[str]], right: Collection[int] = ()) -> str:
-    """The rows as lines whose columns are aligned, two spaces apart.
+    """Align the cells of each column, and put two spaces between the columns.
 
     Args:
-        rows: each with the same number of cells.
-        right: numbers of the columns that are aligned on the right, counted from 0.
+        rows: rows with equal numbers of cells.
+        right: the columns that are aligned on the right, counted from 0.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

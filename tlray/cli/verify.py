@@ -1,4 +1,4 @@
-"""`tlray verify`: whether a feature set is complete and still fits its images."""
+"""`tlray verify`: a check that a feature set is complete and fits its images."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def verify(
     from tlray.features.verify import verify
 
     result = verify(features, images, sample=sample)
+    amount = summaries.amount
     lines = [
         *summaries.changes(result.changes),
-        f"whole: {result.rows:,} rows and {result.errors:,} errors",
-        f"{result.sample} rows extracted again: largest relative error {result.largest_error:.2g} "
-        f"(tolerance {result.tolerance:.2g})",
+        f"complete: {amount(result.rows, 'row')} and {amount(result.errors, 'error')}",
+        f"{amount(result.sample, 'row')} extracted again; the largest relative error is "
+        f"{result.largest_error:.2g}, and up to {result.tolerance:.2g} is allowed",
     ]
     return Result(result, "\n".join(lines))

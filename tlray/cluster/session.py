@@ -1,4 +1,4 @@
-"""The Ray a command runs on: one that exists, or a local one that lives as long as the command."""
+"""The Ray that a command runs on: a running one, or a local one that lives as long as the command."""
 
 from __future__ import annotations
 
@@ -17,31 +17,18 @@ from typing import Any
 from tlray.core.errors import UserError
 from tlray.core.runtime import importing, muted
 
-_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Ray Train looks after its workers every two seconds, and learns of their end so late.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-}
-
-_LOCAL = {
-    # Nobody looks at the metrics of a Ray that lives as long as a command, or takes its machine away.
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers that come up before they are needed are in the way of what Ray itself has to start.
-    "RAY_prestart_worker_first_driver": "0",
-    # On every system, as Ray does on those: listen on the loopback address, and on no other.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
-_ANSWER_SECONDS = 10
+# By default Ray Train polls its workers every 2 s, so a short training ends up to 2 s late.
+_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+_CONNECT_SECONDS = 10
 Connected = Callable[[], None]
-"""Waits until Ray is there; raises UserError if there is none at the address."""
+"""Waits until this process is connected to Ray; raises UserError if no Ray answers at the address."""
 _current: Connected | None = None
 
 
 def import_ahead(address: str | None) -> None:
-    """Begin to import Ray, beside what a job is checked for; call before `connect`.
+    """Import Ray in a thread while the caller does other work before `connect`.
 
-    Not more: Ray, as it starts, draws from Python's random numbers, and so does Keras for weights of a seed.
+    Ray must not start yet: it then draws from Python's random numbers, as Keras does for seeded weights.
     """
     _prepare(address)
     threading.Thread(target=_import, name="import").start()
@@ -54,20 +41,19 @@ def _import() -> None:
 
 @contextmanager
 def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterator[Connected]:
-    """Connect to the Ray at `address`, or start a local one and stop it at the end.
+    """Connect to the Ray at `address`, or start a local Ray and stop it when the block ends.
 
-    The block begins while Ray still starts, for what can be done meanwhile; it is given a function that
-    must be called before Ray is used, and waits until it is there. A Ray that this process is connected to
-    already is used, and left as it is.
+    The block begins while Ray still starts. It gets a function that waits until Ray has started, and must
+    call it before it uses Ray. If this process is connected to a Ray already, the block uses that one.
 
     Args:
-        address: of a running Ray.
-        cpus: what a local Ray must be able to run at once, even if it has fewer; by default the
-            network and one task that decodes.
-        ahead: start at once; if not, only when the function is called.
+        address: the address of a running Ray; None for a local one.
+        cpus: the least number of CPUs that a local Ray offers, even if the machine has fewer; two suffice
+            for the network and one decoding task.
+        ahead: start Ray at once; if False, start it when the function is called.
     """
-    global _current  # noqa: PLW0603 - there is one Ray for a process.
-    if _current is not None:  # Of the command that this one is a part of.
+    global _current  # noqa: PLW0603 - a process has one Ray.
+    if _current is not None:  # This command is part of another one, which has connected.
         yield _current
         return
     if is_connected():
@@ -84,7 +70,7 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
             starting.set_exception(error)
             return
         starting.set_result(None)
-        over.wait()  # The kernel ends Ray's processes together with the thread that started them.
+        over.wait()  # The kernel ends Ray's processes when the thread that started them ends.
         sys.modules["ray"].shutdown()
 
     thread = threading.Thread(target=keep, name="ray", daemon=True)
@@ -107,14 +93,14 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
 
 
 def is_connected() -> bool:
-    """Whether this process is connected to a Ray, or about to be."""
-    # While another thread still imports Ray, it does not have the function yet.
+    """Whether this process is connected to a Ray, or is about to be."""
+    # The function is missing while another thread still imports Ray.
     is_initialized = getattr(sys.modules.get("ray"), "is_initialized", bool)
     return _current is not None or bool(is_initialized())
 
 
 def has_gpus() -> bool:
-    """Whether the Ray that this process is connected to has GPUs; waits for it to start."""
+    """Whether this process is connected to a Ray that has GPUs; waits until that Ray has started."""
     if not is_connected():
         return False
     if _current is not None:
@@ -123,15 +109,26 @@ def has_gpus() -> bool:
 
 
 def _prepare(address: str | None) -> None:
-    """Set what Ray reads when it is imported."""
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", **_ENVIRONMENT}
-    # Or a thread that still asks for results when a command is stopped would start another Ray.
-    settings["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    """Set the environment variables that Ray reads when it is imported."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Otherwise a thread that still fetches results when the command is stopped would start a second Ray.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
+        **_ENVIRONMENT,
+    }
     if address is None:
-        settings |= _LOCAL
-    if address is None and "ray" not in sys.modules:
-        # A token of its own, in memory: Ray would write one to the home folder.
-        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        settings |= {
+            # Nobody reads the metrics of a Ray that lives as long as a command, or preempts its machine.
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            # Workers that start before they are needed would slow down the start of Ray itself.
+            "RAY_prestart_worker_first_driver": "0",
+            # Ray then listens on the loopback address only, as it does by default on Windows and macOS.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+        if "ray" not in sys.modules:
+            # Without a token in memory, Ray would write one to the home folder.
+            settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     if not _debugging():
         # Ray prints an error about the constructor arguments of Ray Data's actor pools (ray#53727).
         settings["RAY_BACKEND_LOG_LEVEL"] = "fatal"
@@ -140,25 +137,23 @@ def _prepare(address: str | None) -> None:
 
 
 def _start(address: str | None, cpus: int) -> None:
-    """Connect. Raises UserError if there is no Ray at that address."""
-    if address is not None:
+    """Connect to a Ray or start one; raises UserError if no Ray answers at the address."""
+    options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": _ENVIRONMENT}}
+    if address is None:
+        cpus = max(cpus, os.cpu_count() or cpus)
+        options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    else:
         _check_answers(address)
     with importing():
         import ray
 
-    local: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": max(cpus, os.cpu_count() or cpus),
-        "include_dashboard": False,
-    }
-    running: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": _ENVIRONMENT}}
     try:
-        with muted():  # Ray tells that it heeds RAY_BACKEND_LOG_LEVEL.
-            ray.init(**(running if address else local), log_to_driver=False, logging_level=logging.ERROR)
+        with muted():  # Ray announces that it heeds RAY_BACKEND_LOG_LEVEL.
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, SystemExit) as error:
         if address is None:
             raise
-        # That the token is wrong stands below Ray's own attempts to find an address.
+        # Ray reports its own search for an address; the cause says whether the token is wrong.
         token = re.search(r"AuthenticationError: (.+)", str(error.__cause__))
         why = token[1] if token else str(error).strip().partition("\n")[0]
         raise UserError(f"no Ray answers at --address {address}: {type(error).__name__}: {why}") from error
@@ -166,20 +161,20 @@ def _start(address: str | None, cpus: int) -> None:
         import ray.data
     ray.data.DataContext.get_current().enable_progress_bars = False
     if not _debugging():
-        for name in ("ray.data", "ray.train"):  # What fails is raised as well.
+        for name in ("ray.data", "ray.train"):  # What they log is raised as well.
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError if nothing listens there: Ray itself would try for 14 minutes (since ray#38854)."""
+    """Raise UserError if nothing listens at the address; Ray would try for 14 minutes (since ray#38854)."""
     host, _, port = address.rpartition(":")
     if "/" in address or not port.isdigit():
-        return  # `auto`, or a URI: Ray finds out what it means.
+        return  # Ray itself resolves `auto` and URIs.
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"no Ray answers at --address {address}: {error}; expected HOST:PORT of its head"
+            f"no Ray answers at --address {address}: {error}; expected HOST:PORT of its head node"
         ) from error
 
 
@@ -188,9 +183,9 @@ def _debugging() -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """The one line of a Ray error that says what went wrong in the task or actor."""
+    """The line of a Ray error that says what went wrong in the task or actor."""
     text = str(error).strip()
-    found = re.findall(r"^tlray\.core\.errors\.\w+: (.+)", text, re.M)
-    # Ray Data's own wrapper says nothing but that a function failed.
-    found = found or re.findall(r"^((?:\w+\.)*\w*(?:Error|Exception): (?!UDF).+)", text, re.M)
-    return found[-1] if found else text.rpartition("\n")[2] or type(error).__name__
+    lines = re.findall(r"^tlray\.core\.errors\.\w+: (.+)", text, re.M)
+    # Ray Data's own error only says that a user-defined function (UDF) failed.
+    lines = lines or re.findall(r"^((?:\w+\.)*\w*(?:Error|Exception): (?!UDF).+)", text, re.M)
+    return lines[-1] if lines else text.rpartition("\n")[2] or type(error).__name__

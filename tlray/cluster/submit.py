@@ -1,4 +1,4 @@
-"""A tlray command on a Ray cluster: sent there as a job, with what the cluster lacks, and followed."""
+"""Runs a tlray command as a job on a Ray cluster, with the packages that the cluster lacks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from tlray.cluster import wheels
 from tlray.cluster.jobs import Job, Jobs, Say, reason
 from tlray.core.errors import JobError, UserError
 
-# Not by its script, which is not on the path where tlray comes as a wheel; and not from the current folder,
-# which may have a tlray too.
+# Where tlray was sent as a wheel, its script is not on the path. -P ignores a tlray in the current folder.
 _TLRAY = "python -P -m tlray"
 _SECRET = re.compile(r"\w+://[^/@\s]*:[^/@\s]*@")
 
@@ -36,21 +35,21 @@ def submit(
     """Run a tlray command on a cluster.
 
     Args:
-        command: its words; or one text that is a line for the shell, in which commands begin with "tlray".
-        address: of the cluster's dashboard; without it RAY_API_SERVER_ADDRESS or RAY_ADDRESS has it.
-        name: of the job; its id begins with it.
-        env: names of environment variables that the job gets as they are here.
-        wait: follow the job until it ends.
-        say: called with what is done, and with what the job prints.
+        command: the words of the command; or a single line for the shell, whose commands begin with "tlray".
+        address: the address of the cluster's dashboard; None for RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
+        name: the beginning of the job's id; None for "tlray-COMMAND".
+        env: names of environment variables that the job gets with their values in this process.
+        wait: whether to follow the job until it ends.
+        say: called with messages about the progress, and with everything that the job prints.
 
     Returns:
-        `job, address, status, shipped, installed`, and if it was waited for `exit_status, seconds` and
-        `result`, the object that the command printed with --json, or None.
+        `job, address, status, shipped, installed`; if the job was followed also `exit_status, seconds` and
+        `result`, the object that the command printed because of --json, or None.
 
     Raises:
-        UserError: nothing was sent.
-        JobError: the job failed; with the exit status of the command if it had one.
-        KeyboardInterrupt: after Ctrl-C; says how to go on, for the job does.
+        UserError: the job was not sent.
+        JobError: the job failed; it has the exit status of the command if there is one.
+        KeyboardInterrupt: after Ctrl-C; the job keeps running, and the message says how to see and stop it.
     """
     line, entrypoint = _lines(command)
     values = _values(env)
@@ -63,50 +62,43 @@ def submit(
     def tell(text: str) -> None:
         say(_hide(text, values))
 
-    here = wheels.installed()
+    packages = wheels.installed()
     jobs = Jobs(address)
-    there = _ask(jobs, [one.name for one in here])
-    lacking = wheels.lacking(here, there)
-    needed = wheels.needed(lacking, there)
-    if lacking:
-        tell(f"sent along: {', '.join(f'{one.name} {one.version}' for one in lacking)}\n")
+    cluster = _ask(jobs, [package.name for package in packages])
+    lacking = wheels.lacking(packages, cluster)
+    shipped = [f"{package.name} {package.version}" for package in lacking]
+    needed = wheels.needed(lacking, cluster)
+    environment: dict[str, Any] = {"env_vars": values} if values else {}
+    if shipped:
+        tell(f"packages sent with the job: {', '.join(shipped)}\n")
     if needed:
-        tell(f"installed there by pip for this job, which takes a while: {', '.join(needed)}\n")
+        tell(f"packages that pip installs for the job, which takes a while: {', '.join(needed)}\n")
+        options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+        environment["pip"] = {"packages": needed, "pip_install_options": options}
     with tempfile.TemporaryDirectory(prefix="tlray-submit-") as folder:
-        environment: dict[str, Any] = {}
         if lacking:
-            environment["py_modules"] = [str(one.write(Path(folder))) for one in lacking]
-        if needed:
-            options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
-            environment["pip"] = {"packages": needed, "pip_install_options": options}
-        if values:
-            environment["env_vars"] = values
-        about = {"tlray": __version__, "command": line, "user": getpass.getuser()}
-        job = jobs.start(entrypoint, name, environment, about)
-    tell(f"job {job.id} on {jobs.address}\n")
-    found = {
-        "job": job.id,
-        "address": jobs.address,
-        "status": job.details().status.value.lower(),
-        "shipped": [f"{one.name} {one.version}" for one in lacking],
-        "installed": needed,
-    }
-    return {**found, **_follow(job, tell, values)} if wait else found
+            environment["py_modules"] = [str(package.write(Path(folder))) for package in lacking]
+        metadata = {"tlray": __version__, "command": line, "user": getpass.getuser()}
+        job = jobs.start(entrypoint, name, environment, metadata)
+    tell(f"job {job.id} was sent to {jobs.address}\n")
+    sent = {"job": job.id, "address": jobs.address, "shipped": shipped, "installed": needed}
+    outcome = _follow(job, tell, values) if wait else {"status": job.details().status.value.lower()}
+    return {**sent, **outcome}
 
 
 def _lines(command: Sequence[str]) -> tuple[str, str]:
-    """The command as one would type it, and as the shell on the cluster is given it."""
+    """The command as a user types it, and as the shell of the cluster runs it."""
     for word in command:
         if _SECRET.search(word):
             raise UserError(
-                "the command has credentials in a URI, and all who use the cluster could read them: "
-                "give --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY"
+                "the command has credentials in a URI, which every list of jobs would show: set them in the "
+                "environment, and give --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY"
             )
     if len(command) == 1 and re.search(r"\s", command[0]):
         if not re.search(r"\btlray\s", command[0]):
             raise UserError(
-                "a command in one pair of quotes is a line for the shell: begin each command in it with "
-                "tlray, as in 'tlray extract ... && tlray fit ...'"
+                "a quoted command is a line for the shell: begin each command in it with tlray, as in "
+                "'tlray extract ... && tlray fit ...'"
             )
         return command[0], f'tlray() {{ {_TLRAY} "$@"; }}; {command[0]}'
     words = shlex.join(command[1:] if command[0] == "tlray" else command)
@@ -117,8 +109,8 @@ def _values(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if "=" in name:
             raise UserError(
-                f"--env {name.partition('=')[0]}=...: give the name alone; the value is taken from here, "
-                "so that it stands in no list of processes"
+                f"--env {name.partition('=')[0]}=...: give the name alone; tlray takes the value from the "
+                "environment, because others can see the words of a command"
             )
         if name not in os.environ:
             raise UserError(f"--env {name}: there is no such environment variable here")
@@ -126,39 +118,43 @@ def _values(names: Sequence[str]) -> dict[str, str]:
 
 
 def _hide(text: str, values: Mapping[str, str]) -> str:
-    """The text without the values of environment variables that may be secret."""
+    """Replace the values of environment variables, which may be secret, by their names."""
     for name, value in values.items():
-        text = text.replace(value, f"${name}") if len(value) > 5 else text  # Shorter ones are no secrets.
+        text = text.replace(value, f"${name}") if len(value) > 5 else text  # A shorter value is no secret.
     return text
 
 
 def _ask(jobs: Jobs, names: Sequence[str]) -> wheels.Cluster:
-    """What is installed on the head of the cluster."""
+    """Find out what is installed on the head node of the cluster."""
     entrypoint = shlex.join(["python", "-c", wheels.PROBE, *names])
-    probe = jobs.start(entrypoint, "tlray-probe", {}, {"command": "what is installed"})
+    probe = jobs.start(entrypoint, "tlray-probe", {}, {"command": "list the installed packages"})
     probe.wait()
     printed = probe.log()
-    found = wheels.read_probe(printed)
-    if found is None:
+    cluster = wheels.read_probe(printed)
+    if cluster is None:
         last = printed.strip().rpartition("\n")[2] or "it printed nothing"
-        raise JobError(f"the cluster does not tell what is installed on it: {last}")
-    return found
+        raise JobError(f"the job {probe.id}, which lists the packages of the cluster, failed: {last}")
+    return cluster
 
 
 def _follow(job: Job, tell: Say, values: Mapping[str, str]) -> dict[str, Any]:
     started = time.monotonic()
     try:
         job.follow(tell)
-        ended = job.wait()
+        details = job.wait()
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"job {job.id} goes on; {job.command('logs')} --follow shows it, {job.command('stop')} ends it"
+            f"job {job.id} keeps running; see it with {job.command('logs')} --follow, or stop it with "
+            f"{job.command('stop')}"
         ) from error
-    if code := ended.driver_exit_code:
-        status = code if code > 0 else 128 - code  # Below zero for a signal, as shells have it above 128.
-        raise _failed(f"job {job.id}: the command ended with exit status {status}", status)
-    if ended.status != "SUCCEEDED":
-        raise _failed(f"job {job.id} {ended.status.value.lower()}: {_hide(reason(ended.message), values)}")
+    if code := details.driver_exit_code:
+        status = code if code > 0 else 128 - code  # Ray reports signal N as -N; shells report it as 128 + N.
+        failure = JobError(f"job {job.id}: the command ended with exit status {status}")
+        failure.exit_status = status
+        raise failure
+    if details.status != "SUCCEEDED":
+        message = _hide(reason(details.message), values)
+        raise JobError(f"job {job.id} {details.status.value.lower()}: {message}")
     return {
         "status": "succeeded",
         "exit_status": 0,
@@ -167,15 +163,10 @@ def _follow(job: Job, tell: Say, values: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _failed(message: str, status: int = 1) -> JobError:
-    error = JobError(message)
-    error.exit_status = status
-    return error
-
-
 def _result(printed: str) -> dict[str, Any] | None:
+    """The JSON object in the last line that the command printed; None if there is none."""
     try:
-        found = json.loads(printed.strip().rpartition("\n")[2])
+        values = json.loads(printed.strip().rpartition("\n")[2])
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return values if isinstance(values, dict) else None

@@ -1,4 +1,4 @@
-"""What a cluster lacks of what is installed here: tlray and its plugins as wheels, and what they need."""
+"""The packages that a cluster lacks: tlray and its plugins, sent as wheels, and what these require."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -29,56 +28,55 @@ import json, sys
 from importlib.metadata import distributions
 from packaging.markers import default_environment
 from packaging.utils import canonicalize_name
-found = {}
-for one in distributions():
-    found.setdefault(canonicalize_name(one.metadata["Name"] or ""), one)
+packages = {}
+for package in distributions():
+    packages.setdefault(canonicalize_name(package.metadata["Name"] or ""), package)
 print(json.dumps({
     "markers": default_environment(),
-    "packages": {name: one.version for name, one in found.items()},
-    "records": {name: found[name].read_text("RECORD") for name in sys.argv[1:] if name in found},
+    "packages": {name: package.version for name, package in packages.items()},
+    "records": {name: packages[name].read_text("RECORD") for name in sys.argv[1:] if name in packages},
 }))
 """
-"""Python that prints what is installed where it runs, and the files of the packages its arguments name."""
+"""Python code that prints a `Cluster` as JSON; its arguments are the packages whose RECORD is printed."""
 
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
-"""Of an installation, not of a wheel."""
+"""Files that an installation has and its wheel does not."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is installed on a cluster, as `PROBE` prints it."""
+    """The packages that are installed on a cluster."""
 
     markers: Mapping[str, str]
-    """What requirements may depend on: the version of Python, the platform."""
+    """The environment markers of the cluster, e.g. its Python version and platform."""
     packages: Mapping[str, str]
-    """The version of each package, by its canonical name."""
+    """The version of each package by its canonical name."""
     records: Mapping[str, str | None]
-    """Where asked for: the files of a package and their digests, as its RECORD has them."""
+    """The RECORD of each package that `PROBE` was asked for; it lists files and digests."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One installed package of ours, with all of its files."""
+    """An installed package that can be sent to a cluster."""
 
     name: str
     version: str
     files: Mapping[str, bytes]
-    """As in its wheel, without RECORD."""
+    """The files of its wheel by path, without RECORD."""
     requires: tuple[str, ...]
     requires_python: str
     is_local: bool
-    """Whether it was installed from a folder, so that its version says little of its content."""
+    """Whether it was installed from a folder: its content may then change while its version stays."""
 
     @property
     def content(self) -> str:
-        """What it does, in twelve digits: a digest of all but its metadata."""
-        rows = ((path, _digest(data)) for path, data in self.files.items())
-        return _content(rows)
+        """A digest, in twelve digits, of all files except the metadata."""
+        return _content((path, _digest(data)) for path, data in self.files.items())
 
     def write(self, folder: Path) -> Path:
-        """Write it as a wheel whose version says its content, and that asks for no other package.
+        """Write the package as a wheel whose version contains `content`, and that requires no packages.
 
-        Ray keeps wheels by their names, and lets pip install what they ask for beside what the cluster has.
+        Ray caches wheels by name, and pip would install requirements that the cluster has in other versions.
         """
         version = f"{self.version}{'.' if '+' in self.version else '+'}{self.content}"
         stem = f"{self.name.replace('-', '_')}-{version}"
@@ -90,7 +88,7 @@ class Package:
         files[metadata] = _metadata(files[metadata], version)
         rows = [f'"{path}",{_digest(data)},{len(data)}' for path, data in files.items()]
         files[record] = "\n".join([*rows, f'"{record}",,\n']).encode()
-        # As in the names of wheels: py2-none-any and py3-none-any are py2.py3-none-any.
+        # The name of a wheel joins its tags: py2-none-any and py3-none-any become py2.py3-none-any.
         tags = re.findall(r"^Tag: *(\S+)", files[f"{stem}.dist-info/WHEEL"].decode(), re.M)
         parts = zip(*(tag.split("-") for tag in tags), strict=True)
         tag = "-".join(".".join(dict.fromkeys(part)) for part in parts)
@@ -102,79 +100,73 @@ class Package:
 
 
 def installed() -> list[Package]:
-    """Tlray and every package here that has plugins for it.
+    """Tlray and every installed package that has plugins for it.
 
     Raises:
-        UserError: one of them can neither be built nor read.
+        UserError: the files of a package can neither be read nor built.
     """
-    found = {"tlray": distribution("tlray")}
-    for one in distributions():
-        if any(point.group.startswith("tlray.") for point in one.entry_points):
-            found.setdefault(canonicalize_name(one.name), one)
-    return [_read(name, one) for name, one in sorted(found.items())]
+    packages = {"tlray": distribution("tlray")}
+    for package in distributions():
+        if any(point.group.startswith("tlray.") for point in package.entry_points):
+            packages.setdefault(canonicalize_name(package.name), package)
+    return [_read(name, package) for name, package in sorted(packages.items())]
 
 
 def lacking(packages: Iterable[Package], cluster: Cluster) -> list[Package]:
-    """Those of the packages that the cluster has not, or has otherwise."""
-    return [one for one in packages if not _is_there(one, cluster)]
+    """The packages that the cluster lacks, or has with another version or content."""
+    lacking = []
+    for package in packages:
+        rows = csv.reader((cluster.records.get(package.name) or "").splitlines())
+        same_version = cluster.packages.get(package.name) == package.version
+        same_content = package.content == _content((path, digest) for path, digest, *_ in rows)
+        if not same_version or (package.is_local and not same_content):
+            lacking.append(package)
+    return lacking
 
 
 def needed(shipped: Iterable[Package], cluster: Cluster) -> list[str]:
-    """What these packages need and the cluster has not: requirements of the versions that are installed here.
+    """The requirements of these packages that the cluster lacks, each in the version installed here.
 
     Raises:
-        UserError: the cluster has another version than they need, of a package or of Python.
+        UserError: a package, or Python, has an unsuitable version on the cluster.
     """
-    ours = {one.name for one in shipped}
-    found: dict[str, str] = {}
+    names = {package.name for package in shipped}
+    needed: dict[str, str] = {}
 
-    def visit(requirements: Iterable[str], who: str, extras: Iterable[str] = ()) -> None:
+    def visit(requirements: Iterable[str], parent: str, extras: Iterable[str] = ()) -> None:
         for requirement in map(Requirement, requirements):
             name = canonicalize_name(requirement.name)
             environments = [{**cluster.markers, "extra": extra} for extra in ("", *extras)]
-            if requirement.marker and not any(map(requirement.marker.evaluate, environments)):
+            applies = not requirement.marker or any(map(requirement.marker.evaluate, environments))
+            if name in names or not applies:
                 continue
-            if name in ours:
-                continue
-            there = cluster.packages.get(name)
-            if there is not None and not requirement.specifier.contains(there, prereleases=True):
+            remote = cluster.packages.get(name)
+            if remote is not None and not requirement.specifier.contains(remote, prereleases=True):
                 raise UserError(
-                    f"{who} needs {name}{requirement.specifier}, and the cluster has {name} {there}: "
+                    f"{parent} needs {name}{requirement.specifier}, and the cluster has {name} {remote}: "
                     "change one of them"
                 )
-            if name in found or (there is not None and not requirement.extras):
+            if name in needed or (remote is not None and not requirement.extras):
                 continue
             try:
-                here = distribution(name)
+                local = distribution(name)
             except PackageNotFoundError as error:
-                raise UserError(f"{who} needs {name}, which is neither here nor on the cluster") from error
-            if there is None:
-                found[name] = f"{name}=={here.version}"
-            visit(here.requires or (), f"{name} {here.version}", requirement.extras)
+                raise UserError(f"{parent} needs {name}, which is neither here nor on the cluster") from error
+            if remote is None:
+                needed[name] = f"{name}=={local.version}"
+            visit(local.requires or (), f"{name} {local.version}", requirement.extras)
 
-    for one in shipped:
-        if not SpecifierSet(one.requires_python).contains(cluster.markers["python_full_version"]):
-            raise UserError(
-                f"{one.name} {one.version} needs Python {one.requires_python}, "
-                f"and the cluster has {cluster.markers['python_full_version']}"
-            )
-        visit(one.requires, f"{one.name} {one.version}")
-    return sorted(found.values())
-
-
-def _is_there(package: Package, cluster: Cluster) -> bool:
-    if cluster.packages.get(package.name) != package.version:
-        return False
-    record = cluster.records.get(package.name)
-    if not package.is_local:
-        return True
-    return record is not None and package.content == _content(
-        (row[0], row[1]) for row in csv.reader(record.splitlines())
-    )
+    for package in shipped:
+        who = f"{package.name} {package.version}"
+        python = cluster.markers["python_full_version"]
+        if not SpecifierSet(package.requires_python).contains(python):
+            raise UserError(f"{who} needs Python {package.requires_python}, and the cluster has {python}")
+        visit(package.requires, who)
+    return sorted(needed.values())
 
 
 def _read(name: str, installed: Distribution) -> Package:
-    """The files of an installed package; one that is installed as a link to its source is built."""
+    """Read an installed package; an editable installation is built, because its files are elsewhere."""
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     who = f"{name} {installed.version}"
     if origin.get("dir_info", {}).get("editable"):
@@ -201,9 +193,9 @@ def _read(name: str, installed: Distribution) -> Package:
 
 
 def _build(who: str, source: str) -> dict[str, bytes]:
-    """The files of the wheel that a folder is built to."""
+    """Build the source in a folder, and return the files of the wheel."""
     with tempfile.TemporaryDirectory(prefix="tlray-wheel-") as folder:
-        # With what is installed here if it is enough; if not, pip fetches what the folder is built with.
+        # Use the build tools that are installed; if they do not suffice, let pip download what it needs.
         for options in (["--no-build-isolation"], []):
             command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, *options]
             done = subprocess.run([*command, source], check=False, capture_output=True, text=True)
@@ -220,25 +212,23 @@ def _build(who: str, source: str) -> dict[str, bytes]:
 
 
 def _digest(data: bytes) -> str:
-    """As RECORD has it."""
+    """The digest of a file in the notation of RECORD."""
     return "sha256=" + urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
 
 
 def _content(rows: Iterable[tuple[str, str]]) -> str:
-    """What the files of a package do, in twelve digits; the rows are those of its RECORD.
-
-    Of the metadata the entry points count, which stand in a folder that has the version in its name.
-    """
-    kept = set()
+    """A digest of the rows of a RECORD; the entry points are the only metadata that counts."""
+    lines = set()
     for path, digest in rows:
         _, about, name = path.partition(".dist-info/")
         if digest and not path.startswith("../") and (not about or name == "entry_points.txt"):
-            kept.add(f"{name if about else path} {digest}")
-    return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:12]
+            # The name of the .dist-info folder contains the version.
+            lines.add(f"{name if about else path} {digest}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 
 def _metadata(data: bytes, version: str) -> bytes:
-    """The same with another version, and without the packages it requires."""
+    """Replace the version in a METADATA file, and remove the requirements."""
     head, separator, description = data.decode().partition("\n\n")
     head = re.sub(r"^Version:.*", f"Version: {version}", head, count=1, flags=re.M)
     head = re.sub(r"^Requires-Dist:.*\n?", "", head, flags=re.M)
@@ -246,9 +236,6 @@ def _metadata(data: bytes, version: str) -> bytes:
 
 
 def read_probe(printed: str) -> Cluster | None:
-    """What `PROBE` has printed, among other lines perhaps; None if it has not."""
-    for line in reversed(printed.splitlines()):
-        if line.startswith('{"markers"'):
-            values: dict[str, Any] = json.loads(line)
-            return Cluster(**values)
-    return None
+    """Find the output of `PROBE` among other lines; None if it is not there."""
+    lines = [line for line in printed.splitlines() if line.startswith('{"markers"')]
+    return Cluster(**json.loads(lines[-1])) if lines else None
