@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+from tests.support.harmful_images import HARM, SECONDS
 from tests.support.s3_server import Server, running
+from tlray.images import sandbox
 
 Package = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A server with an empty bucket, which s3:// means in this process and in Ray's."""
     with running() as server, pytest.MonkeyPatch.context() as patched:
@@ -55,3 +59,18 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package
     yield install
     for module in modules:
         sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def harmful(tmp_path: Path) -> dict[str, str]:
+    """The environment of a subprocess in which harmful images do harm."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HARM)
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+
+
+@pytest.fixture
+def harm(harmful: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do it in the subprocesses of this process."""
+    monkeypatch.setenv("PYTHONPATH", harmful["PYTHONPATH"])
+    monkeypatch.setattr(sandbox, "SECONDS", SECONDS)

@@ -71,6 +71,18 @@ def flip(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
 
 
+def damaged_parquet(data: bytes) -> dict[str, bytes]:
+    """What can become of a Parquet file."""
+    footer = 8 + int.from_bytes(data[-8:-4], "little")
+    return {
+        "empty": b"",
+        "text": b"no parquet at all",
+        "truncated": data[: len(data) // 2],
+        # All but the footer and the magic numbers.
+        "overwritten": data[:4] + b"\xff" * (len(data) - footer - 4) + data[-footer:],
+    }
+
+
 def write_bad_files(folder: Path) -> dict[str, str]:
     """Fill a folder with one file of every kind.
 
