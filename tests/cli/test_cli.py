@@ -101,7 +101,7 @@ def script(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def mistake(*arguments: str, status: int = 2) -> str:
-    """Run into an error; the message. The same comes out as JSON."""
+    """Run into an error; the message."""
     result = invoke(*arguments)
     assert result.exit_code == status, result.output
     assert result.stdout == ""
@@ -442,15 +442,6 @@ def test_a_value_that_cannot_be_parsed(line, expected, given):
     message = mistake(*line.split())
     assert expected in message
     assert given in message
-
-
-@pytest.mark.usefixtures("unchanged", "small")
-@pytest.mark.parametrize("line", [case[0] for case in BAD])
-def test_an_error_as_json(line):
-    message = mistake(*line.split())
-    result = invoke(*line.split(), "--json")
-    assert result.exit_code == 2
-    assert json.loads(result.stdout) == {"error": message.removeprefix("tlray: "), "exit_status": 2}
 
 
 @pytest.mark.usefixtures("place")

@@ -1,0 +1,14 @@
+"""What the tests of this room share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tlray.core.storage import Folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder.open(str(tmp_path / "features"))
