@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -49,18 +48,14 @@ def test_what_is_written_is_read(folder, store, shape, count):
     np.testing.assert_array_equal(found.features, features.astype(store))
 
 
-def test_only_the_part_file_is_written(folder):
-    write(folder, numbers(10), shard=7)
+def test_one_file_is_written_of_this_schema(folder):
+    write(folder, numbers(10), shard=7, store="float16")
     assert folder.names() == [part_name(7)] == ["part-00007.parquet"]
-
-
-def test_the_schema(folder):
-    write(folder, numbers(10), store="float16")
-    schema = pq.read_schema(folder.join(part_name(0)))
+    schema = pq.read_schema(folder.join(part_name(7)))
     assert schema.names == ["path", "split", "label", "features"]
     assert schema.field("features").type == pa.fixed_shape_tensor(pa.float16(), SHAPE)
     assert [schema.field(i).type for i in range(3)] == [pa.string()] * 3
-    assert json.loads(schema.metadata[b"tlray"]) == {**METADATA, "shard": 0}
+    assert json.loads(schema.metadata[b"tlray"]) == {**METADATA, "shard": 7}
 
 
 def test_large_features_become_row_groups_of_a_bounded_size(folder):
@@ -72,10 +67,7 @@ def test_large_features_become_row_groups_of_a_bounded_size(folder):
     assert sum(groups) == 300
     assert max(groups) * features[0].nbytes < 24 << 20
     np.testing.assert_array_equal(Rows.of(read(folder)).features, features)
-
-
-def test_reading_is_bounded_too(folder):
-    write(folder, numbers(2500, (2,)))
+    write(folder, numbers(2500, (2,)))  # Reading is bounded too.
     assert [table.num_rows for table in part_files.read_shard(folder, 0, JOB)] == [1024, 1024, 452]
 
 
@@ -104,19 +96,14 @@ def test_a_shard_of_bad_images_only(folder):
     assert pq.read_table(folder.join(part_name(0))).num_rows == 0
 
 
-def test_read_parts_keeps_the_order(folder):
+def test_parts_are_counted_and_read_in_their_order(folder):
     features = write_set(folder)
+    assert part_files.count_rows(folder, [2, 0, 1], JOB) == [70, 50, 0]
+    assert part_files.count_rows(folder, [], JOB) == []
     tables = list(part_files.read_parts(folder, 3, JOB))
     found = Rows.join([Rows.of(table) for table in tables], (0, *SHAPE))
     assert found.paths == [f"{i:05d}.png" for i in range(120)]
     np.testing.assert_array_equal(found.features, features)
-
-
-def test_count_rows(folder):
-    write_set(folder, (5, 0, 40))
-    shards = [2, 0, 1]
-    assert part_files.count_rows(folder, shards, JOB) == [40, 5, 0]
-    assert part_files.count_rows(folder, [], JOB) == []
 
 
 # Other readers
@@ -154,51 +141,33 @@ def test_everyone_reads_the_same_numbers(folder, store, reader: Callable[..., An
     np.testing.assert_array_equal(found.reshape(40, -1), features.astype(store).reshape(40, -1))
 
 
-def test_no_features_are_null(folder):
-    write_set(folder)
-    count = f"SELECT count(*) FROM '{folder.path}/part-*.parquet' WHERE features IS NULL"
-    assert duckdb.sql(count).fetchall() == [(0,)]
-
-
 # Files that are not of this set
+
+
+def assert_refused(folder: Folder, shard: int = 0, *, counted: bool = True) -> None:
+    """Reading it raises an error that names the file, and so does counting its rows."""
+    with pytest.raises(JobError, match=re.escape(part_name(shard))):
+        read(folder, shard)
+    if counted:
+        with pytest.raises(JobError, match=re.escape(part_name(shard))):
+            part_files.count_rows(folder, [shard], JOB)
 
 
 @pytest.mark.parametrize("how", ["empty", "text", "truncated", "overwritten"])
 def test_a_damaged_part(folder, how):
     write(folder, numbers(100))
     folder.write(part_name(0), damaged_parquet(folder.read(part_name(0)))[how])
-    with pytest.raises(JobError, match=re.escape(part_name(0))):
-        read(folder)
-    if how != "overwritten":  # Counting reads no more than the footer.
-        with pytest.raises(JobError, match=re.escape(part_name(0))):
-            part_files.count_rows(folder, [0], JOB)
-
-
-def test_a_missing_part(folder):
-    write(folder, numbers(10))
-    with pytest.raises(JobError, match=re.escape(part_name(1))):
-        list(part_files.read_parts(folder, 2, JOB))
-    with pytest.raises(JobError, match=re.escape(part_name(1))):
-        part_files.count_rows(folder, [0, 1], JOB)
+    assert_refused(folder, counted=how != "overwritten")  # Counting reads no more than the footer.
+    assert_refused(folder, 1)  # It is missing.
 
 
 @pytest.mark.parametrize("metadata", [{"job": {**JOB, "images": "/others"}}, {}, {"job": None}])
 def test_a_part_of_another_job(folder, metadata):
     features = numbers(10)
     part_files.write_part(folder, 0, rows(10), cut(features), SHAPE, "float32", metadata)
-    with pytest.raises(JobError, match=re.escape(part_name(0))):
-        read(folder)
-    with pytest.raises(JobError, match=re.escape(part_name(0))):
-        part_files.count_rows(folder, [0], JOB)
-
-
-def test_a_part_of_another_program(folder):
-    Path(folder.path).mkdir()
+    assert_refused(folder)
     pq.write_table(pa.table({"path": ["a"], "features": [1.0]}), folder.join(part_name(0)))
-    with pytest.raises(JobError):
-        read(folder)
-    with pytest.raises(JobError):
-        part_files.count_rows(folder, [0], JOB)
+    assert_refused(folder)  # Of another program.
 
 
 # Error files
@@ -210,26 +179,18 @@ def errors(*paths: str) -> pa.Table:
 
 
 def test_errors_come_back_with_their_shard(folder):
+    assert part_files.read_errors(folder, 100).num_rows == 0
     part_files.write_errors(folder, 0, errors(), METADATA)
     part_files.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
     part_files.write_errors(folder, 100000, errors("日本"), METADATA)
+    folder.write("errors/.part-00001.parquet.0123abcd.tmp", b"half")  # Nobody reads it.
     found = part_files.read_errors(folder, 100001)
     assert found["path"].to_pylist() == ["x", "new\nline", "日本"]
     assert found["shard"].to_pylist() == [3, 3, 100000]
     assert found["message"].to_pylist()[0] == "message of x"
-    assert found.schema.names == [*ERRORS.names, "shard"]
-
-
-def test_errors_of_shards_that_are_being_added_do_not_count_yet(folder):
-    part_files.write_errors(folder, 0, errors("a"), METADATA)
-    part_files.write_errors(folder, 1, errors("b"), METADATA)
-    assert part_files.read_errors(folder, 1)["path"].to_pylist() == ["a"]
-
-
-def test_no_errors_at_all(folder):
-    found = part_files.read_errors(folder, 100)
-    assert found.num_rows == 0
-    assert found.schema.names == [*ERRORS.names, "shard"]
+    assert found.schema.names == part_files.read_errors(folder, 1).schema.names == [*ERRORS.names, "shard"]
+    # Those of shards that are being added do not count yet.
+    assert part_files.read_errors(folder, 4)["path"].to_pylist() == ["x", "new\nline"]
 
 
 def test_errors_open_as_one_table(folder):
@@ -243,12 +204,6 @@ def test_errors_without_split_and_label(folder):
     table = pa.table({name: pa.array([None], pa.null()) for name in ERRORS.names})
     part_files.write_errors(folder, 0, table, METADATA)
     assert part_files.read_errors(folder, 100).to_pylist() == [{**dict.fromkeys(ERRORS.names), "shard": 0}]
-
-
-def test_unfinished_error_files_are_not_read(folder):
-    part_files.write_errors(folder, 0, errors("a"), METADATA)
-    folder.write("errors/.part-00001.parquet.0123abcd.tmp", b"half")
-    assert part_files.read_errors(folder, 100).num_rows == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 and half of it"])
