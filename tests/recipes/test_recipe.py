@@ -97,7 +97,7 @@ LINES = {
         "--preprocess rescale --precision float32",
         "tlray fit DIR/features --out DIR/model --head dense-800 --optimizer adam --learning-rate 0.001 "
         "--epochs 25 --batch-size 200 --validation 0.2 --early-stopping 2 --keep last  "
-        "# and monitor = val_accuracy, which is no option",
+        "# and monitor = val_accuracy, which has no option",
         f"{_EVALUATE} test",
     ],
 }
