@@ -10,17 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.feature_sets import (
-    JOB,
-    METADATA,
-    PROVENANCE,
-    SHAPE,
-    cut,
-    listed,
-    numbers,
-    rows,
-    write_set,
-)
+from tests.support.feature_sets import JOB, METADATA, PROVENANCE, SHAPE, cut, listed, numbers, rows, write_set
 from tlray.core.errors import JobError, UserError
 from tlray.features import part_files
 from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, Rows

@@ -16,17 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.bad_files import damaged_parquet
-from tests.support.feature_sets import (
-    JOB,
-    METADATA,
-    SHAPE,
-    cut,
-    numbers,
-    read,
-    rows,
-    write,
-    write_set,
-)
+from tests.support.feature_sets import JOB, METADATA, SHAPE, cut, numbers, read, rows, write, write_set
 from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder

@@ -322,10 +322,7 @@ def test_list_has_what_it_says_only():
         ("flip=1", "--augment flip=1: flip takes no value, write flip or leave it out"),
         ("zoom=.1,zoom=.2", "--augment zoom=.1,zoom=.2: zoom is there twice, leave one"),
         ("flip,flip", "--augment flip,flip: flip is there twice"),
-        (
-            "light,zoom=0.3",
-            "--augment light,zoom=0.3: light stands alone; write only light, or",
-        ),
+        ("light,zoom=0.3", "--augment light,zoom=0.3: light stands alone; write only light, or"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, message: str):

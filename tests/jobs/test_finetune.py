@@ -305,10 +305,7 @@ def test_a_tuned_model_is_tuned_again_and_its_backbone_is_weights(images, tuned,
 
 
 BAD = {
-    "unknown layer": (
-        {"from_": "block5_con1"},
-        "unknown layer of vgg16 .* did you mean block5_conv1",
-    ),
+    "unknown layer": ({"from_": "block5_con1"}, "unknown layer of vgg16 .* did you mean block5_conv1"),
     "another backbone": ({"backbone": "pixels"}, r"--backbone pixels: .* was made with vgg16"),
     "another size": ({"image_size": 64}, "--image-size 64: .* was made with 32"),
     "unknown augmentation": ({"augment": "strogn"}, "did you mean strong"),

@@ -7,9 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.support.feature_sets import (
-    PROVENANCE,
-)
+from tests.support.feature_sets import PROVENANCE
 from tlray.models.provenance import Provenance
 
 

@@ -20,11 +20,7 @@ import typer
 from typer.testing import CliRunner
 
 from tlray.cli import app
-from tlray.core.config import (
-    FinetuneConfig,
-    FitConfig,
-    TrainConfig,
-)
+from tlray.core.config import FinetuneConfig, FitConfig, TrainConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.record import Record
 from tlray.recipes import preflight, recipe
@@ -57,11 +53,7 @@ LINES = {
         f"tlray fit DIR/features --out DIR/model {_HEAD} --tensorboard",
         f"{_EVALUATE} validation",
     ],
-    "vgg16-features": [
-        _RESCALED,
-        f"tlray fit DIR/features --out DIR/model {_HEAD}",
-        f"{_EVALUATE} test",
-    ],
+    "vgg16-features": [_RESCALED, f"tlray fit DIR/features --out DIR/model {_HEAD}", f"{_EVALUATE} test"],
     "vgg16-frozen-224": [
         f"{_VGG16} --image-size 224 --preprocess raw --precision float32 --batch-size 32",
         "tlray fit DIR/features --out DIR/model --head dense-1024 --optimizer adam --learning-rate 1e-05 "
@@ -211,13 +203,7 @@ def _predict(given: dict[str, Any]) -> Made:
     return Made(values=COUNTS)
 
 
-RESULTS = {
-    "extract": _extract,
-    "fit": _train,
-    "finetune": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
-}
+RESULTS = {"extract": _extract, "fit": _train, "finetune": _train, "evaluate": _evaluate, "predict": _predict}
 
 
 def invoke(*arguments: str) -> Any:
@@ -500,9 +486,7 @@ def test_run_goes_through_the_stages(calls):
         say=said.append,
         report=lambda stage, metrics: epochs.append((stage.name, stage.config.epochs, metrics)),
     )
-    assert names(calls) == [
-        *("connect", "extract", "fit", "finetune", "evaluate", "predict", "disconnect"),
-    ]
+    assert names(calls) == [*("connect", "extract", "fit", "finetune", "evaluate", "predict", "disconnect")]
     connect, *stages, _ = (given for _, given in calls)
     assert connect == {"address": "here:1", "cpus": checks.cpus(TrainConfig(workers=2), True)}
     assert all(given["address"] == "here:1" for given in stages)

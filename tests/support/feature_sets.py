@@ -27,12 +27,7 @@ PROVENANCE = Provenance(
     store="float32",
 )
 JOB = ExtractJob(
-    format=FORMAT,
-    images="/images",
-    split=None,
-    seed=None,
-    max_pixels=100,
-    provenance=PROVENANCE.to_json(),
+    format=FORMAT, images="/images", split=None, seed=None, max_pixels=100, provenance=PROVENANCE.to_json()
 ).to_json()
 METADATA = {"job": JOB, "classes": ["a", "b"], "versions": {"tlray": "0.1.0"}}
 SHAPE = (2, 3, 4)

@@ -291,11 +291,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
     network = SyncedModel(inputs, layer(inputs), name="trained")
     theirs, mine = rows[3:], tf.concat([rows[:3], tf.fill((2, 4), 99.0)], 0)
     mean = tf.reduce_mean(rows, 0)
-    others = [
-        tf.fill((4,), 2.0),
-        tf.reduce_sum(theirs, 0),
-        tf.reduce_sum(tf.square(theirs - mean), 0),
-    ]
+    others = [tf.fill((4,), 2.0), tf.reduce_sum(theirs, 0), tf.reduce_sum(tf.square(theirs - mean), 0)]
     network.share_statistics(Two(others))
     network.weights_of_rows = tf.constant([1.0, 1, 1, 0, 0])
     network(mine, training=True)
