@@ -1,7 +1,5 @@
 """The help of the command line: instant, whole, and the same as what the commands take."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """What is wrong is said in one message: what was given, what is expected, and with which status it ends."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What commands print when they have done their work."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

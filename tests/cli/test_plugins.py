@@ -1,7 +1,5 @@
 """`tlray plugins list` and `show`: all that is installed, with what is wrong with it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What is sent along with a command, and how a job is followed; tests/cluster_jobs sends some."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

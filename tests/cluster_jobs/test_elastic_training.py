@@ -1,7 +1,5 @@
 """A training with more workers when nodes come, and with fewer when they are lost."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

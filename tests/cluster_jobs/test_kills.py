@@ -1,7 +1,5 @@
 """Commands and workers that are killed: run again, each goes on where it was, and nothing is left behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Jobs on a real Ray of two nodes and more, sent from where there is a plugin that the nodes do not have."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """A short `make torture`: kills, and nothing is lost or there twice."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is private in other packages still does what tlray needs, in the versions that are here."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Folders of every kind of storage; a file is there whole or not at all."""
 
-from __future__ import annotations
-
 import gc
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Copies with the class on them: written inside the folder, readable, and changed where the text is."""
 
-from __future__ import annotations
-
 import io
 import posixpath
 from pathlib import Path

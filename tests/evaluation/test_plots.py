@@ -1,7 +1,5 @@
 """The pictures of a report show the numbers, whatever the classes are called."""
 
-from __future__ import annotations
-
 import io
 import math
 

@@ -1,7 +1,5 @@
 """The report: its numbers, and a page that no file name can turn against its reader."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import json

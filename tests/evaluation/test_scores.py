@@ -1,7 +1,5 @@
 """The numbers of an evaluation."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.support.evaluations import evaluation

@@ -1,7 +1,5 @@
 """The result of an evaluation in a terminal."""
 
-from __future__ import annotations
-
 import math
 import re
 

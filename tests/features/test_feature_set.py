@@ -1,7 +1,5 @@
 """A feature set as a whole: opened, its manifest checked, its rows in batches."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 

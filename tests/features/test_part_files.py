@@ -1,7 +1,5 @@
 """Features and errors on storage: what is written is read, by anyone, and nothing else is taken for it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Images in tar files and Parquet files: what is listed, what is read, and what is refused."""
 
-from __future__ import annotations
-
 import os
 import random
 import tarfile

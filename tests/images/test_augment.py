@@ -1,7 +1,5 @@
 """Views are Keras' own, the same everywhere, and asked for in words that are understood."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

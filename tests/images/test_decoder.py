@@ -1,7 +1,5 @@
 """Every odd file is decided on purpose, and no file brings the job down."""
 
-from __future__ import annotations
-
 import atexit
 import gc
 import io

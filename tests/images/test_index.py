@@ -1,7 +1,5 @@
 """The list of a job's images: every one in exactly one shard, and the job known again."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import pickle

@@ -1,7 +1,5 @@
 """What is found in folders, tables and remote storage, and what is refused."""
 
-from __future__ import annotations
-
 import os
 import random
 import socket

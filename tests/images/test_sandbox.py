@@ -1,7 +1,5 @@
 """An image that crashes the decoder, or never ends, costs itself and no other."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One Ray for all jobs, and the images, features and model that many of them start from."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Jobs on images in tar files and Parquet files, on disks and in buckets: as on files of their own."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import replace

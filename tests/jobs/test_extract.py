@@ -1,7 +1,5 @@
 """Extraction: every image becomes a row or an error once, whatever happens and whatever the network is."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Faults of the machine while an extraction runs: an error that says so, or the right result."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Features of a real network with real weights: they are those that a script with Keras makes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Fine-tuning end to end: real images, real weights, a local Ray."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """Training a head: N workers give what one gives, and a training that was killed goes on where it was."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

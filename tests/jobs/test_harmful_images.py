@@ -1,7 +1,5 @@
 """Images that crash or stall the decoder: every job loses them and no other."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Models at work: scores of images and of features agree, and predictions are those of plain Keras."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

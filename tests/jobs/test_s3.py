@@ -1,7 +1,5 @@
 """Remote storage: all jobs over s3://, against a real server on loopback, which also fails as it is told."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import signal

@@ -1,7 +1,5 @@
 """The backbones and heads that come with tlray are what was published."""
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 from io import BytesIO
 

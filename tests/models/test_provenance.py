@@ -1,7 +1,5 @@
 """What made some features, and how that differs from what made others."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """Plugins are found by name, and a bad one says what is wrong with it without stopping the others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import h5py

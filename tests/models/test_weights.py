@@ -1,7 +1,5 @@
 """Weights come from the first place that has them, and are what they are called, or are refused."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import sys

@@ -1,7 +1,5 @@
 """Every file of `deploy/`, checked against what will read it, as far as that is here."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

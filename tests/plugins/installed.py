@@ -1,7 +1,5 @@
 """`make test-plugins`: the contract of plugins that are installed and not tlray's own; some minutes."""
 
-from __future__ import annotations
-
 import pytest
 
 from tlray.models import registry

@@ -1,7 +1,5 @@
 """Every plugin that is installed keeps the contract, and each way to break it has its sentence."""
 
-from __future__ import annotations
-
 import json
 import re
 import runpy

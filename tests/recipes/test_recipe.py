@@ -1,7 +1,5 @@
 """Recipes: the published settings to the letter, clear about mistakes, and run in order."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import shutil

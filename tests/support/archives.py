@@ -1,7 +1,5 @@
 """Tar and Parquet files full of images, as others write them."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

@@ -1,7 +1,5 @@
 """Odd image files of every kind, made by code, and what has to become of each."""
 
-from __future__ import annotations
-
 import io
 import os
 import stat

@@ -1,7 +1,5 @@
 """Evaluations that were never made, of models that were never trained."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Part files and feature sets that were never extracted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Images that crash or stall the process that decodes them; done for real, by signals."""
 
-from __future__ import annotations
-
 import io
 
 from PIL import Image

@@ -3,8 +3,6 @@
 Run as a module, it is the command line with that network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

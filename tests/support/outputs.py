@@ -1,7 +1,5 @@
 """What jobs have written, read with nothing of tlray."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A package with a plugin of each kind, for tests that install it and break it."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tlray.models.weights import digest

@@ -1,7 +1,5 @@
 """The command line in a process of its own, and what it leaves behind."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """A real Ray of several nodes on this machine: a `ray start` for each, with its own ports and folder."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

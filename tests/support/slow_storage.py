@@ -1,7 +1,5 @@
 """A folder on storage that takes its time, and tells how much was asked for at once."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

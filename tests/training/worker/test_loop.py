@@ -1,7 +1,5 @@
 """What a head plugin may be, and the training loop of one worker without Ray."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
