@@ -4,12 +4,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests import ROOT
 from tests.support.harmful_images import HARM, SECONDS
 from tests.support.s3_server import Server, running
+from tlray.core.runtime import prepare_keras
 from tlray.images import sandbox
 
 Package = Callable[..., Path]
@@ -25,6 +27,22 @@ def server() -> Iterator[Server]:
             patched.delenv(name, raising=False)
         server.put([("bucket", b"")])
         yield server
+
+
+@pytest.fixture
+def keras() -> ModuleType:
+    """Keras, set up as in a command."""
+    prepare_keras(gpu=False)
+    import keras
+
+    return keras
+
+
+@pytest.fixture
+def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of weights, in place of that of this machine."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras"
 
 
 @pytest.fixture

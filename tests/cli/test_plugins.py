@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,8 @@ from typer.testing import CliRunner
 
 from tests.support.plugins import GOOD
 from tlray.cli import app
+
+pytestmark = pytest.mark.usefixtures("keras_home")
 
 
 def invoke(*arguments: str, status: int = 0) -> Any:
@@ -21,13 +22,6 @@ def invoke(*arguments: str, status: int = 0) -> Any:
 
 def listed() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(invoke("list", "--json").stdout)["plugins"]}
-
-
-@pytest.fixture(autouse=True)
-def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No weights of this machine."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    return tmp_path / "keras"
 
 
 def test_list():

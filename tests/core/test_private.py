@@ -19,17 +19,8 @@ from pyarrow import fs
 
 from tlray.cluster import session
 from tlray.core import private
-from tlray.core.runtime import prepare_keras
 
 # Keras and TensorFlow
-
-
-@pytest.fixture(scope="module")
-def keras():
-    prepare_keras(gpu=False)
-    import keras
-
-    return keras
 
 
 @pytest.mark.slow

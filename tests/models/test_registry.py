@@ -1,7 +1,5 @@
 """Plugins are found by name, and a bad one says what is wrong with it without stopping the others."""
 
-from pathlib import Path
-
 import h5py
 import pytest
 
@@ -13,6 +11,8 @@ from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Backbone, Head
 from tlray.models.weights import digest
 
+pytestmark = pytest.mark.usefixtures("keras_home")
+
 
 def message(kind: str, name: str) -> str:
     with pytest.raises(UserError) as caught:
@@ -20,13 +20,6 @@ def message(kind: str, name: str) -> str:
     text = str(caught.value)
     assert len(text.splitlines()) <= 2, text
     return text
-
-
-@pytest.fixture(autouse=True)
-def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No weights of this machine."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    return tmp_path / "keras"
 
 
 # Finding

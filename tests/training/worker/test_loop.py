@@ -9,7 +9,6 @@ import pytest
 
 from tlray.core.config import FitConfig, NetworkConfig
 from tlray.core.errors import UserError
-from tlray.core.runtime import prepare_keras
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head
@@ -22,14 +21,6 @@ def head(build) -> Head:
     return type(
         "Made", (Head,), {"name": "made", "build": lambda self, shape, classes: build(shape, classes)}
     )()
-
-
-@pytest.fixture
-def keras():
-    prepare_keras()
-    import keras
-
-    return keras
 
 
 def test_a_head_of_the_wrong_width_is_refused(keras):
