@@ -1,6 +1,7 @@
 """What is wrong is said in one message: what was given, what is expected, and with which status it ends."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.support.command_line import invoke, mistake, script
 from tests.support.manifests import feature_set_json, model_json
+from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 
@@ -49,6 +51,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (here / "model" / "model.keras").write_bytes(b"")
     monkeypatch.chdir(here)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    # What is wrong is known before Ray is there.
+    monkeypatch.setattr(session, "import_ahead", lambda address: None)
+    monkeypatch.setattr(session, "connect", lambda *given, **options: nullcontext(pytest.fail))
     return here
 
 
