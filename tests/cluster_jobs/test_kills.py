@@ -88,7 +88,7 @@ def test_an_extraction_is_killed_then_interrupted_and_then_finished(many, tmp_pa
 # A fine-tuning
 
 TUNE = FinetuneConfig(from_="input", head="dense-512", epochs=3, batch_size=2, precision="float32", workers=2)
-"""With batch normalisation and dropout; an epoch takes about two seconds."""
+"""With batch normalisation and dropout; an epoch takes about a second."""
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def ray():
 
 @pytest.fixture(scope="module")
 def pixels(ray, tmp_path_factory) -> Path:
-    """What goes into small-vggnet: 301 pictures of two classes."""
+    """What goes into small-vggnet: 151 pictures of two classes."""
     folder = tmp_path_factory.mktemp("pixels")
-    for number in range(301):
+    for number in range(151):
         path = folder / "images" / "ab"[number % 2] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(photo(size=(20 + 20 * (number % 2), 20 + number)), "PNG"))
@@ -147,7 +147,7 @@ def test_a_killed_worker_changes_nothing(pixels, undisturbed, ray, tmp_path):
         if metrics["epoch"] == 1 and not killed:
 
             def kill() -> None:
-                time.sleep(0.5)
+                time.sleep(0.3)
                 one, _ = workers()
                 one.kill()
                 killed.append(one)

@@ -186,7 +186,8 @@ def test_a_killed_node_costs_no_image_and_the_others_tell_how_much_they_did(extr
     assert len(read(extracted[0])) == 1797
     nodes = found["time"]["nodes"]
     assert {node["node"] for node in nodes} == cluster.alive()
-    assert [node["actors"] for node in nodes] == [1, 1]
+    # The actor of the lost node may start again where there is room for a second one.
+    assert sorted(node["actors"] for node in nodes) in ([1, 1], [1, 2])
     assert sum(node["rows"] for node in nodes) == 1797
     assert min(node["rows"] for node in nodes) > 0
     busy = found["time"]["network"] + found["time"]["writing"]
@@ -244,13 +245,22 @@ def job(tlray, extracted, images, cluster, tmp_path_factory) -> dict[str, Any]:
     lines = {
         "plan": ("plan", str(images), "--cluster", "--sample", "16", "--backbone", "third", "--json"),
         "head": (*head, "--workers", "2", "--out", f"{out}/head"),
-        "head-1": (*head, "--out", f"{out}/head-1"),
-        "tuned": ("finetune", str(images), *tuning, *training, "--workers", "2", "--out", f"{out}/tuned"),
+        "tuned": (
+            "finetune",
+            f"{images}/train",
+            *tuning,
+            *training,
+            "--workers",
+            "2",
+            "--out",
+            f"{out}/tuned",
+        ),
         "score": ("evaluate", f"{out}/tuned", str(images), "--max-bad-fraction", "0.1", "--json"),
     }
     before = {actor["actor_id"] for actor in cluster.actors("RayTrainWorker")}
     chain = [f"tlray {shlex.join(words)} > {out}/{name}.json" for name, words in lines.items()]
     tlray("submit", "--", " && ".join(chain))
+    tlray(*head, "--out", f"{out}/alone")
     workers = [one for one in cluster.actors("RayTrainWorker") if one["actor_id"] not in before]
     found = {name: json.loads((out / f"{name}.json").read_text()) for name in lines}
     return {"out": out, "workers": workers, **found}
@@ -260,10 +270,9 @@ def test_two_workers_on_two_nodes_train_what_one_does(job, cluster):
     on: defaultdict[str, set[str]] = defaultdict(set)
     for worker in job["workers"]:
         on[worker["job_id"]].add(worker["node_id"])
-    # `fit` and `finetune` with two workers; `fit` with one trains in its own process.
-    assert list(map(len, on.values())) == [2, 2]
+    assert list(map(len, on.values())) == [2, 2]  # In `fit` and in `finetune`.
     assert set.union(*on.values()) == {node.id for node in cluster.nodes[:2]}
-    for one, two in zip(head_weights(job["out"] / "head-1"), head_weights(job["out"] / "head"), strict=True):
+    for one, two in zip(head_weights(job["out"] / "alone"), head_weights(job["out"] / "head"), strict=True):
         np.testing.assert_allclose(two, one, atol=1e-5)
 
 
