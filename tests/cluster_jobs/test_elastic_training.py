@@ -32,7 +32,7 @@ ray_workers.Queue = lambda **options: Queue(maxsize=1, **options)
 ray_workers._RESIZE_SECONDS = 2
 main()
 """
-"""The command line: it soon sees that there is room for more workers, and waits while the file $HOLD exists."""
+"""The command line: it soon sees that there is room for more workers, and waits while $HOLD exists."""
 EPOCHS = 12
 
 
