@@ -19,7 +19,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.annotate import copy_name
 from tlray.images import walk
-from tlray.images.archives import base, parquet, tar
+from tlray.images.archives import parquet, tar
 from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
@@ -317,12 +317,6 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
     assert "row 1 has no 'key'" in refusal(
         write_parquet(tmp_path / "c.parquet", image=[b"", b""], key=["x", None])
     )
-
-
-def test_names_of_one_hash_are_not_one_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "hash", lambda _: 1, raising=False)
-    uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2"), ("3.jpg", b"3")])
-    assert list(contents(uri).values()) == [b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,6 @@ def test_a_piece_is_64_shards(folder):
     assert folder.names("index") == [piece_name(piece).removeprefix("index/") for piece in range(3)]
 
 
-def test_full_shards_only(folder):
-    index = start(folder, listing(64 * 128))
-    assert index.shard_sizes == [128] * 64
-    assert folder.names("index") == ["part-00000.parquet"]
-
-
 def test_all_values_come_back(folder):
     images = [
         Listed("new\nline/tab\t.png", None, "new\nline", 2**40, datetime(1970, 1, 1, tzinfo=UTC)),

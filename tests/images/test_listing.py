@@ -286,14 +286,6 @@ def test_order_is_that_of_the_paths_whatever_the_order_of_creation(tmp_path):
         assert paths(make(tmp_path / str(seed), *names)) == sorted(names)
 
 
-def test_order_does_not_come_from_the_file_system(tmp_path, monkeypatch):
-    uri = make(tmp_path, *(f"{folder}/{i}.jpg" for folder in "abc" for i in range(5)))
-    change_scans(monkeypatch, lambda entries: sorted(entries, key=lambda entry: entry.name, reverse=True))
-    found = paths(uri)
-    assert found == sorted(found)
-    assert len(found) == 15
-
-
 def test_listing_streams_one_folder_at_a_time(tmp_path, monkeypatch):
     uri = make(tmp_path, *(f"{folder}/a.jpg" for folder in "abcdefgh"))
     images = Images.open(uri)
@@ -690,6 +682,12 @@ def test_a_split_depends_on_seed_and_path():
     names = [f"{i}.jpg" for i in range(200)]
     by_seed = {tuple(assign_split(name, 0.5, seed) for name in names) for seed in range(5)}
     assert len(by_seed) == 5
+    # Seed and path are kept apart: "1:2.jpg" of seed 0 is not "2.jpg" of seed 1.
+    one, other = (
+        [assign_split(f"{i}{path}", 0.5, seed) for i in range(64)]
+        for path, seed in (("1:2.jpg", 0), ("2.jpg", 1))
+    )
+    assert one != other
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.75, 1.0])
@@ -703,12 +701,6 @@ def test_a_larger_fraction_only_adds_to_train():
     names = [f"{i}.jpg" for i in range(300)]
     small, large = ({n for n in names if assign_split(n, f, 3) == "train"} for f in (0.3, 0.6))
     assert small < large
-
-
-def test_seed_and_path_are_kept_apart():
-    hashed = [("1:2.jpg", 0), ("2.jpg", 1)]
-    many = [[assign_split(f"{i}{path}", 0.5, seed) for i in range(64)] for path, seed in hashed]
-    assert many[0] != many[1]
 
 
 # Weight of the import

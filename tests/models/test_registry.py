@@ -63,25 +63,11 @@ def test_an_installed_plugin_is_found(package):
     assert "store" in [provider.name for provider in registry.weights_providers()]
 
 
-def test_they_are_sorted_by_name(package):
-    package("good-plugins", GOOD, backbones={"net": "Net"})
-    package("more-plugins", GOOD, backbones={"z": "Net", "a": "Net"})
-    names = [plugin.name for plugin in registry.installed("backbones")]
-    assert names == sorted(names)
-    assert {"a", "net", "vgg16", "z"} <= set(names)
-
-
 def test_nothing_is_imported_before_it_is_used(package):
     package("slow-plugins", "raise SystemExit('imported')", heads={"slow": "Slow"})
     assert "slow" in [plugin.name for plugin in registry.installed("heads")]
     registry.find("heads", "slow")
     assert registry.head("linear").name == "linear"
-
-
-def test_a_kind_is_a_name_space(package):
-    package("good-plugins", GOOD, heads={"vgg16": "Top"})
-    assert registry.find("backbones", "vgg16").package == "tlray"
-    assert registry.find("heads", "vgg16").package == "good-plugins"
 
 
 @pytest.mark.parametrize(
@@ -105,13 +91,6 @@ def test_a_clash_names_both_packages(package):
     assert "one-plugins 1.1" in text
     assert "two-plugins 2.2" in text
     assert registry.backbone("vgg16").name == "vgg16"
-
-
-def test_a_clash_with_a_built_in(package):
-    package("one-plugins", GOOD, backbones={"vgg16": "Net"})
-    text = message("backbones", "vgg16")
-    assert "one-plugins" in text
-    assert "tlray 0" in text
 
 
 # Bad plugins

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -792,10 +791,3 @@ def test_the_script(here):
         assert len(done.stderr.splitlines()) == status
     assert json.loads(done.stdout)["exit_status"] == 2
     assert not (here / "out").exists()
-
-
-def test_the_files_are_toml_with_short_lines():
-    for name in EVERY:
-        text = recipe.read(name).text
-        assert tomllib.loads(text)["stages"]
-        assert max(map(len, text.splitlines())) <= 110
