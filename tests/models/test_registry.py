@@ -43,21 +43,14 @@ def test_the_built_ins_come_through_entry_points(kind, name, base):
 
 
 def test_an_installed_plugin_is_found(package):
-    package(
-        "good-plugins",
-        GOOD,
-        "2.3",
-        backbones={"net": "Net"},
-        heads={"top": "Top"},
-        weights={"store": "Store"},
-    )
+    points = {"heads": {"top": "Top"}, "weights": {"store": "Store"}}
+    package("good-plugins", GOOD, "2.3", backbones={"z": "Net", "net": "Net"}, **points)
+    names = [plugin.name for plugin in registry.installed("backbones")]
+    assert names == sorted(names)
+    assert {"net", "vgg16", "z"} <= set(names)
     plugin = registry.find("backbones", "net")
-    assert (plugin.kind, plugin.name, plugin.package, plugin.version) == (
-        "backbones",
-        "net",
-        "good-plugins",
-        "2.3",
-    )
+    assert (plugin.kind, plugin.name, plugin.package) == ("backbones", "net", "good-plugins")
+    assert plugin.version == "2.3"
     assert registry.backbone("net").image_size == 24
     assert registry.head("top").name == "top"
     assert "store" in [provider.name for provider in registry.weights_providers()]
@@ -91,6 +84,9 @@ def test_a_clash_names_both_packages(package):
     assert "one-plugins 1.1" in text
     assert "two-plugins 2.2" in text
     assert registry.backbone("vgg16").name == "vgg16"
+    package("three-plugins", GOOD, backbones={"vgg16": "Net"}, heads={"vgg16": "Top"})
+    assert "tlray 0" in message("backbones", "vgg16")
+    assert registry.find("heads", "vgg16").package == "three-plugins"  # Each kind is a name space.
 
 
 # Bad plugins
