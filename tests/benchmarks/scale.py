@@ -31,7 +31,7 @@ from tlray.cluster import session
 from tlray.core.config import ExtractConfig
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.features import inference, part_files, shard_source
+from tlray.features import inference, inference_tasks, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob
 from tlray.features.plan import row_bytes
@@ -251,7 +251,7 @@ def opened(folder: Folder) -> None:
 
 
 def read_shards(folder: Folder, done: int) -> None:
-    for _ in map(shard_source.pack, Index.open(folder).shards(frozenset(range(done)))):
+    for _ in map(inference_tasks.pack, Index.open(folder).shards(frozenset(range(done)))):
         pass
 
 

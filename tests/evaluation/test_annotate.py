@@ -11,7 +11,7 @@ from PIL import Image
 from tlray.core.storage import Folder
 from tlray.evaluation.annotate import annotate_one, copy_name
 from tlray.images.reader import Reader
-from tlray.images.sandbox import in_time
+from tlray.images.sandbox import with_time_limit
 
 HOSTILE = [
     "../x.jpg",
@@ -94,7 +94,7 @@ def test_the_copy_is_the_picture_with_a_text_on_it(root, tmp_path, path, kind, m
     original = save(root, path, mode=mode)
     before = root.read(path)
     target = Folder.open(str(tmp_path / "copies"))
-    name = annotate_one(Reader(root), in_time, path, "cat", 0.987, target)
+    name = annotate_one(Reader(root), with_time_limit, path, "cat", 0.987, target)
     assert name == copy_name(path)
     with Image.open(io.BytesIO(target.read(name))) as copy:
         assert copy.format == kind
@@ -112,7 +112,7 @@ def test_the_text_says_class_and_percent(root, tmp_path):
 
     def copy(label: str, probability: float) -> bytes:
         target = Folder.open(str(tmp_path / "copies"))
-        return target.read(annotate_one(Reader(root), in_time, "1.png", label, probability, target))
+        return target.read(annotate_one(Reader(root), with_time_limit, "1.png", label, probability, target))
 
     assert copy("cat", 0.5) == copy("cat", 0.5)
     assert len({copy("cat", 0.5), copy("dog", 0.5), copy("cat", 0.6), copy("cat", 1.0)}) == 4
@@ -124,7 +124,7 @@ def test_any_picture_and_any_label(root, tmp_path, size, label):
     save(root, "1.png", size)
     target = Folder.open(str(tmp_path / "copies"))
     with Image.open(
-        io.BytesIO(target.read(annotate_one(Reader(root), in_time, "1.png", label, 1.0, target)))
+        io.BytesIO(target.read(annotate_one(Reader(root), with_time_limit, "1.png", label, 1.0, target)))
     ) as copy:
         assert copy.size == size
 
@@ -134,7 +134,7 @@ def test_a_hostile_path_from_a_table(root, tmp_path):
     save(root, "1.png")
     target = Folder.open(str(tmp_path / "deep" / "copies"))
     for path in (f"/{root.path}/1.png", f"{root.path}/1.png", "../images/1.png"):
-        name = annotate_one(Reader(root), in_time, path, "cat", 1.0, target)
+        name = annotate_one(Reader(root), with_time_limit, path, "cat", 1.0, target)
         assert (Path(target.path) / name).resolve().is_relative_to(target.path)
         assert target.is_file(name)
     copies = [path for path in tmp_path.rglob("*.png") if not path.is_relative_to(target.path)]
@@ -148,6 +148,6 @@ def test_a_remote_target(root):
     save(root, "1.png")
     target = Folder.open("memory://annotate-test")
     try:
-        assert target.is_file(annotate_one(Reader(root), in_time, "1.png", "cat", 1.0, target))
+        assert target.is_file(annotate_one(Reader(root), with_time_limit, "1.png", "cat", 1.0, target))
     finally:
         fsspec.filesystem("memory").rm("/annotate-test", recursive=True)

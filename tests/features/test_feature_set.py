@@ -32,7 +32,7 @@ def test_open(folder):
 def test_no_set(folder, tmp_path):
     (tmp_path / "file").write_bytes(b"1")
     for uri in (folder.uri, str(tmp_path), str(tmp_path / "file"), "memory://nothing-here"):
-        with pytest.raises(UserError, match="no feature set") as caught:
+        with pytest.raises(UserError, match="expected a feature set") as caught:
             FeatureSet.open(uri)
         assert uri in str(caught.value)
 

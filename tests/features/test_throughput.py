@@ -13,7 +13,7 @@ def cost(network: float | None, decode: float = 0.008, read: float = 0.002) -> C
 
 
 def node(cpus: float, gpus: float = 0, actors: int = 1) -> Kind:
-    return Kind(cpus, gpus, "L4" if gpus else None, actors)
+    return Kind(cpus=cpus, gpus=gpus, accelerator="L4" if gpus else None, actors=actors)
 
 
 @pytest.mark.parametrize(

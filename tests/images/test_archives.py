@@ -76,7 +76,7 @@ def test_archives_in_folders_stand_for_their_images(tmp_path):
         ("train/dogs/b.parquet#0", "train", "dogs"),
         ("train/dogs/b.parquet#1", "train", "dogs"),
     ]
-    assert images.others == 2
+    assert images.passed_over == 2
     assert list(contents(str(tmp_path)).values()) == [b"loose", b"a1", b"a2", b"b0", b"b1"]
 
 
@@ -121,7 +121,7 @@ def test_the_label_of_a_sample_goes_before_its_folder_and_that_before_the_archiv
 
 
 def test_many_images_of_one_name_up_to_the_dot_are_not_held_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "_MOST_HELD", 10)
+    monkeypatch.setattr(tar, "_MAX_WAITING", 10)
     members = [(f"frame.{number:04d}.jpg", b"") for number in range(50)]
     assert len(paths(write_tar(tmp_path / "a.tar", members))) == 50
     assert "comes too late" in refusal(write_tar(tmp_path / "b.tar", [*members, ("frame.cls", b"x")]))
@@ -136,7 +136,7 @@ def test_parquet_of_hugging_face(tmp_path):
         ("train-00000-of-00002.parquet#1", "train", None),
     ]
     assert list(contents(str(tmp_path)).values()) == [b"c", b"a", b"b"]
-    assert "row 0 has the label 2: it names 2 classes" in refusal(
+    assert "row 0 has the label 2, but there are only 2 class names" in refusal(
         hugging_face(tmp_path / "x.parquet", [b""], [2], ["cat", "dog"])
     )
 
@@ -188,7 +188,7 @@ def test_a_table_of_paths_may_name_images_in_archives(tmp_path):
 
 def test_splits_are_not_looked_for_in_archives(tmp_path):
     uri = write_tar(tmp_path / "a.tar", [("train/cats/1.jpg", b""), ("test/cats/1.jpg", b"")])
-    assert "make one of each" in refusal(uri)
+    assert "make one file for each" in refusal(uri)
     uri = write_tar(tmp_path / "b.tar", [("train/1.cls", b"cats"), ("train/1.jpg", b"")])
     assert rows(uri) == [("b.tar/train/1.jpg", None, "cats")]
 
@@ -383,7 +383,7 @@ def raw(name: bytes, size: int, kind: bytes = b"0") -> bytes:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (raw(b"1.jpg", 1 << 62), "goes on behind its end"),
+        (raw(b"1.jpg", 1 << 62), "extends beyond its end"),
         (raw(b"x", 1 << 19, b"L"), "cut off"),
         (raw(b"x", 512, b"x") + b"10 size=5\n".ljust(512, b"\0") + raw(b"x", -512, b"L"), "a size of -512"),
         (raw(b"1.jpg", -5), "a size of -5"),
@@ -395,7 +395,7 @@ def raw(name: bytes, size: int, kind: bytes = b"0") -> bytes:
         (raw(b"x", 512, b"x") + b"0 path=x\n".ljust(512), "pax header"),
         (
             raw(b"x", 512, b"x") + b"18 size=999999999\n".ljust(512, b"\0") + raw(b"1.jpg", 0),
-            "behind its end",
+            "beyond its end",
         ),
         (raw(b"x", 512, b"x") + b"11 size=-1\n".ljust(512, b"\0") + raw(b"1.jpg", 0), "a size of -1"),
     ],
@@ -554,7 +554,7 @@ def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, mon
 
 def test_memory_stays_flat(tmp_path, monkeypatch):
     """A tar of many members, and a Parquet file of one row group of 64 MB."""
-    monkeypatch.setattr(walk, "_FOUND_AHEAD", 100)
+    monkeypatch.setattr(walk, "_IMAGES_AHEAD", 100)
     write_tar(tmp_path / "a.tar", [(f"{number}.jpg", b"") for number in range(5000)])
     images = Images.open(str(tmp_path / "a.tar"))
     tracemalloc.start()

@@ -176,7 +176,6 @@ def test_one_thread():
     import cv2
 
     cv2.setNumThreads(2)
-    augment._one_thread.cache_clear()
     Views(WILD, 0).view(smooth(30, 30), "a", 1)
     assert cv2.getNumThreads() == 1
 
@@ -280,9 +279,9 @@ def test_list_has_what_it_says_only():
         ("shift=1", "--augment shift=1: expected a fraction of the side from 0 to below 1, e.g. shift=0.2"),
         ("zoom=1.0", "--augment zoom=1.0: expected a fraction from 0 to below 1, e.g. zoom=0.2"),
         ("zoom=-0.1", "--augment zoom=-0.1: expected"),
-        ("flip=1", "--augment flip=1: flip takes no value, write flip or leave it out"),
-        ("zoom=.1,zoom=.2", "--augment zoom=.1,zoom=.2: zoom is there twice, leave one"),
-        ("flip,flip", "--augment flip,flip: flip is there twice"),
+        ("flip=1", "--augment flip=1: flip takes no value; write flip or leave it out"),
+        ("zoom=.1,zoom=.2", "--augment zoom=.1,zoom=.2: zoom is given twice; remove one"),
+        ("flip,flip", "--augment flip,flip: flip is given twice"),
         ("light,zoom=0.3", "--augment light,zoom=0.3: light stands alone; write only light, or"),
     ],
 )

@@ -152,7 +152,7 @@ def test_suffixes_in_any_case(tmp_path, suffix):
     uri = make(tmp_path, f"a{suffix}", f"b{suffix.upper()}", f"c{suffix}.txt", f"d{suffix[1:]}")
     images = Images.open(uri)
     assert [row.path for row in images] == [f"a{suffix}", f"b{suffix.upper()}"]
-    assert images.others == 2
+    assert images.passed_over == 2
 
 
 def test_the_suffixes_are_those_promised():
@@ -167,7 +167,7 @@ def test_others_are_counted_again_each_time_and_hidden_ones_never(tmp_path):
     images = Images.open(uri)
     for _ in range(2):
         assert [row.path for row in images] == ["a.jpg"]
-        assert images.others == 2
+        assert images.passed_over == 2
 
 
 def test_size_and_time_are_those_of_the_file(tmp_path):
@@ -200,7 +200,7 @@ def test_whatever_has_the_name_of_an_image_is_listed(tmp_path):
         "fifo.jpg": 0,
         "socket.jpg": 0,
     }
-    assert images.others == 1
+    assert images.passed_over == 1
 
 
 def test_links_to_nowhere_without_the_name_of_an_image_are_other_files(tmp_path):
@@ -210,7 +210,7 @@ def test_links_to_nowhere_without_the_name_of_an_image_are_other_files(tmp_path)
     (tmp_path / "itself").symlink_to("itself")
     images = Images.open(str(tmp_path))
     assert [row.path for row in images] == ["a.jpg"]
-    assert images.others == 4
+    assert images.passed_over == 4
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path):
@@ -333,7 +333,7 @@ def test_a_link_to_a_folder_it_lies_in_is_not_entered(tmp_path, target):
     (tmp_path / "root/cats/deep/loop").symlink_to(target)
     images = Images.open(str(tmp_path / "root"))
     assert [row.path for row in images] == ["cats/a.jpg", "cats/deep/a.jpg"]
-    assert images.others == 0
+    assert images.passed_over == 0
 
 
 def test_a_loop_at_the_top_is_no_class_beside_the_splits(tmp_path):
@@ -436,13 +436,13 @@ def test_what_is_not_there(tmp_path):
     assert "cannot read the table" in refusal(write_csv(tmp_path, "hello", "none.parquet"))
     for name in ("nothing", "nothing/a.jpg", "nothing.csv"):
         message = refusal(str(tmp_path / name))
-        assert "is not there" in message
+        assert "does not exist" in message
         assert name in message
 
 
 def test_a_file_that_is_neither_image_nor_table(tmp_path):
     make(tmp_path, "a.txt")
-    with pytest.raises(UserError, match=r"a\.txt' is by its name neither .* \.parquet or \.csv table"):
+    with pytest.raises(UserError, match=r"a\.txt' has no extension of .* \.parquet or \.csv table"):
         Images.open(str(tmp_path / "a.txt"))
 
 
@@ -453,7 +453,7 @@ def test_no_image_says_what_was_there(tmp_path):
         UserError, match=r"found 4 other files, extensions \(none\), \.md, \.txt;\nexpected \.jpg"
     ):
         list(images)
-    assert images.others == 4
+    assert images.passed_over == 4
     assert "found 0 other files;\n" in refusal(make(tmp_path / "empty", "train/cats/"))
 
 
@@ -484,7 +484,7 @@ def test_a_table_is_listed_as_it_stands(tmp_path):
         Listed("e.tfrecord", None, "x", None, None),
     ]
     assert len(list(images)) == 5
-    assert images.others == 0
+    assert images.passed_over == 0
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ def test_remote_folder_with_splits(remote):
         ("train/cats/2019/a.jpg", "train", "cats", 3),
         ("val/cats/c.jpg", "validation", "cats", 3),
     ]
-    assert images.others == 1
+    assert images.passed_over == 1
 
 
 def test_remote_image_table_and_nothing(remote):
@@ -615,8 +615,8 @@ def test_remote_image_table_and_nothing(remote):
     table = Images.open(f"{remote}/t.csv")
     assert [(row.path, row.label) for row in table] == [("cats/a.jpg", "007")]
     assert table.root.read("cats/a.jpg") == b"123"
-    assert "is not there" in refusal(f"{remote}/cat")
-    assert "neither" in refusal(f"{remote}/readme.txt")
+    assert "does not exist" in refusal(f"{remote}/cat")
+    assert "no extension" in refusal(f"{remote}/readme.txt")
 
 
 def test_remote_times_and_sub_trees(tmp_path, monkeypatch):

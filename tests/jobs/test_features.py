@@ -105,7 +105,7 @@ def test_verify_finds_a_changed_image_and_plan_adds_up(features, digits, tmp_pat
     subprocess.run(["cp", "-r", digits, changed], check=True)
     for path in changed.rglob("*.png"):
         Image.open(path).rotate(90).save(path)
-    with pytest.raises(JobError, match="are not those of their images"):
+    with pytest.raises(JobError, match="do not match their images"):
         verify(str(features), str(changed), sample=40)
     planned = plan(str(digits), VGG16, sample=16)
     assert planned.images == sum(KEPT.values())

@@ -64,7 +64,7 @@ def replaced(images) -> Iterator[Callable[[str, bytes], None]]:
 @pytest.mark.parametrize(("size", "error"), [(CRASHING, "DecoderCrash"), (HANGING, "TimeLimit")])
 def test_verify_names_an_image_that_ends_the_decoder(images, features, harm, replaced, size, error):
     replaced("b/03.png", picture(size))
-    with pytest.raises(JobError, match=rf"^b/03\.png was extracted once and is bad now: .+ \({error}\)"):
+    with pytest.raises(JobError, match=rf"^b/03\.png was good when .+, and is bad now: .+ \({error}\)"):
         verify(features, str(images))
 
 

@@ -177,7 +177,7 @@ def test_a_listing_of_many_pages_has_every_image_once(server):
     rows = list(found)
     assert any("continuation-token" in request for request in server.requests())
     assert [row.path for row in rows] == sorted(name[5:] for name in names[:-2])
-    assert found.others == 1
+    assert found.passed_over == 1
     assert {row.size for row in rows} == {1}
     assert {row.label for row in rows} == {None, "sub"}
 
@@ -206,7 +206,7 @@ def test_a_whole_bucket_one_object_and_what_is_not_there(server):
     assert [row.path for row in Images.open("s3://small/")] == ["2.png", "x/1.png"]
     assert [(row.path, row.size) for row in Images.open("s3://small/2.png")] == [("2.png", 2)]
     for uri in ("s3://small/none", "s3://no-such-bucket/images"):
-        with pytest.raises(UserError, match="is not there"):
+        with pytest.raises(UserError, match="does not exist"):
             Images.open(uri)
     with pytest.raises(UserError, match="cannot write to s3://no-such-bucket/out") as caught:
         extract("s3://small/2.png", "s3://no-such-bucket/out", GREY)

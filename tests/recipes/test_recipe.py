@@ -702,7 +702,7 @@ def test_no_more_images_are_listed_than_needed(calls, monkeypatch):
 
 
 def test_images_that_are_not_there(calls):
-    assert "'missing' is not there" in mistake("run", "mine.toml", "missing", "--out", "out")
+    assert "'missing' does not exist" in mistake("run", "mine.toml", "missing", "--out", "out")
     assert calls == []
 
 

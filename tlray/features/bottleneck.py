@@ -1,31 +1,32 @@
-"""What limited a job: where the time went, and what would help."""
+"""Finds out what limited a job: where its time went, and what would make it faster."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from tlray.core.results import InferenceCounts, InferenceTime, NodeTime, TrainingSummary, TrainingTime
 
 _BUSY = 0.8
-"""The share of its time from which on an actor counts as always busy."""
+"""An actor that works at least this share of its time counts as always busy."""
 _SHOWN = 8
-"""Nodes in a line for people."""
+"""The most nodes that the text for people lists."""
 _HELP = {
-    "reading": ("read-bound", "keep the images nearer, or add CPUs, which read side by side"),
-    "decoding": ("decode-bound", "add CPUs, or keep smaller images"),
-    "network": ("network-bound", "add {more}, or take a smaller --image-size or a faster --backbone"),
-    "writing": ("write-bound", "--store float16, or a later --cut"),
+    "reading": ("read-bound", "store the images nearer, or add CPUs, which read in parallel"),
+    "decoding": ("decode-bound", "add CPUs, or store smaller images"),
+    "network": ("network-bound", "add {more}, or use a smaller --image-size or a faster --backbone"),
+    "writing": ("write-bound", "use --store float16, or a later --cut"),
     "training": ("training-bound", "add --workers, on GPUs or nodes"),
-    "stream": ("stream-bound", "add CPUs or GPUs for new views, or keep some with --views"),
+    "stream": ("stream-bound", "add CPUs or GPUs that make new views, or reuse views with --views"),
 }
-"""For each stage, how a job is called that it limits, and what would help."""
+"""For each stage, the name of a job that it limits, and advice on how to make that job faster."""
 
 
 @dataclass(frozen=True)
 class ShardTiming:
-    """What became of one shard, and the seconds it cost."""
+    """The result of one shard, and the seconds that each stage spent on it."""
 
     rows: int
     errors: int
@@ -34,30 +35,27 @@ class ShardTiming:
     network_seconds: float
     write_seconds: float
     actor: str
-    """The id of the actor that holds the network."""
+    """Ray's id of the actor that ran the network."""
     node: str
-    """Ray's id of the node that the actor is on."""
+    """Ray's id of the node of that actor."""
     host: str
-    """The name of that machine, which several nodes may share."""
+    """The name of that node's machine, which several nodes may share."""
     device: str
-    """What the network ran on: "GPU" or "CPU"."""
+    """The device that ran the network, "GPU" or "CPU"."""
     started: float
-    """When the network got it, seconds since the epoch."""
+    """When the actor received the shard, in seconds since the epoch."""
     ended: float
 
 
 def inference_time(shards: Sequence[ShardTiming]) -> InferenceTime | None:
-    """Where the time of a pass over images went; None if it had no shards."""
+    """The seconds that a pass over images spent in each stage; None if it had no shards."""
     if not shards:
         return None
-    by_actor: defaultdict[str, list[ShardTiming]] = defaultdict(list)
-    for shard in shards:
-        by_actor[shard.actor].append(shard)
     windows = []
-    for own in by_actor.values():
-        started, ended = min(shard.started for shard in own), max(shard.ended for shard in own)
-        busy = sum(shard.network_seconds + shard.write_seconds for shard in own)
-        windows.append((started, max(ended, started + busy)))  # The clock may have been set back.
+    for group in _groups(shards, "actor"):
+        started, ended = min(shard.started for shard in group), max(shard.ended for shard in group)
+        busy = sum(shard.network_seconds + shard.write_seconds for shard in group)
+        windows.append((started, max(ended, started + busy)))  # Someone may have set the clock back.
     network, writing = sum(s.network_seconds for s in shards), sum(s.write_seconds for s in shards)
     span = _union(windows)
     waiting = sum(ended - started for started, ended in windows) - network - writing
@@ -68,15 +66,24 @@ def inference_time(shards: Sequence[ShardTiming]) -> InferenceTime | None:
         network=round(network, 3),
         writing=round(writing, 3),
         waiting=round(max(0.0, waiting), 3),
-        actors=len(by_actor),
+        actors=len(windows),
         device=shards[0].device,
         steady_images_per_second=round(sum(s.rows + s.errors for s in shards) / max(span, 1e-9), 3),
-        nodes=_by_node(shards),
+        nodes=[
+            NodeTime(
+                node=group[0].node,
+                host=group[0].host,
+                actors=len({shard.actor for shard in group}),
+                rows=sum(shard.rows for shard in group),
+                seconds=round(sum(shard.network_seconds + shard.write_seconds for shard in group), 3),
+            )
+            for group in _groups(shards, "host", "node")
+        ],
     )
 
 
 def _union(windows: Sequence[tuple[float, float]]) -> float:
-    """The time that is in at least one of these windows: actors may work one after the other."""
+    """The time that at least one window covers, because actors may work one after the other."""
     total, last = 0.0, float("-inf")
     for started, ended in sorted(windows):
         total += max(0.0, ended - max(started, last))
@@ -84,29 +91,14 @@ def _union(windows: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def _by_node(shards: Sequence[ShardTiming]) -> list[NodeTime]:
-    by_node: defaultdict[tuple[str, str], list[ShardTiming]] = defaultdict(list)
-    for shard in shards:
-        by_node[shard.host, shard.node].append(shard)
-    return [
-        NodeTime(
-            node=node,
-            host=host,
-            actors=len({shard.actor for shard in done}),
-            rows=sum(shard.rows for shard in done),
-            seconds=round(sum(shard.network_seconds + shard.write_seconds for shard in done), 3),
-        )
-        for (host, node), done in sorted(by_node.items())
-    ]
+def _groups(shards: Sequence[ShardTiming], *fields: str) -> list[list[ShardTiming]]:
+    """The shards in groups with equal values in these fields, sorted by these values."""
+    key = attrgetter(*fields)
+    return [list(group) for _, group in groupby(sorted(shards, key=key), key=key)]
 
 
 def judge(time: InferenceTime | None, seconds: float) -> str:
-    """What limited a pass over images, as `InferenceCounts.limited_by` has it.
-
-    Args:
-        time: where its time went.
-        seconds: that the whole command took.
-    """
+    """What limited a pass over images (`InferenceCounts.limited_by`), if the whole command took `seconds`."""
     if time is None:
         return "nothing"
     if time.span < seconds / 2:
@@ -118,7 +110,7 @@ def judge(time: InferenceTime | None, seconds: float) -> str:
 
 
 def judge_training(time: TrainingTime, seconds: float) -> str:
-    """What limited a training, as `TrainingSummary.limited_by` has it; arguments as of `judge`."""
+    """What limited a training (`TrainingSummary.limited_by`), if the whole command took `seconds`."""
     span = time.inference.span if time.inference else 0.0
     if span + time.training < seconds / 2:
         return "startup"
@@ -128,7 +120,7 @@ def judge_training(time: TrainingTime, seconds: float) -> str:
 
 
 def sentence(result: InferenceCounts | TrainingSummary) -> str:
-    """What limited a job, for people; a second line if several nodes took part; empty if nothing ran."""
+    """What limited a job, in words. Several nodes add a second line; the text is empty if nothing ran."""
     training = result.time if isinstance(result.time, TrainingTime) else None
     inference = result.time.inference if isinstance(result.time, TrainingTime) else result.time
     if training is None and inference is None:
@@ -137,7 +129,7 @@ def sentence(result: InferenceCounts | TrainingSummary) -> str:
         work = (inference.span if inference else 0.0) + (training.training if training else 0.0)
         line = (
             f"limited by start-up: the work itself took {work:.1f} of {result.seconds:.1f} s, "
-            "and more of it would take little longer"
+            "and a larger job would take little longer"
         )
     else:
         kind, advice = _HELP[result.limited_by]
@@ -146,19 +138,15 @@ def sentence(result: InferenceCounts | TrainingSummary) -> str:
             parts.append(f"training {training.training:.1f} s, {training.waited:.1f} of it waiting")
         more = "GPUs" if inference and inference.device == "GPU" else "GPUs or nodes"
         line = f"{kind}: {'; '.join(parts)}; to speed up, {advice.format(more=more)}"
-    return "\n".join([line, *_of_nodes(inference.nodes if inference else [])])
-
-
-def _of_nodes(nodes: Sequence[NodeTime]) -> list[str]:
+    nodes = inference.nodes if inference else []
     if len(nodes) < 2:
-        return []
+        return line
     shown = [f"{node.host} {node.rows:,} rows in {node.seconds:.1f} s" for node in nodes[:_SHOWN]]
-    more = f", and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
-    return [f"by {len(nodes)} nodes: {', '.join(shown)}{more}"]
+    others = f", and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
+    return f"{line}\nby {len(nodes)} nodes: {', '.join(shown)}{others}"
 
 
 def _busy(time: InferenceTime) -> str:
-    """How busy the actors were."""
     busy = time.network + time.writing
     whole = max(busy + time.waiting, 1e-9)
     seconds = {"network": time.network, "writing": time.writing, "waiting": time.waiting}

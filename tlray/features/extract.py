@@ -1,4 +1,4 @@
-"""The extract job: a folder of images in, a feature set out; run again, it goes on where it was."""
+"""The extract job: makes a feature set from images. Run again, it continues where it stopped."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from tlray.models.provenance import Provenance
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult(InferenceCounts):
-    """What an extraction has made."""
+    """The result of an extraction."""
 
     out: str
     """The URI of the feature set."""
     was_complete: bool
-    """Whether the set was complete before, so that this run had nothing to do."""
+    """Whether the set was already complete, so that this run had nothing to do."""
     passed_over: int
-    """Files without an image extension; 0 if an earlier run has listed the images."""
+    """The number of files without an image extension; 0 if an earlier run listed the images."""
     classes: list[str]
-    """The labels of the images, sorted; empty if there are none."""
+    """The labels of the images, sorted; empty if no image has a label."""
     first_errors: list[ImageError]
     """The first three error rows, in the order of the listing."""
     errors_uri: str | None
-    """Where all error rows are; None if there are none."""
+    """The URI of the folder with all error rows; None if there are none."""
     changes: Changes | None
-    """With `extend`: how the images differ from those that were listed before."""
+    """How the images differ from those that an earlier run listed; None without `extend`."""
 
 
 def extract(
@@ -57,23 +57,23 @@ def extract(
     progress: inference.Progress = lambda done, total: None,
     **settings: Any,
 ) -> ExtractResult:
-    """Put every image through a network once, and keep its features as Parquet.
+    """Run a network once over every image, and store its features as Parquet.
 
-    Run again, it finishes what is left.
+    After an interruption, the same call continues where it stopped.
 
     Args:
-        images: a folder, URI, table or image; see `tlray.images.listing.Images`.
-        out: the feature set's folder or URI; new, empty, or of the same job.
-        config: what to extract.
-        extend: look for images that were added since the set was begun. Until they are all done, a set that
-            was finished stays as it was to its readers.
-        address: of a running Ray; without it a local one is started and stopped.
-        progress: called after each shard with the images done and to do.
+        images: the folder, URI, table or image to read; see `tlray.images.listing.Images`.
+        out: the folder or URI of the feature set: new, empty, or of the same job.
+        config: the settings.
+        extend: also extract images that were added after the set was begun. Readers of a finished set see the
+            new images only when all of them are done.
+        address: the address of a running Ray. Without it, a local Ray is started and stopped again.
+        progress: called after each shard; see `tlray.features.inference.Progress`.
         settings: single fields of `config`, e.g. `backbone="vgg16"`.
 
     Raises:
         UserError: the job cannot be done; nothing was written.
-        JobError: the job failed; run it again to go on.
+        JobError: the job failed; run it again to continue.
     """
     started = time.monotonic()
     config = configured(ExtractConfig, config, settings)
@@ -110,18 +110,18 @@ def extract(
             done = inference.run(work, writer, frozen.loader, progress, connected)
             errors = inference.reconcile(work)
         counts = inference.counts(work, done, errors, time.monotonic() - started)
-        before = FeatureSet.open(out).manifest if folder.is_file(MANIFEST) else None
-        was_complete = before is not None and before.shards == len(work.index.shard_sizes)
+        shards = len(writer.index.shard_sizes)
+        was_complete = folder.is_file(MANIFEST) and FeatureSet.open(out).manifest.shards == shards
         if not was_complete:
             folder.sweep()
             folder.sweep("errors")
-            _finish(work, job, frozen.provenance, errors, counts, source.others)
+            _finish(work, job, frozen.provenance, errors, counts, source.passed_over)
     changes = writer.diff.changes() if writer.diff else Changes(added=work.index.images)
     return ExtractResult(
         **vars(counts),
         out=folder.uri,
         was_complete=was_complete,
-        passed_over=source.others,
+        passed_over=source.passed_over,
         classes=FeatureSet.open(out).classes,
         first_errors=part_files.first_errors(errors),
         errors_uri=folder.child("errors").uri if counts.errors else None,
@@ -138,11 +138,11 @@ def _finish(
     passed_over: int,
 ) -> None:
     """Write the manifest, which makes the set complete."""
-    labels = work.index.count("split", "label")
-    kept = labels - Counter(zip(errors["split"].to_pylist(), errors["label"].to_pylist(), strict=True))
+    listed = work.index.count("split", "label")
+    rows = listed - Counter(zip(errors["split"].to_pylist(), errors["label"].to_pylist(), strict=True))
     splits: Counter[str] = Counter()
     per_class: Counter[str] = Counter()
-    for (split, label), count in kept.items():
+    for (split, label), count in rows.items():
         splits.update({split: count} if split is not None else {})
         per_class.update({label: count} if label is not None else {})
     with work.out.filesystem.open_input_file(work.out.join(part_files.part_name(0))) as stream:
@@ -153,7 +153,7 @@ def _finish(
         job=job,
         provenance=provenance,
         feature_shape=list(shape),
-        classes=sorted({label for _, label in labels if label is not None}),
+        classes=sorted({label for _, label in listed if label is not None}),
         rows_per_class=dict(sorted(per_class.items())),
         splits=dict(sorted(splits.items())),
         shards=len(work.index.shard_sizes),

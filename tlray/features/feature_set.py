@@ -1,4 +1,4 @@
-"""A feature set on storage: its files, what stands in them, and how they are read."""
+"""Feature sets: their manifest, and how to read their rows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ from tlray.core.manifest import MANIFEST, Manifest, read_manifest
 from tlray.core.record import Record
 from tlray.core.results import InferenceCounts
 from tlray.core.storage import Folder, StrPath
-from tlray.features.part_files import (
-    MAX_SHARDS,
-    MAX_VALUES,
-    read_parts,
-)
+from tlray.features.part_files import MAX_SHARDS, MAX_VALUES, read_parts
 from tlray.models.provenance import Provenance
 
 FORMAT = "tlray-features/1"
@@ -30,25 +26,25 @@ FORMAT = "tlray-features/1"
 
 @dataclass(frozen=True)
 class Rows:
-    """Features in memory, with what they are of."""
+    """Features in memory, each with the path, split and label of its image."""
 
     paths: list[str]
     splits: list[str | None]
     labels: list[str | None]
-    """None for a row without one, where such rows are read at all."""
+    """None for a row without a label."""
     features: npt.NDArray[Any]
-    """(rows, *shape), float32 or float16."""
+    """Shape (rows, *shape), float32 or float16."""
 
     @classmethod
     def of(cls, table: pa.Table) -> Rows:
-        """The rows of a table of a part file."""
+        """The rows of a table that was read from a part file."""
         features = table["features"].combine_chunks().to_numpy_ndarray()
         paths, splits, labels = (table[name].to_pylist() for name in ("path", "split", "label"))
         return cls(paths, splits, labels, features)
 
     @classmethod
     def join(cls, parts: Sequence[Rows], empty: tuple[int, ...]) -> Rows:
-        """All rows of the parts; `empty` is the shape of the features if there are none."""
+        """All rows of the parts. `empty` is the shape of the features if there are no parts."""
         return cls(
             [path for part in parts for path in part.paths],
             [split for part in parts for split in part.splits],
@@ -57,7 +53,7 @@ class Rows:
         )
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Rows:
-        """The rows at which `chosen`, (rows,), is true."""
+        """The rows where the mask `chosen`, shape (rows,), is true."""
         return Rows(
             list(compress(self.paths, chosen)),
             list(compress(self.splits, chosen)),
@@ -68,42 +64,40 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractJob(Record):
-    """What an extraction was begun with: all that its rows depend on."""
+    """The settings of an extraction that decide what is in its rows. Every file of the set contains them."""
 
     format: str
     images: str
     """The URI of the images."""
     split: float | None
-    """The fraction of the images that was assigned to `train`; None if none was."""
+    """The fraction of the images that `--split` assigned to `train`, by `seed`; None without `--split`."""
     seed: int | None
-    """Of that assignment."""
     max_pixels: int
     provenance: dict[str, Any]
-    """The `identity` of the provenance."""
+    """The `identity` of the provenance of the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSetManifest(Manifest, InferenceCounts):
-    """The manifest of a feature set: how it was made, and what is in it."""
+    """The manifest of a feature set: how it was made, and what it contains."""
 
     job: ExtractJob
-    """Every file of the set carries the same."""
     provenance: Provenance
     feature_shape: list[int]
-    """Of one row of features."""
+    """The shape of the features of one row."""
     classes: list[str]
-    """The labels, sorted; also those of images that became error rows."""
+    """The labels, sorted, including those of images that became error rows."""
     rows_per_class: dict[str, int]
     splits: dict[str, int]
-    """Rows of each split; empty if the images have no splits."""
+    """The number of rows in each split; empty if the images have no splits."""
     shards: int
-    """Part files."""
+    """The number of part files."""
     passed_over: int
-    """Files without an image extension."""
+    """The number of files without an image extension."""
     versions: dict[str, str]
-    """Of Python and of the packages that have a part in the numbers."""
+    """The versions of Python and of the packages that influence the features."""
     created: str
-    """When the set was complete, in ISO 8601, UTC."""
+    """The time when the set became complete, in ISO 8601, UTC."""
 
     def __post_init__(self) -> None:
         if math.prod(self.feature_shape) > MAX_VALUES or min(self.feature_shape, default=1) < 1:
@@ -124,10 +118,10 @@ class FeatureSet:
         """Open a finished feature set.
 
         Args:
-            path: a local folder or a URI.
+            path: the folder or URI of the feature set.
 
         Raises:
-            UserError: there is none, it is not finished, or its manifest is damaged.
+            UserError: there is no feature set, or it is not finished, or its manifest is damaged.
         """
         folder = Folder.open(path)
         if folder.is_file(MANIFEST):
@@ -135,7 +129,7 @@ class FeatureSet:
         if folder.exists("index"):
             raise UserError(f"{folder.uri} is not finished: run the same `tlray extract` again to finish it")
         raise UserError(
-            f"{folder.uri} is no feature set: it has no {MANIFEST}; expected the --out of `tlray extract`"
+            f"{folder.uri} has no {MANIFEST}; expected a feature set, the --out of `tlray extract`"
         )
 
     @property
@@ -144,39 +138,39 @@ class FeatureSet:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one row of features."""
+        """The shape of the features of one row."""
         return tuple(self.manifest.feature_shape)
 
     @property
     def classes(self) -> list[str]:
-        """The labels, sorted."""
+        """The labels, sorted, including those of images that became error rows."""
         return self.manifest.classes
 
     @property
     def splits(self) -> dict[str, int]:
-        """Rows of each split; empty if the images have no splits."""
+        """The number of rows in each split; empty if the images have no splits."""
         return self.manifest.splits
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Which images the features are of, and how they were split."""
+        """The images that the features were extracted from, and how they were split."""
         job = self.manifest.job
         return {"images": job.images, "split": job.split, "split_seed": job.seed}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON values that tell these features from any others, also from later ones in the same folder."""
+        """JSON values that identify these features; a later set in the same folder has other values."""
         return {"features": self.folder.uri, "created": self.manifest.created}
 
     def batches(self, split: str | None = None, *, labelled: bool = False) -> Iterator[Rows]:
-        """The rows in the order of the listing, a bounded number at a time.
+        """Yield the rows in the order of the listing, in batches of bounded size.
 
         Args:
-            split: only the rows of this split.
-            labelled: only rows that have a label.
+            split: the split to which the rows are limited.
+            labelled: whether to leave out rows without a label.
 
         Raises:
-            JobError: a file is damaged, or is of another feature set.
+            JobError: a file is damaged, or belongs to another feature set.
         """
         chosen = pc.field("label").is_valid() if labelled else None
         if split is not None:
@@ -186,23 +180,23 @@ class FeatureSet:
             rows = Rows.of(table if chosen is None else table.filter(chosen))
             if rows.features.shape[1:] != self.shape:
                 raise JobError(
-                    f"{self.folder.uri} is damaged: features of shape {rows.features.shape[1:]}, "
-                    f"the manifest says {self.shape}"
+                    f"{self.folder.uri} is damaged: it has features of shape {rows.features.shape[1:]}; "
+                    f"expected {self.shape}, as in its manifest"
                 )
             if rows.paths:
                 yield rows
 
     def to_numpy(self, split: str | None = None) -> tuple[npt.NDArray[Any], npt.NDArray[np.object_]]:
-        """All rows, or those of one split, in memory.
+        """All rows, or the rows of one split, in memory.
 
         Args:
-            split: only the rows of this split.
+            split: the split to which the rows are limited.
 
         Returns:
-            The features, (rows, *shape), float32 or float16; and their labels, (rows,), text or None.
+            The features, shape (rows, *shape), float32 or float16; the labels, shape (rows,), text or None.
 
         Raises:
-            JobError: a file is damaged, or is of another feature set.
+            JobError: a file is damaged, or belongs to another feature set.
         """
         rows = Rows.join(list(self.batches(split)), (0, *self.shape))
         return rows.features, np.array(rows.labels, np.object_)

@@ -1,6 +1,4 @@
-"""The pass over the images: shards are read and decoded by CPU tasks, put through a network by actors,
-and each is written as one file. A shard whose file exists is done.
-"""
+"""Runs a network over images: tasks decode shards, actors compute them. A shard whose file exists is done."""
 
 from __future__ import annotations
 
@@ -24,12 +22,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 Progress = Callable[[int, int], None]
-"""Called with the images done and to do after each shard."""
-
-
-def finished(job: InferenceJob) -> set[int]:
-    """The shards that have a file."""
-    return {shard for name in job.out.names() if (shard := part_files.shard_of(name)) is not None}
+"""Called after each shard with two numbers of images: those that this run has done, and all it has to do."""
 
 
 def run(
@@ -39,110 +32,101 @@ def run(
     progress: Progress,
     connected: session.Connected,
 ) -> list[ShardTiming]:
-    """Bring all shards that have no file to files, and list the images that are not listed yet meanwhile.
+    """Write the files of all shards that have none, and list the remaining images at the same time.
 
     Args:
-        job: the pass.
-        writer: of its index.
-        loader: called once Ray is connected; what it returns is called once in each actor.
+        job: the images, and what to do with them.
+        writer: lists the remaining images in the job's index.
+        loader: called when Ray is connected; it returns the function that loads the network in each actor.
         progress: called after each shard.
-        connected: waits until Ray is there.
+        connected: waits until Ray is connected.
 
     Returns:
-        What became of the shards, those of an earlier run left out.
+        The timings of the shards that this call has written.
 
     Raises:
-        UserError: there is no Ray at that address, or it cannot do the job.
-        JobError: more images are bad than `max_bad_fraction` allows, or a task failed for good.
+        UserError: there is no Ray at the address, or it cannot do the job.
+        JobError: more images are bad than `max_bad_fraction` allows, or a task failed every time.
     """
-    done = finished(job)
+    done = {shard for name in job.out.names() if (shard := part_files.shard_of(name)) is not None}
     if job.index.complete and len(done) == len(job.index.shard_sizes):
         return []
-    from tlray.features import shard_source  # noqa: F401 - takes time, while Ray starts.
+    # These imports are slow; Ray starts meanwhile.
+    import ray
+
+    from tlray.features import shard_source
 
     try:
         connected()
         pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
         nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
     except UserError:
-        if not done:  # Nothing was started: nothing is left behind.
+        if not done:  # The job did not start, so it must leave nothing behind.
             writer.discard()
         raise
-    return _run(job, writer, done, loader(), pool, progress)
-
-
-def _run(
-    job: InferenceJob,
-    writer: IndexWriter,
-    done: set[int],
-    load_network: Callable[[], Network],
-    pool: nodes.Pool,
-    progress: Progress,
-) -> list[ShardTiming]:
-    import ray.data
-
-    from tlray.features import shard_source
-
-    context = ray.data.DataContext.get_current()
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1  # Every row is a block: see `source.pack`.
-    results = (
-        shard_source.shards(job.index, done)
-        .map_batches(
-            decode_shard, fn_args=(job,), batch_size=None, batch_format="pyarrow", num_cpus=pool.decode_cpus
-        )
-        .map_batches(
-            NetworkActor,
-            fn_constructor_args=(job, load_network),
-            batch_size=1,  # Of shards, each of which is one row; on GPUs Ray wants it said.
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
-            # Not as many as decoding: Ray would fuse the two stages into one process.
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
-    )
-    # The listing in the thread: Ray Data must end where it began, or, with Ray gone, it ends the process.
+    results = _stages(shard_source.shards(job.index, done), job, loader(), pool)
+    # Only the listing runs in a thread: Ray Data must end in the thread that started it. Otherwise it ends
+    # the process when Ray is gone.
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
         listing = thread.submit(writer.finish)
         try:
-            found = _consume(results, job, done, progress)
+            timings = _consume(results, job, done, progress)
             listing.result()
-            return found
+            return timings
         except ray.exceptions.RayError as error:
             if listing.done():
-                listing.result()  # That it failed made the rest fail.
+                listing.result()  # If the listing has failed, that is why the tasks failed.
             raise JobError(f"the job failed: {session.reason(error)}; run it again to go on") from error
         finally:
             writer.stop()
 
 
+def _stages(
+    shards: Dataset, job: InferenceJob, load_network: Callable[[], Network], pool: nodes.Pool
+) -> Dataset:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # Every row becomes a block: see `pack`.
+    decoded = shards.map_batches(
+        decode_shard, fn_args=(job,), batch_size=None, batch_format="pyarrow", num_cpus=pool.decode_cpus
+    )
+    return decoded.map_batches(
+        NetworkActor,
+        fn_constructor_args=(job, load_network),
+        batch_size=1,  # A row is a whole shard. With GPUs, Ray requires a batch size.
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+        # If decoding had as many CPUs, Ray would fuse the two stages into one process.
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+    )
+
+
 def _consume(results: Dataset, job: InferenceJob, done: set[int], progress: Progress) -> list[ShardTiming]:
-    """Run the dataset and follow what comes out of it."""
-    found: list[ShardTiming] = []
+    """Run the dataset, and report the progress of its results."""
+    timings: list[ShardTiming] = []
     images = errors = 0
     before = sum(job.index.shard_sizes[shard] for shard in done)
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for shard in (ShardTiming(**row) for row in batch.to_pylist()):
-            found.append(shard)
+            timings.append(shard)
             images += shard.rows + shard.errors
             errors += shard.errors
         complete, total = job.index.complete, job.index.images - before
         progress(images, total if complete else max(total, images + 1))
-        if complete:  # Or a bad folder at the beginning would end a job that is good on the whole.
+        if complete:  # Before that, a bad folder at the beginning could fail a job that is good as a whole.
             _check_bad(job, errors)
-    return found
+    return timings
 
 
 def reconcile(job: InferenceJob) -> pa.Table:
-    """Check that every image has become a row or an error, by what is in the files.
-
-    Returns:
-        All error rows, with the columns of `part_files.ERRORS`.
+    """Check in the files that every image has become a row or an error; returns all error rows.
 
     Raises:
-        JobError: an image is missing or is there twice, a file is damaged or of another job, or
-            too many images are bad.
+        JobError: an image is missing or occurs twice, a file is damaged or belongs to another job, or too
+            many images are bad.
     """
     errors = part_files.reconcile(job.out, job.index.shard_sizes, job.metadata["job"])
     _check_bad(job, errors.num_rows)
@@ -150,7 +134,6 @@ def reconcile(job: InferenceJob) -> pa.Table:
 
 
 def _check_bad(job: InferenceJob, errors: int) -> None:
-    """Raise JobError if more than the allowed fraction of all images is bad."""
     images, allowed = job.images or job.index.images, job.settings.max_bad_fraction
     if errors > allowed * images:
         raise JobError(
@@ -159,22 +142,17 @@ def _check_bad(job: InferenceJob, errors: int) -> None:
         )
 
 
-def counts(job: InferenceJob, done: list[ShardTiming], errors: pa.Table, seconds: float) -> InferenceCounts:
-    """What became of the images of a finished pass.
-
-    Args:
-        job: the pass.
-        done: the shards of this run.
-        errors: all error rows.
-        seconds: that this run took.
-    """
-    time = bottleneck.inference_time(done)
+def counts(
+    job: InferenceJob, timings: list[ShardTiming], errors: pa.Table, seconds: float
+) -> InferenceCounts:
+    """The counts of a finished job, from the timings and the duration of this run and from all error rows."""
+    time = bottleneck.inference_time(timings)
     return InferenceCounts(
         images=job.index.images,
         rows=job.index.images - errors.num_rows,
         errors=errors.num_rows,
         seconds=round(seconds, 3),
-        images_per_second=round(sum(shard.rows + shard.errors for shard in done) / seconds, 3),
+        images_per_second=round(sum(shard.rows + shard.errors for shard in timings) / seconds, 3),
         limited_by=bottleneck.judge(time, seconds),
         time=time,
     )

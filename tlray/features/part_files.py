@@ -1,4 +1,4 @@
-"""The part files and error files of a feature set: written whole, checked and read, never trusted."""
+"""Part files and error files of a feature set: each appears as a whole, and is checked when it is read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tlray.core.storage import Folder
 
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
 _ROW_GROUP_BYTES = 16 << 20
-_THREADS, _BEGUN = 16, 1024
-"""Files that are read side by side, as an object store takes its time for each; and that wait for it."""
+_THREADS, _CHUNK = 16, 1024
+"""Files that are read in parallel, because an object store takes its time for each; and files in a chunk."""
 MAX_VALUES, MAX_SHARDS = 1 << 28, 10_000_000
-"""Of a row, and of a set: what is above was written to do harm."""
+"""The most values in a row, and the most shards in a set. Larger numbers can only be meant to do harm."""
 Result = TypeVar("Result")
 
 
@@ -35,7 +35,7 @@ def part_name(shard: int) -> str:
 
 
 def shard_of(name: str) -> int | None:
-    """The shard whose part file has this name; None if it is no part file."""
+    """The shard of a file with this name; None if the name is not that of a part file."""
     number = re.fullmatch(r"part-(\d{5,})\.parquet", name)
     return int(number[1]) if number else None
 
@@ -53,16 +53,10 @@ def write_part(
     store: str,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write the features of one shard; the file is there whole or not at all.
+    """Write the part file of one shard; it appears only when it is complete.
 
-    Args:
-        folder: of the feature set.
-        shard: its number.
-        rows: columns path, split, label; one row for each feature, in the same order.
-        features: batches of rows, (n, *shape).
-        shape: of one row of features.
-        store: "float32" or "float16".
-        metadata: for the file, as in `InferenceJob`.
+    `rows` has the columns path, split and label; `features` yields the features of these rows in batches of
+    (n, *shape); `store` is their dtype in the file, "float32" or "float16".
     """
     dtype = np.dtype(store)
     tensor = pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), tuple(shape))
@@ -70,7 +64,7 @@ def write_part(
     done = 0
     with (
         folder.writing(part_name(shard)) as stream,
-        # VGG features are mostly zeros: zstd at its fastest does as well as anything slower.
+        # VGG features are mostly zeros, which the fastest level of zstd compresses as well as slower ones.
         pq.ParquetWriter(
             stream, schema, compression="zstd", compression_level=1, use_dictionary=["split", "label"]
         ) as writer,
@@ -81,27 +75,27 @@ def write_part(
             writer.write_table(pa.table(columns, schema=schema))
             done += len(block)
         if done != rows.num_rows:
-            raise JobError(f"shard {shard}: {done} rows of features for {rows.num_rows} images")
+            raise JobError(f"shard {shard} has {done} rows of features; expected {rows.num_rows}")
 
 
 def write_errors(folder: Folder, shard: int, errors: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write the images of one shard that gave no features; columns as in `ERRORS`."""
+    """Write the error file of one shard: its bad images, with the columns of `ERRORS`."""
     with folder.writing(error_name(shard)) as stream:
         pq.write_table(errors.cast(ERRORS.with_metadata(stamp(metadata))), stream, compression="zstd")
 
 
 @contextmanager
 def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
-    """An open part file that has been checked; errors that leave the block become a JobError."""
+    """Open and check a part file; any error in the block becomes a JobError."""
     path = folder.join(part_name(shard))
     try:
         with folder.filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            found = read_stamp(file.schema_arrow.metadata)
-            if found.get("job") != job:
+            values = read_stamp(file.schema_arrow.metadata)
+            if values.get("job") != job:
                 raise ValueError("it was written by another job")
-            if found.get("shard") != shard:
-                raise ValueError(f"it is a copy of shard {found.get('shard')}")
+            if values.get("shard") != shard:
+                raise ValueError(f"it is a copy of shard {values.get('shard')}")
             names, kinds = file.schema_arrow.names, file.schema_arrow.types
             if names != ["path", "split", "label", "features"] or kinds[:3] != [pa.string()] * 3:
                 raise ValueError(f"its columns are {', '.join(map(str, file.schema_arrow))}")
@@ -114,10 +108,10 @@ def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.Par
 
 
 def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """The rows of one part file of a job, a bounded number of bytes at a time.
+    """Yield the rows of one part file of a job, in tables of bounded size.
 
     Raises:
-        JobError: the file is missing, damaged, or of another job or shard.
+        JobError: the file is missing or damaged, or belongs to another job or shard.
     """
     with _part(folder, shard, job) as file:
         tensor = file.schema_arrow.field("features").type
@@ -127,13 +121,13 @@ def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[p
 
 
 def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """The rows of all part files of a job, in the order of the listing; errors as in `read_shard`."""
+    """Yield the rows of all part files of a job, in the order of the listing; raises as `read_shard` does."""
     for shard in range(shards):
         yield from read_shard(folder, shard, job)
 
 
 def read_errors(folder: Folder, shards: int) -> pa.Table:
-    """All error rows of these many first shards of a feature set, each with its shard."""
+    """All error rows of the first `shards` shards of a feature set, each with the number of its shard."""
 
     def read(shard: int) -> pa.Table:
         name = error_name(shard)
@@ -144,10 +138,10 @@ def read_errors(folder: Folder, shards: int) -> pa.Table:
         table = table.replace_schema_metadata()
         return table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64()))
 
-    there = [shard for name in folder.names("errors") if (shard := shard_of(name)) is not None]
-    some = _side_by_side(read, (shard for shard in there if shard < shards))
-    # Small tables take more memory each than what is in them.
-    tables = [pa.concat_tables(few).combine_chunks() for few in some]
+    written = [shard for name in folder.names("errors") if (shard := shard_of(name)) is not None]
+    chunks = _in_parallel(read, (shard for shard in written if shard < shards))
+    # A small table takes more memory than its content, so combine them.
+    tables = [pa.concat_tables(chunk).combine_chunks() for chunk in chunks]
     return pa.concat_tables([ERRORS.append(pa.field("shard", pa.int64())).empty_table(), *tables])
 
 
@@ -157,49 +151,41 @@ def first_errors(errors: pa.Table) -> list[ImageError]:
     return [ImageError(**row) for row in rows]
 
 
-def _side_by_side(read: Callable[[int], Result], shards: Iterable[int]) -> Iterator[list[Result]]:
-    """What is read of the shards, in order, of many at a time; not of all: what is begun takes memory."""
+def _in_parallel(read: Callable[[int], Result], shards: Iterable[int]) -> Iterator[list[Result]]:
+    """Read shards in parallel; yields the results in order, in chunks that bound the memory."""
     rest = iter(shards)
     with ThreadPoolExecutor(_THREADS) as pool:
-        while some := list(islice(rest, _BEGUN)):
-            yield list(pool.map(read, some))
+        while chunk := list(islice(rest, _CHUNK)):
+            yield list(pool.map(read, chunk))
 
 
 def _blocks(batches: Iterator[npt.NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Batches put together until they make a row group."""
-    held: list[npt.NDArray[Any]] = []
+    """Join batches to blocks of the size of a row group."""
+    block: list[npt.NDArray[Any]] = []
     for batch in batches:
-        held.append(batch)
-        if sum(part.nbytes for part in held) >= _ROW_GROUP_BYTES:
-            yield np.concatenate(held, dtype=dtype)
-            held = []
-    if held:
-        yield np.concatenate(held, dtype=dtype)
+        block.append(batch)
+        if sum(part.nbytes for part in block) >= _ROW_GROUP_BYTES:
+            yield np.concatenate(block, dtype=dtype)
+            block = []
+    if block:
+        yield np.concatenate(block, dtype=dtype)
 
 
 def count_rows(folder: Folder, shards: Sequence[int], job: Mapping[str, Any]) -> list[int]:
-    """The rows of many part files, from their footers.
-
-    Raises:
-        JobError: a file is damaged, of another job or of another shard.
-    """
+    """The number of rows in each of many part files, from their footers; raises as `read_shard` does."""
 
     def count(shard: int) -> int:
         with _part(folder, shard, job) as file:
-            rows: int = file.metadata.num_rows
-            return rows
+            return int(file.metadata.num_rows)
 
-    return list(chain.from_iterable(_side_by_side(count, shards)))
+    return list(chain.from_iterable(_in_parallel(count, shards)))
 
 
 def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]) -> pa.Table:
-    """Check that every image of every shard has become a row or an error, by what is in the files.
-
-    Returns:
-        All error rows, with the columns of `ERRORS`.
+    """Check in the files that every image has become a row or an error; returns all error rows.
 
     Raises:
-        JobError: an image is missing or is there twice, or a file is damaged or of another job.
+        JobError: an image is missing or occurs twice, or a file is damaged or belongs to another job.
     """
     rows = count_rows(folder, range(len(shard_sizes)), job)
     errors = read_errors(folder, len(shard_sizes))
@@ -207,7 +193,7 @@ def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]
     for shard, size in enumerate(shard_sizes):
         if rows[shard] + bad[shard] != size:
             raise JobError(
-                f"{folder.join(part_name(shard))} holds {rows[shard]} rows, with {bad[shard]} errors in "
-                f"{error_name(shard)}, for {size} images; remove both files and run again"
+                f"{folder.join(part_name(shard))} has {rows[shard]} rows, and {error_name(shard)} has "
+                f"{bad[shard]}, for {size} images; remove both files and run again"
             )
     return errors.drop_columns(["shard"])

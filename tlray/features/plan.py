@@ -1,4 +1,4 @@
-"""What an extraction would cost, from a sample that is really decoded, computed and written."""
+"""Estimates the cost of an extraction from a sample that is read, decoded, computed and written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from tlray.cluster import nodes, session
-from tlray.cluster.nodes import Pool
 from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
@@ -33,21 +32,21 @@ from tlray.models.frozen import FrozenPart
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Throughput):
-    """What an extraction would take, estimated from a sample."""
+    """The cost of an extraction, estimated from a sample."""
 
     images: int
     bytes_read: int | None
     """None if the sizes of the images are not known, as in a table."""
     sample: int
-    """Images that were tried."""
+    """The number of images in the sample."""
     sample_errors: int
-    """Images of the sample that are bad."""
+    """The number of bad images in the sample."""
     precision: str
     seconds: float
-    """That the whole extraction takes, without its start."""
+    """The duration of the whole extraction without its start."""
     gpu_hours: float
     feature_shape: list[int]
-    """Of one row of features."""
+    """The shape of the features of one row."""
     bytes_written: int
 
 
@@ -63,131 +62,120 @@ def plan(
     """Time a sample of an extraction, here or on a Ray cluster, and estimate the whole job from it.
 
     Args:
-        images: a folder, URI, table or image; see `tlray.images.listing.Images`.
-        config: of the extraction.
-        sample: how many images are tried.
-        cluster: try them on a node of each kind of a Ray, not in this process.
-        address: of that Ray.
+        images: the folder, URI, table or image to read; see `tlray.images.listing.Images`.
+        config: the settings of the extraction.
+        sample: the number of images in the sample.
+        cluster: whether to time it on one node of each kind of a Ray cluster instead of in this process.
+        address: the address of that Ray.
         settings: single fields of `config`, e.g. `image_size=224`.
 
     Raises:
-        UserError: no images, a network that is not to be had, or no such Ray.
-        JobError: no image of the sample can be decoded, or a node cannot try it.
+        UserError: there are no images, the network is not available, or there is no such Ray.
+        JobError: no image of the sample can be decoded, or a node cannot time the sample.
     """
     config = configured(ExtractConfig, config, settings)
     if cluster and address is None and not session.is_connected():
-        raise UserError("--cluster: which? Give its --address, or run it there: tlray submit -- plan ...")
+        raise UserError("--cluster needs a Ray: give its --address, or use `tlray submit -- plan ...`")
     source = Images.open(images)
     frozen = FrozenPart.decide(config)
     count, size, chosen = _survey(source, sample)
-    arguments: dict[str, Any] = {
-        "root": source.root,
-        "images": chosen,
-        "config": config,
-        "image_size": frozen.provenance.image_size,
-        "packages": package_versions(frozen.provenance.package),
-    }
+    image_size, packages = frozen.provenance.image_size, package_versions(frozen.provenance.package)
+    arguments = source.root, chosen, config, image_size, packages
     if cluster:
         with session.connect(address) as connected:
             connected()
             pool = nodes.pool(config.actor_range, config.gpus_per_actor)
-            tried = throughput.try_kinds(pool, _measure, {**arguments, "load": frozen.loader()})
+            costs = throughput.measure_kinds(pool, _measure, frozen.loader(), *arguments)
     else:
-        cost = _measure(True, **arguments, load=partial(_load_here, frozen))
-        pool, tried = _here(cost)
-    estimate = throughput.estimate(tried, pool)
+        pool, costs = _local(_measure(True, partial(_load, frozen), *arguments))
+    estimate = throughput.estimate(costs, pool)
     seconds = count / estimate.images_per_second
-    whole = next(cost for _, cost in tried.values() if cost.network is not None)
+    cost = next(cost for _, cost in costs.values() if cost.network is not None)
     return Plan(
         **vars(estimate),
         images=count,
         bytes_read=size,
         sample=len(chosen),
-        sample_errors=whole.errors,
+        sample_errors=cost.errors,
         precision=frozen.provenance.precision,
         seconds=round(seconds, 1),
         gpu_hours=round(seconds * estimate.gpus / 3600, 3),
-        feature_shape=whole.row_shape or [],
-        bytes_written=round(count * (whole.row_bytes or 0)),
+        feature_shape=cost.row_shape or [],
+        bytes_written=round(count * (cost.row_bytes or 0)),
     )
 
 
-def _load_here(frozen: FrozenPart) -> Network:
+def _load(frozen: FrozenPart) -> Network:
     prepare_keras()
     return compile_network(frozen.build(), frozen.provenance.image_size, frozen.provenance.precision)
 
 
-def _here(cost: Cost) -> tuple[Pool, dict[Kind, tuple[int, Cost]]]:
-    """This machine, as a Ray of one node."""
+def _local(cost: Cost) -> tuple[nodes.Pool, dict[Kind, tuple[int, Cost]]]:
+    """This machine, described as a Ray with one node."""
     import tensorflow as tf
 
     gpus = len(tf.config.list_physical_devices("GPU"))
     actors = max(1, gpus)
     kind = Kind(cpus=len(os.sched_getaffinity(0)), gpus=gpus, accelerator=None, actors=actors)
-    return Pool(actors, actors, gpus=min(1, gpus), cpus=0, decode_cpus=1), {kind: (1, cost)}
+    return nodes.Pool(actors, actors, gpus=min(1, gpus), cpus=0, decode_cpus=1), {kind: (1, cost)}
 
 
 def _measure(
     with_network: bool,
-    *,
+    load: Callable[[], Network],
     root: Folder,
     images: list[Listed],
     config: ExtractConfig,
     image_size: int,
     packages: Mapping[str, str],
-    load: Callable[[], Network],
 ) -> Cost:
-    """Try a sample in this process."""
+    """The cost of a sample in this process."""
     nodes.agree(packages)
-    read, decode, pixels = _decode(root, images, image_size, config.max_pixels)
-    errors = len(images) - len(pixels)
+    decoded = []
+    # This is never a Ray task that Ray runs again, so `in_task` would be wrong on a cluster too.
+    with ImageLoader(root, image_size, config.max_pixels) as load_image:
+        for image in images:
+            try:
+                decoded.append(load_image(image.place))
+            except BadImage as bad:
+                reason = bad.message
+    if not decoded:
+        raise JobError(f"no image of a sample of {len(images)} can be decoded, e.g. {reason}")
+    read, decode = load_image.read_seconds / len(images), load_image.decode_seconds / len(images)
+    errors = len(images) - len(decoded)
     if not with_network:
         return Cost(read, decode, None, errors, None, None)
     network = load()
-    batch = np.resize(pixels, (config.batch_size, *pixels.shape[1:]))  # The sample again and again.
+    # The batch repeats the sample until it is full.
+    batch = np.resize(np.stack(decoded), (config.batch_size, *decoded[0].shape))
     network(batch)
     calls = max(1, round(len(images) / config.batch_size))
     started = time.perf_counter()
     for _ in range(calls):
         features = network(batch)
     compute = (time.perf_counter() - started) / (calls * config.batch_size)
-    written = row_bytes(features[: len(pixels)], config.store)
+    written = row_bytes(features[: len(decoded)], config.store)
     return Cost(read, decode, compute, errors, list(features.shape[1:]), written)
 
 
 def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, list[Listed]]:
-    """How many images there are, their bytes, and an even sample of them (reservoir sampling)."""
+    """The number of images, the sum of their known sizes, and an even sample of them (reservoir sampling)."""
     draw = random.Random(0)
-    found, size, sized = 0, 0, 0
+    count, size = 0, None
     chosen: list[Listed] = []
     for image in source:
-        found += 1
+        count += 1
         if image.size is not None:
-            size, sized = size + image.size, sized + 1
+            size = (size or 0) + image.size
         if len(chosen) < sample:
             chosen.append(image)
-        elif (place := draw.randrange(found)) < sample:
+        elif (place := draw.randrange(count)) < sample:
             chosen[place] = image
-    return found, size if sized else None, chosen
-
-
-def _decode(root: Folder, images: list[Listed], image_size: int, max_pixels: int) -> tuple[float, float, Any]:
-    """Seconds an image for reading and for decoding, and the pixels of those that are good."""
-    good = []
-    # `in_task` would be wrong on a cluster as well: Ray tries a task of a plan only once.
-    with ImageLoader(root, image_size, max_pixels) as load:
-        for image in images:
-            try:
-                good.append(load(image.place))
-            except BadImage as bad:
-                reason = bad
-    if not good:
-        raise JobError(f"no image of a sample of {len(images)} can be decoded, e.g. {reason.message}")
-    return load.read_seconds / len(images), load.decode_seconds / len(images), np.stack(good)
+    return count, size, chosen
 
 
 def row_bytes(features: Any, store: str) -> float:
-    """Bytes of a row in a part file: of features (rows, *shape), kept as float32 or float16."""
+    """The bytes of a row in a part file with these features, (rows, *shape), stored as float32 or float16."""
     rows = pa.table({name: pa.array([""] * len(features)) for name in ("path", "split", "label")})
     with tempfile.TemporaryDirectory(prefix="tlray-") as name:
         folder = Folder.open(name)

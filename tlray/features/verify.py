@@ -1,4 +1,4 @@
-"""Whether a feature set is whole, and whether its features still come out of the images."""
+"""Checks that a feature set is complete, and that its features still match the images."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ from tlray.models.compiled import compile_network
 from tlray.models.frozen import FrozenPart
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
-"""Relative error of a row, by the precision it was computed in: other machines and other batches
-add up in another order, which shows where numbers are short."""
+"""The allowed relative error of a row, by precision. Another machine or batch size changes the order of
+additions, which matters more in a lower precision."""
 _STORED = 1e-3
-"""What storing as float16 adds."""
+"""The tolerance that storing as float16 adds."""
 _SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Record):
-    """What was found of a feature set that is whole and right."""
+    """The findings about a feature set that is complete and correct."""
 
     rows: int
     errors: int
-    """Error rows."""
+    """The number of error rows."""
     sample: int
-    """Rows that were extracted again."""
+    """The number of rows that were extracted again."""
     largest_error: float
-    """The largest relative error of a row among them."""
+    """The largest relative error of these rows."""
     tolerance: float
-    """That is allowed."""
+    """The relative error that is allowed."""
     changes: Changes
-    """How the images that are there now differ from those of the set."""
+    """How the images differ now from those of the set."""
 
 
 def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verification:
-    """Check a feature set: all its files, and a sample of its rows against their images.
+    """Check all files of a feature set, and a sample of its rows against the images.
 
     Args:
-        features: a finished feature set.
-        images: what it was extracted from, wherever that is now.
-        sample: how many rows are extracted again, in this process.
+        features: the folder or URI of a finished feature set.
+        images: the images from which it was extracted, wherever they are now.
+        sample: the number of rows that are extracted again, in this process.
 
     Raises:
         UserError: there is no finished set, or its network is not installed here.
-        JobError: a file is missing or damaged, rows and errors do not add up to the images, an
-            image can no longer be decoded, or a feature differs by more than the tolerance.
+        JobError: a file is missing or damaged, rows and errors do not add up to the images, an image can no
+            longer be decoded, or a feature differs by more than the tolerance.
     """
     data = FeatureSet.open(features)
     source = Images.open(images)
     frozen = FrozenPart.of(data.provenance)
     index = Index.open(data.folder)
     errors = _check_files(data, index)
-    # Copies have other times.
-    known = IndexDiff(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
-    for _ in known.new(source):
+    # Compare by time only at the original place: copying a file changes its time.
+    diff = IndexDiff(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
+    for _ in diff.new(source):
         pass
     rows = _sample(data, sample)
     pixels = []
@@ -79,21 +79,20 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
                 pixels.append(load(Place(path)))
             except BadImage as bad:
                 reason = f"{bad.message} ({bad.error})"
-                raise JobError(f"{path} was extracted once and is bad now: {reason}") from bad
+                raise JobError(f"{path} was good when it was extracted, and is bad now: {reason}") from bad
     prepare_keras()
     network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)
     stored = rows.features.reshape(len(rows.paths), -1).astype(np.float64)
-    again = np.concatenate(
-        [network(np.stack(pixels[start : start + 32])) for start in range(0, len(pixels), 32)]
-    ).reshape(stored.shape)
-    norms = np.maximum(np.linalg.norm(again, axis=1), 1e-12)
-    differences = np.linalg.norm(stored - again, axis=1) / norms
+    batches = [network(np.stack(pixels[start : start + 32])) for start in range(0, len(pixels), 32)]
+    computed = np.concatenate(batches).reshape(stored.shape)
+    norms = np.maximum(np.linalg.norm(computed, axis=1), 1e-12)
+    differences = np.linalg.norm(stored - computed, axis=1) / norms
     worst = int(differences.argmax())
     tolerance = TOLERANCE[data.provenance.precision] + (_STORED if data.provenance.store == "float16" else 0)
     if not differences[worst] <= tolerance:
         count = int((~(differences <= tolerance)).sum())
         raise JobError(
-            f"{count} of {len(pixels)} features are not those of their images, e.g. {rows.paths[worst]} "
+            f"{count} of {len(pixels)} features do not match their images, e.g. {rows.paths[worst]} "
             f"(relative error {differences[worst]:.2g}, tolerance {tolerance:.2g}): images have changed"
         )
     return Verification(
@@ -102,38 +101,37 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
         sample=len(pixels),
         largest_error=float(differences[worst]),
         tolerance=tolerance,
-        changes=known.changes(),
+        changes=diff.changes(),
     )
 
 
 def _check_files(data: FeatureSet, index: Index) -> int:
-    """Check that the files hold what the index and the manifest say; return the number of error rows."""
-    # Not what an unfinished `extract --extend` has added.
+    """Check that the files match the index and the manifest; returns the number of error rows."""
+    # Leave out the shards that an unfinished `extract --extend` has added.
     sizes = index.shard_sizes[: data.manifest.shards]
     errors = part_files.reconcile(data.folder, sizes, data.manifest.job.to_json()).num_rows
-    rows = sum(sizes) - errors
-    said = data.manifest.rows, data.manifest.errors
-    if (rows, errors) != said:
+    rows, manifest = sum(sizes) - errors, data.manifest
+    if (rows, errors) != (manifest.rows, manifest.errors):
         raise JobError(
-            f"{data.folder.uri} is not whole: {rows} rows and {errors} errors for {sum(sizes)} images, "
-            f"and the manifest says {said[0]} and {said[1]}; extract again into a new folder"
+            f"{data.folder.uri} is damaged: it has {rows} rows and {errors} errors, but its manifest says "
+            f"{manifest.rows} and {manifest.errors}; extract again into a new folder"
         )
     return int(errors)
 
 
 def _sample(data: FeatureSet, count: int) -> Rows:
-    """Rows drawn from a few shards, so that a large set is not read as a whole."""
+    """Random rows from a few shards, because a large set must not be read completely."""
     draw = random.Random(0)
     shards = sorted(draw.sample(range(data.manifest.shards), min(_SHARDS, data.manifest.shards)))
     job = data.manifest.job.to_json()
     sizes = part_files.count_rows(data.folder, shards, job)
     chosen = set(draw.sample(range(sum(sizes)), min(count, sum(sizes))))
-    found, seen = [], 0
+    parts, start = [], 0
     for table in (table for shard in shards for table in part_files.read_shard(data.folder, shard, job)):
-        wanted = [seen + row in chosen for row in range(table.num_rows)]
-        seen += table.num_rows
-        if any(wanted):
-            found.append(Rows.of(table.filter(pa.array(wanted))))
-    if not found:
+        mask = [start + row in chosen for row in range(table.num_rows)]
+        start += table.num_rows
+        if any(mask):
+            parts.append(Rows.of(table.filter(pa.array(mask))))
+    if not parts:
         raise JobError(f"{data.folder.uri} has no rows to compare")
-    return Rows.join(found, (0, *data.shape))
+    return Rows.join(parts, (0, *data.shape))

@@ -1,4 +1,4 @@
-"""Random views of a training image, as Keras' ImageDataGenerator makes them."""
+"""Random views of a training image, drawn as Keras' ImageDataGenerator draws them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ _EXAMPLE = "a list such as rotation=40,shift=0.2,flip"
 
 
 def _number(name: str, value: str | float) -> float:
-    """The value of a field.
-
-    Raises:
-        UserError: it is not a number in the field's range.
-    """
+    """The value of a field as a number; raises UserError if it is out of range."""
     limit, expected = _LIMITS[name]
     try:
         number = float(value)
@@ -41,23 +37,23 @@ def _number(name: str, value: str | float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How far a view may be from its image. Each is drawn evenly from its range; 0 is none of it.
+    """How far a view may differ from its image. Each value is drawn uniformly from its range; 0 disables it.
 
     Raises:
         UserError: a number is out of its range.
     """
 
     rotation: float = 0.0
-    """Degrees, to either side."""
+    """Largest rotation in degrees, in either direction."""
     shift: float = 0.0
-    """Fraction of the width and of the height, each drawn for itself, to either side."""
+    """Largest shift, as a fraction of the width and of the height; the two shifts are drawn independently."""
     shear: float = 0.0
-    """Degrees, to either side, as ImageDataGenerator's `shear_range`: the 0.2 that is often written there
-    was meant as a fraction and is next to nothing."""
+    """Largest shear in degrees, in either direction, like `shear_range` of ImageDataGenerator. The 0.2 that
+    many scripts pass there was meant as a fraction; as degrees it has almost no effect."""
     zoom: float = 0.0
-    """Each axis covers 1 - zoom to 1 + zoom of the image, drawn for itself: the aspect ratio changes."""
+    """A view covers 1 - zoom to 1 + zoom of each axis, drawn independently: the aspect ratio changes."""
     flip: bool = False
-    """Left to right, half of the time."""
+    """Whether half of the views are mirrored left to right."""
 
     def __post_init__(self) -> None:
         for name in _LIMITS:
@@ -65,7 +61,7 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str) -> Augmentation:
-        """What `--augment` says: a name in `AUGMENTATIONS`, or a list as `rotation=40,shift=0.2,flip`.
+        """Read the value of `--augment`: a name in `AUGMENTATIONS`, or a list like `rotation=40,flip`.
 
         Raises:
             UserError: it is neither.
@@ -80,13 +76,13 @@ class Augmentation:
                 names = ", ".join(AUGMENTATIONS)
                 raise UserError(f"--augment {text!r}: expected a name ({names}) or {_EXAMPLE}")
             if name in values:
-                raise UserError(f"--augment {text}: {name} is there twice, leave one")
+                raise UserError(f"--augment {text}: {name} is given twice; remove one")
             if name in AUGMENTATIONS and name not in known:
                 raise UserError(f"--augment {text}: {name} stands alone; write only {name}, or {_EXAMPLE}")
             if name not in known:
                 raise unknown("augmentation", name, {*known, *AUGMENTATIONS})
             if name == "flip" and equals:
-                raise UserError(f"--augment {part.strip()}: flip takes no value, write flip or leave it out")
+                raise UserError(f"--augment {part.strip()}: flip takes no value; write flip or leave it out")
             values[name] = name == "flip" or _number(name, value)
         return cls(**values)
 
@@ -101,33 +97,34 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 @dataclass(frozen=True)
 class Views:
-    """The views of all images: the same ones in every process, on every machine.
+    """The views of all images, which are the same in every process and on every machine.
 
-    On another kind of processor a pixel in many thousands may be rounded the other way.
+    Only on another kind of processor may a pixel in many thousands be rounded differently.
     """
 
     augmentation: Augmentation
     seed: int
 
     def view(self, pixels: npt.NDArray[np.uint8], path: str, number: int) -> npt.NDArray[np.uint8]:
-        """One view of one image, which depends on the seed, the number and the path only.
+        """One view of one image. It depends only on the seed, the path and the number.
 
         Args:
-            pixels: uint8 of shape (height, width, 3); left as they are.
-            path: of the image, as it is listed.
-            number: of the epoch, or of the view where several are kept.
+            pixels: uint8 of shape (height, width, 3); the array is not modified.
+            path: the path of the image in the listing.
+            number: the epoch, or the index of the view where several are stored.
 
         Returns:
-            uint8 of the same shape; `pixels` itself if there is nothing to change.
+            uint8 of the same shape; `pixels` itself if the view equals the image.
         """
         draw = _draw(self.seed, path, number)
         height, width = pixels.shape[:2]
         matrix = _matrix(self.augmentation, draw, height, width)
         if not np.array_equal(matrix, np.eye(3)):
-            # Heavy, but NumPy, the next fastest, takes three times as long, and SciPy ten times.
+            # OpenCV is a large package, but NumPy takes three times as long, and SciPy ten times.
             import cv2
 
-            _one_thread()
+            # There are already as many processes as cores.
+            cv2.setNumThreads(0)
             warped = cv2.warpAffine(
                 pixels,
                 matrix[:2],
@@ -142,7 +139,7 @@ class Views:
 
 
 def _draw(seed: int, path: str, number: int) -> npt.NDArray[np.float64]:
-    """Seven numbers from -1 to 1, float64. All are drawn always: switching one on changes no other."""
+    """Seven numbers from -1 to 1. All are always drawn, so that enabling one change alters no other."""
     key = f"{seed} {number} {path}".encode(errors="surrogatepass")
     digest = hashlib.blake2b(key, digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big")).uniform(-1, 1, 7)
@@ -151,29 +148,21 @@ def _draw(seed: int, path: str, number: int) -> npt.NDArray[np.float64]:
 def _matrix(
     augmentation: Augmentation, draw: npt.NDArray[np.float64], height: int, width: int
 ) -> npt.NDArray[np.float64]:
-    """Where in the image (x, y, 1) of the view comes from, float64 of shape (3, 3).
+    """The (3, 3) matrix that maps a point (x, y, 1) of the view to its source in the image.
 
-    The product is that of Keras' `apply_affine_transform`. There x is the column too, but its shift and its
-    centre are taken from the height: the same for square images, and a mistake for others.
+    The product is that of Keras' `apply_affine_transform`, where x is the column too. Keras takes the shift
+    and the centre of the columns from the height, which is right only for square images; tlray does not.
     """
-    turn, shear = math.radians(augmentation.rotation * draw[0]), math.radians(augmentation.shear * draw[3])
-    across, down = augmentation.shift * width * draw[1], augmentation.shift * height * draw[2]
-    wide, high = 1 + augmentation.zoom * draw[4], 1 + augmentation.zoom * draw[5]
+    angle, shear = math.radians(augmentation.rotation * draw[0]), math.radians(augmentation.shear * draw[3])
+    shift_x, shift_y = augmentation.shift * width * draw[1], augmentation.shift * height * draw[2]
+    zoom_x, zoom_y = 1 + augmentation.zoom * draw[4], 1 + augmentation.zoom * draw[5]
     x, y = (width - 1) / 2, (height - 1) / 2
     steps = (
         [[1, 0, x], [0, 1, y], [0, 0, 1]],
-        [[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]],
-        [[1, 0, across], [0, 1, down], [0, 0, 1]],
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]],
+        [[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]],
         [[1, -math.sin(shear), 0], [0, math.cos(shear), 0], [0, 0, 1]],
-        [[wide, 0, 0], [0, high, 0], [0, 0, 1]],
+        [[zoom_x, 0, 0], [0, zoom_y, 0], [0, 0, 1]],
         [[1, 0, -x], [0, 1, -y], [0, 0, 1]],
     )
     return functools.reduce(np.matmul, [np.array(step, np.float64) for step in steps])
-
-
-@functools.cache
-def _one_thread() -> None:
-    """Keep OpenCV from starting threads: there are as many processes as cores."""
-    import cv2
-
-    cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""Why an image cannot be used."""
+"""The error that says why an image cannot be used."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MAX_BYTES: int = 1 << 30
-"""Size above which a local file is refused unread: more than `MAX_PIXELS` of 8 bytes each."""
+"""A larger file is refused without reading it: it is more than `MAX_PIXELS` pixels of 8 bytes each."""
 
 
-class BadImage(Exception):  # noqa: N818 - it says what the file is
+class BadImage(Exception):  # noqa: N818 - The name describes the file.
     """An image that cannot be used. Its message is one printable line of at most 500 characters."""
 
     def __init__(self, stage: str, error: str, message: str) -> None:
         message = re.sub(r" at 0x[0-9a-fA-F]+", "", message)
         message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         self.stage = stage
-        """`read` or `decode`."""
+        """The step that failed: `read` or `decode`."""
         self.error = error
-        """The type of the exception, or a name of tlray's own such as `NotAnImage`."""
+        """The type of the exception, or a name that tlray gives, such as `NotAnImage`."""
         self.message = message if len(message) <= 500 else f"{message[:497]}..."
         super().__init__(stage, error, self.message)
 
@@ -29,12 +29,12 @@ class BadImage(Exception):  # noqa: N818 - it says what the file is
 
 @contextmanager
 def refusing(stage: str) -> Iterator[None]:
-    """Whatever goes wrong becomes a BadImage: Pillow and file systems raise exceptions of any type."""
+    """Turn every exception into a BadImage: Pillow and file systems raise exceptions of any type."""
     try:
         yield
     except BadImage:
         raise
     except Exception as error:
-        # The words of the system's error, without the path before them.
+        # The system's own text leaves out the path, which the error row has already.
         message = getattr(error, "strerror", None) or str(error) or "no reason given"
         raise BadImage(stage, type(error).__name__, message) from error

@@ -1,4 +1,4 @@
-"""Copies of a picture for people to look at: a small one, or one with a text on it."""
+"""Copies of an image for people to look at: a thumbnail, or one with a caption."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tlray.images.decoder import open_image
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
-    """A JPEG of a picture with at most `side` pixels a side.
+    """A JPEG of an image, at most `side` pixels wide and high.
 
     Raises:
-        BadImage: these bytes are not an image, or not a whole one.
+        BadImage: the bytes are not an image, or not a complete one.
     """
     image = open_image(data)
     image.thumbnail((side, side))
@@ -23,16 +23,16 @@ def thumbnail(data: bytes, side: int) -> bytes:
 
 
 def captioned(data: bytes, text: str, kind: str, max_pixels: int) -> bytes:
-    """A picture of full size with a text in its upper left corner.
+    """A copy of an image in full size, with a caption in its upper left corner.
 
     Args:
-        data: of the file of the picture.
-        text: to write on it.
-        kind: of the file that is returned, "JPEG" or "PNG".
-        max_pixels: a picture of more is refused.
+        data: the bytes of the image file.
+        text: the caption.
+        kind: the format of the returned file, "JPEG" or "PNG".
+        max_pixels: the most pixels (width times height) that the image may have.
 
     Raises:
-        BadImage: these bytes are not an image, or not a whole one.
+        BadImage: the bytes are not an image, or not a complete one, or it is too large.
     """
     image = open_image(data, max_pixels=max_pixels)
     size = max(12, min(image.size) // 14)

@@ -1,16 +1,15 @@
-"""What the names of files say: which are images, archives, tables or hidden, and the splits they tell."""
+"""What the name of a file says: whether it is an image, archive, table or hidden, and its split."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp",
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
 )  # fmt: skip
 ARCHIVE_SUFFIXES = {".tar": "/", ".parquet": "#"}
-"""Of files that may hold images, with what stands between their path and an image's name in it."""
+"""The suffixes of archives, each with the separator between the archive's path and an image's name in it."""
 TABLE_SUFFIXES = (".parquet", ".csv")
 SPLITS = {s: s for s in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
 
@@ -28,26 +27,26 @@ def is_archive(name: str) -> bool:
 
 
 def is_compressed(name: str) -> bool:
-    """Whether it is a tar file that has to be read from its beginning."""
+    """Whether this is a compressed tar file, which can be read only from its beginning."""
     return _COMPRESSED.search(name) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """Of a file or folder, without those above it."""
+    """Whether a file or folder is hidden, by its own name without those of the folders above it."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def split_of(name: str) -> str | None:
-    """The split of an archive named like `train-00000-of-00005.parquet` or `imagenet-val-000001.tar`."""
-    found = _SPLIT.search(name)
-    return SPLITS[found[1].lower()] if found else None
+    """The split in an archive's name, e.g. `train-00000-of-00005.parquet` or `imagenet-val-000001.tar`."""
+    match = _SPLIT.search(name)
+    return SPLITS[match[1].lower()] if match else None
 
 
-def inside(path: str) -> Sequence[tuple[str, str]]:
-    """The archives that an image with this path may lie in, each with the image's name there; mostly none."""
-    return [(path[: found.end()], path[found.end() + 1 :]) for found in _BORDER.finditer(path)]
+def possible_archives(path: str) -> list[tuple[str, str]]:
+    """The archives that may contain the image with this path, each with the image's name in it."""
+    return [(path[: match.end()], path[match.end() + 1 :]) for match in _BORDER.finditer(path)]
 
 
-def text(name: str) -> str:
-    """A name that Parquet can hold: bytes that are not UTF-8 become a backslash and their digits."""
+def valid_text(name: str) -> str:
+    """A name that Parquet can store: a byte that is not UTF-8 becomes a backslash and its digits."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""The list of a job's images, cut into shards; the shard of an image never changes."""
+"""The index of a job: its images, divided into shards. The shard of an image never changes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SCHEMA = pa.schema(
 )
 SHARDS_PER_PIECE = 64
 STOPPED = "index/.stopped.tmp"
-"""Tells those who wait for a piece that none will come."""
+"""This file tells the tasks that wait for a piece that no more will come."""
 _THREADS = 16
-"""That ask for what the pieces say of themselves."""
+"""Threads that read footers of pieces, because an object store takes its time for each."""
 _POLL_SECONDS = 0.2
 
 
@@ -42,25 +42,25 @@ def piece_name(piece: int) -> str:
 
 
 class Index:
-    """The index of a job, as far as it is written; a `tlray.images.index_writer.IndexWriter` writes it.
+    """The part of a job's index that is already written; `tlray.images.index_writer.IndexWriter` writes it.
 
-    A piece of it is one Parquet file with 64 shards. The last piece says that it is the last. Images that
-    are found later are put into shards behind it.
+    The index consists of pieces: Parquet files of 64 shards each. The last piece states that it is the last.
+    Images that are added later get new shards after it.
     """
 
     def __init__(self, folder: Folder, job: Mapping[str, Any]) -> None:
         self.folder = folder
         self.job = job
-        """What the job was started with."""
+        """The settings that the job was started with."""
         self.shard_sizes: list[int] = []
-        """Images in each shard, of the pieces that are there."""
+        """The number of images in each shard of the written pieces."""
         self.images = 0
-        """In those shards."""
+        """The number of images in all these shards."""
         self.complete = False
         """Whether all images are listed."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What is sent to a task: where the index is, not how much of it is there."""
+        # A task only needs to know where the index is, and not how much of it is written.
         return Index, (self.folder, self.job)
 
     @classmethod
@@ -68,39 +68,38 @@ class Index:
         """Open the index of a job that was started before.
 
         Args:
-            folder: that the job writes to.
-            job: what it must have been started with; None stands for anything.
+            folder: the folder that the job writes to.
+            job: the settings that the job must have been started with; None accepts any.
 
         Raises:
-            UserError: it is of another job.
-            JobError: there is none, or it is damaged.
+            UserError: the index belongs to another job.
+            JobError: the index is missing or damaged.
         """
         if job is None:
             job = read_piece(folder, 0, None, _stamp)[0]["job"]
         index = cls(folder, job)
         names = set(folder.names("index"))
         pieces = takewhile(lambda piece: posixpath.basename(piece_name(piece)) in names, count())
-        # Side by side, as an object store takes its time for each.
         with ThreadPoolExecutor(_THREADS) as pool:
             for _, sizes, last in pool.map(lambda piece: read_piece(folder, piece, job, _stamp), pieces):
                 index.add(sizes, last)
-                if len(sizes) < SHARDS_PER_PIECE:  # None comes behind one that is not full.
+                if len(sizes) < SHARDS_PER_PIECE:  # Only the last piece is not full.
                     break
         return index
 
     @property
     def pieces(self) -> int:
-        """How many there are."""
+        """The number of written pieces."""
         return -(-len(self.shard_sizes) // SHARDS_PER_PIECE)
 
     def add(self, sizes: list[int], last: bool) -> None:
-        """Count the shards that a piece has more than before; `last` says whether it is the last piece."""
+        """Add the sizes of a piece's new shards; `last` states whether the piece is the last one."""
         self.shard_sizes.extend(sizes)
         self.images += sum(sizes)
         self.complete = last
 
     def shards(self, done: Container[int]) -> Iterator[pa.Table]:
-        """The rows of each shard but those that are done, in order; waits for what is still being listed.
+        """The rows of each shard that is not done, in order; waits for shards that are not listed yet.
 
         Raises:
             JobError: the listing was stopped, or a piece is damaged.
@@ -110,7 +109,7 @@ class Index:
             first = piece * SHARDS_PER_PIECE
             return all(shard in done for shard in range(first, first + SHARDS_PER_PIECE))
 
-        # Of the pieces that are done only the last is read: its footer says whether another piece follows.
+        # Skip finished pieces; read only the last of them, because its footer says whether another follows.
         piece, last = max(0, next(piece for piece in count() if not is_done(piece)) - 1), False
         while not last or self.folder.is_file(piece_name(piece)):
             while not self.folder.is_file(piece_name(piece)):
@@ -127,12 +126,12 @@ class Index:
             piece += 1
 
     def first(self) -> Place:
-        """Where the first image is."""
+        """The place of the first image."""
         (row,) = next(self.tables(*Place._fields)).slice(0, 1).to_pylist()
         return Place(**row)
 
     def count(self, *columns: str) -> Counter[tuple[str | None, ...]]:
-        """How many images there are of each combination of values of these columns."""
+        """The number of images for each combination of values in these columns."""
         counts: Counter[tuple[str | None, ...]] = Counter()
         for table in self.tables(*columns):
             for row in table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist():
@@ -140,7 +139,7 @@ class Index:
         return counts
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """These columns of each piece."""
+        """These columns of the rows of each piece."""
         for piece in range(self.pieces):
             yield read_piece(self.folder, piece, self.job, lambda file: file.read(columns))[0]
 
@@ -156,39 +155,30 @@ def _stamp(file: pq.ParquetFile) -> dict[str, Any]:
 def read_piece(
     folder: Folder, piece: int, job: Mapping[str, Any] | None, read: Callable[[pq.ParquetFile], Any]
 ) -> tuple[Any, list[int], bool]:
-    """What `read` finds in a piece, the sizes of its shards, and whether it is the last.
-
-    Raises:
-        UserError: it is of another job.
-        JobError: it is no piece of an index.
-    """
+    """What `read` returns for the file of a piece, the sizes of its shards, and whether it is the last."""
     path = folder.join(piece_name(piece))
     try:
         with folder.filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
             if not file.schema_arrow.equals(SCHEMA):
                 raise ValueError(f"columns {file.schema_arrow.names}, expected {SCHEMA.names}")
-            found = _stamp(file)
-            sizes, last, theirs = list(found["shards"]), bool(found["last"]), dict(found["job"])
-            if (
-                sum(sizes) != file.metadata.num_rows
-                or not 0 < len(sizes) <= SHARDS_PER_PIECE
-                or min(sizes) < 1
-            ):
-                raise ValueError(f"{file.metadata.num_rows} rows, expected shards of {sizes[:3]}...")
-            if job is None or theirs == job:
+            values, rows = _stamp(file), file.metadata.num_rows
+            sizes, last, written = list(values["shards"]), bool(values["last"]), dict(values["job"])
+            if sum(sizes) != rows or not 0 < len(sizes) <= SHARDS_PER_PIECE or min(sizes) < 1:
+                raise ValueError(f"{rows} rows, expected shards of {sizes[:3]}...")
+            if job is None or written == job:
                 return read(file), sizes, last
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise JobError(f"{path} cannot be read: {error}; if it is damaged, remove {folder.uri}") from error
     raise UserError(
-        f"{folder.uri} holds another job ({', '.join(_differences(theirs, job))}): "
+        f"{folder.uri} holds another job ({', '.join(_differences(written, job))}): "
         "choose another folder, or remove this one"
     )
 
 
-def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*there, *asked}):
-        old, new = there.get(name), asked.get(name)
+def _differences(written: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted({*written, *given}):
+        old, new = written.get(name), given.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new)
         elif old != new:

@@ -1,4 +1,4 @@
-"""An image from its place to its pixels: read, and decoded where it can harm no other image."""
+"""Loads an image: reads it, and decodes it in a way that cannot harm other images."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from tlray.images.reader import Place, Reader
 
 
 class ImageLoader:
-    """Reads and decodes images of one root, one after the other, in a `with` block; not for several threads.
+    """Loads images of one root in a `with` block. Only one thread may use it.
 
-    An image that crashes the decoder, or keeps it busy for ever, is a bad image: see `tlray.images.sandbox`.
+    An image that crashes or stalls the decoder raises BadImage like any other bad image; see
+    `tlray.images.sandbox`.
     """
 
     def __init__(self, root: Folder, image_size: int, max_pixels: int, *, in_task: bool = False) -> None:
-        """Read nothing yet.
+        """Prepare to load images.
 
         Args:
-            root: of the images.
-            image_size: height and width of the pixels.
-            max_pixels: an image of more is bad.
-            in_task: whether this is a Ray task that Ray tries again if its process ends.
+            root: the folder to which the paths of the images are relative.
+            image_size: the height and width of the pixels.
+            max_pixels: the most pixels (width times height) that an image may have.
+            in_task: whether this is a Ray task that Ray runs again if its process ends.
         """
         self.read_seconds = 0.0
         """Seconds spent reading so far."""
         self.decode_seconds = 0.0
-        """Seconds spent decoding so far, without the start of a process and without images that ended one."""
+        """Seconds spent decoding so far, without the start of processes and without images that ended one."""
         self._read = Reader(root)
         self._decode = partial(decode_timed, image_size=image_size, max_pixels=max_pixels)
         self._sandbox = sandbox.in_task() if in_task else sandbox.DecoderProcess()

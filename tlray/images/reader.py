@@ -1,4 +1,4 @@
-"""The bytes of an image, wherever it is: a file of its own, or one in a tar or Parquet file."""
+"""Reads the bytes of an image from its own file, or from a tar or Parquet file that contains it."""
 
 from __future__ import annotations
 
@@ -18,32 +18,29 @@ from tlray.images.archives.tar import Tar
 from tlray.images.bad_image import MAX_BYTES, BadImage, refusing
 
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+_open_folder = functools.lru_cache(maxsize=64)(Folder.open)
 
 
 def open_archive(root: Folder, path: str) -> Archive | None:
-    """Open a tar or Parquet file; None for a Parquet file without images.
-
-    Raises:
-        Damaged: it is not what its name says, or cannot be used.
-        OSError: it is not there, or cannot be read.
-    """
-    if path.lower().endswith(".tar"):
-        return Tar(root, path)
-    return Parquet.open(root, path)
+    """Open a tar or Parquet file; None for a Parquet file without images."""
+    return Tar(root, path) if path.lower().endswith(".tar") else Parquet.open(root, path)
 
 
 class Place(NamedTuple):
-    """Where an image is, as `Reader` takes it."""
+    """What a `Reader` needs to read an image."""
 
     path: str
+    """The path of the image in the listing."""
     offset: int | None = None
+    """The offset of an archived image in the listing; without it, the reader searches the archive once."""
     modified: datetime | None = None
+    """The time of change in the listing, to notice that a Parquet file without keys was replaced."""
 
 
 class Reader:
-    """Reads images of one root, one after the other; not for several threads.
+    """Reads images of one root. Only one thread may use it.
 
-    The archive of the last image stays open, with what was read ahead: its neighbours cost little.
+    The archive of the last image stays open, so that reading its neighbours costs little.
     """
 
     def __init__(self, root: Folder) -> None:
@@ -53,12 +50,7 @@ class Reader:
         self._modified: datetime | None = None
 
     def __call__(self, path: str, offset: int | None = None, modified: datetime | None = None) -> bytes:
-        """The bytes of one image.
-
-        Args:
-            path: its identity.
-            offset: as it was listed; without it, an archive's contents are looked through once.
-            modified: as it was listed, to notice that a Parquet file whose rows have no names was replaced.
+        """The bytes of one image; the arguments are the fields of a `Place`.
 
         Raises:
             BadImage: there is no such image, or it cannot be read.
@@ -67,50 +59,44 @@ class Reader:
             place = self._find(path, offset)
             if place is None:
                 return read_image(self.root, path)
-            root, archive, name = place
+            root, archive_path, name = place
             try:
-                found = self._opened(root, archive)
-                numbered = not found.has_names or name == str(offset)
-                if numbered and not _same(modified, self._modified):
+                archive = self._open(root, archive_path)
+                # A store reports the time of a single object without fractions of a second.
+                same = (None, modified, modified and modified.replace(microsecond=0))
+                numbered = not archive.has_names or name == str(offset)
+                if numbered and modified and self._modified not in same:
                     raise BadImage("read", "Replaced", "the archive was replaced since it was listed")
-                return found.read(name, offset)
+                return archive.read(name, offset)
             except FileNotFoundError as error:
                 raise BadImage("read", type(error).__name__, "removed since it was listed") from error
 
     def _find(self, path: str, offset: int | None) -> tuple[Folder, str, str] | None:
-        """The root and path of the archive that an image lies in, and its name there."""
-        candidates = filetypes.inside(path)
+        """The root and path of the archive that contains an image, and the image's name in it."""
+        candidates = filetypes.possible_archives(path)
         for place, name in candidates:
-            root, archive = self.root, place
-            if "://" in place:
-                uri, _, archive = place.rpartition("/")
-                root = folder(uri)
-            # Folders may have such names as well; what has an offset is certain not to be a file of its own.
-            surely = offset is not None and len(candidates) == 1
-            if surely or (root, archive) == self._place or root.is_file(archive):
+            root, archive = _located(self.root, place)
+            # A folder may have such a name too, but an image with an offset is never a file of its own.
+            certain = offset is not None and len(candidates) == 1
+            if certain or (root, archive) == self._place or root.is_file(archive):
                 return root, archive, name
         return None
 
-    def _opened(self, root: Folder, path: str) -> Archive:
+    def _open(self, root: Folder, path: str) -> Archive:
         if self._archive is None or (root, path) != self._place:
             self._archive = None
-            found = open_archive(root, path)
-            if found is None:
+            archive = open_archive(root, path)
+            if archive is None:
                 raise Damaged("the Parquet file has no column of images any more")
-            if not isinstance(found, Tar):
+            if not isinstance(archive, Tar):
                 self._modified = root.status(path)[1]
-            self._archive, self._place = found, (root, path)
+            self._archive, self._place = archive, (root, path)
         return self._archive
-
-
-def _same(listed: datetime | None, now: datetime | None) -> bool:
-    """Whether a time is the one that was listed; of a single object a store tells no parts of seconds."""
-    return listed is None or now is None or now in (listed, listed.replace(microsecond=0))
 
 
 @dataclass(frozen=True)
 class ImageProbe:
-    """One image as a `tlray.cluster.nodes.Probe`: every node of a job must be able to read it."""
+    """A `tlray.cluster.nodes.Probe` that reads one image: every node of a job must be able to do so."""
 
     root: Folder
     at: Place
@@ -128,17 +114,9 @@ class ImageProbe:
 
 
 def read_image(root: Folder, path: str) -> bytes:
-    """The bytes of an image that is a file of its own; `tlray.images.reader` has all kinds.
-
-    It never waits for a writer at the other end of a pipe.
-
-    Raises:
-        BadImage: there is no such file, or it cannot be read.
-    """
+    """The bytes of an image that is a file of its own, or BadImage; a `Reader` reads archived images too."""
     with refusing("read"):
-        if "://" in path:  # A table may name images anywhere.
-            uri, _, path = path.rpartition("/")
-            root = folder(uri)
+        root, path = _located(root, path)
         try:
             return _read_local(root.join(path)) if root.is_local else root.read(path)
         except (FileNotFoundError, UnicodeEncodeError) as error:
@@ -152,9 +130,12 @@ def read_image(root: Folder, path: str) -> bytes:
             raise BadImage("read", type(error).__name__, reason) from error
 
 
-@functools.lru_cache(maxsize=64)
-def folder(uri: str) -> Folder:
-    return Folder.open(uri)
+def _located(root: Folder, path: str) -> tuple[Folder, str]:
+    """The folder that contains a file, and its path there; a table may give a URI instead of a path."""
+    if "://" not in path:
+        return root, path
+    uri, _, name = path.rpartition("/")
+    return _open_folder(uri), name
 
 
 def _read_local(path: str) -> bytes:
@@ -164,5 +145,6 @@ def _read_local(path: str) -> bytes:
         raise BadImage("read", "NotAFile", f"a {kind}, not a file")
     if status.st_size > MAX_BYTES:
         raise BadImage("read", "FileTooLarge", f"{status.st_size} bytes, above {MAX_BYTES}")
+    # If a pipe has taken the file's place meanwhile, this does not wait for its writer.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         return file.read()

@@ -1,8 +1,8 @@
-"""Runs the decoder so that an image that crashes it, or keeps it busy for ever, costs no other image.
+"""Runs the decoder so that an image that crashes or stalls it does not affect other images.
 
-The first attempt of a Ray task decodes in its own process, which is faster. If that process ends, Ray tries
-the task again, and then each image is decoded in a process beside it. Nothing tries a command again, so a
-command always decodes in a process beside its own.
+The first attempt of a Ray task decodes in its own process, which is faster. If that process ends, Ray runs
+the task again, and the second attempt decodes each image in a separate process. Nothing runs a command
+again, so a command always decodes in a separate process.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
@@ -24,9 +24,9 @@ from tlray.core.errors import JobError
 from tlray.images.bad_image import BadImage
 
 SECONDS: float = 60.0
-"""How long one image may be decoded."""
+"""The most time that the decoder may take for one image."""
 _ATTEMPTS = 2
-"""Crashes until an image is taken for their cause: another process may have been short of memory."""
+"""An image is bad only if it crashes this many processes, because one crash may be due to low memory."""
 _CHILD = (
     "import sys; from multiprocessing.connection import Connection; parent = Connection(int(sys.argv[1])); "
     "sys.path[:] = parent.recv(); from tlray.images import sandbox; sandbox.serve(parent)"
@@ -36,57 +36,49 @@ Result = TypeVar("Result")
 
 
 class Run(Protocol):
-    """Runs a function on the bytes of an image and returns what it returns; raises what it raises."""
+    """Runs a function on the bytes of an image; returns what it returns and raises what it raises."""
 
     def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result: ...
 
 
-@contextmanager
-def in_task() -> Iterator[Run]:
-    """The way to decode in a Ray task that Ray tries again if its process ends."""
-    if private.task_attempt() == 0:
-        yield in_time
-        return
-    with DecoderProcess() as run:
-        yield run
+def in_task() -> AbstractContextManager[Run]:
+    """The way to decode in a Ray task that Ray runs again if its process ends."""
+    return nullcontext(with_time_limit) if private.task_attempt() == 0 else DecoderProcess()
 
 
-def in_time(function: Callable[[bytes], Result], data: bytes) -> Result:
-    """As `Run`, but ends this process if the function takes longer than `SECONDS`.
+def with_time_limit(function: Callable[[bytes], Result], data: bytes) -> Result:
+    """A `Run` in this process, which it ends if the function takes longer than `SECONDS`.
 
-    Nothing less would do: native code does not come back to Python to be interrupted.
+    Nothing less drastic works: native code cannot be interrupted from Python.
     """
-    with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=nowhere)
+    with open(os.devnull, "w") as devnull:
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=devnull)
         try:
             return function(data)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
-class DecoderProcess:
-    """A `Run` in another process, which is started for the first image and after each that ended it.
+class DecoderProcess(AbstractContextManager[Run]):
+    """A `Run` in another process, which starts with the first image, and again after an image that ended it.
 
-    That process imports what the function needs and no more: a script that calls tlray is not run again
-    there, as multiprocessing would do.
+    The process imports only what the function needs. With multiprocessing it would instead run the user's
+    script, which calls tlray, a second time.
     """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def __enter__(self) -> DecoderProcess:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._end()
 
     def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result:
-        """As `Run`; the function and what it returns are pickled.
+        """Run the function; it and its result are pickled.
 
         Raises:
-            BadImage: also `DecoderCrash` and `TimeLimit`.
-            JobError: no process can be started.
+            BadImage: the image crashes the process (`DecoderCrash`) or takes too long (`TimeLimit`).
+            JobError: the process cannot be started.
         """
         for _ in range(_ATTEMPTS):
             connection = self._connection or self._start()
@@ -106,17 +98,17 @@ class DecoderProcess:
         raise BadImage("decode", "DecoderCrash", "the process that decoded it crashed")
 
     def _start(self) -> Connection:
-        self._connection, theirs = Pipe()
+        self._connection, remote = Pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-c", _CHILD, str(remote.fileno())],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # Ctrl-C is for the command, which then ends this process.
+                # Ctrl-C must reach only the command, which then ends this process.
                 start_new_session=True,
             )
-            theirs.close()
+            remote.close()
             self._connection.send(sys.path)
             self._connection.recv()
         except (EOFError, OSError) as error:
@@ -133,16 +125,15 @@ class DecoderProcess:
 
 
 def serve(parent: Connection) -> None:
-    """Answer a `DecoderProcess` until it closes the connection."""
+    """Answer the requests of a `DecoderProcess` until it closes the connection."""
     with suppress(EOFError, ConnectionError):
         parent.send("ready")
         while True:
-            parent.send(_answer(parent.recv_bytes()))
-
-
-def _answer(request: bytes) -> tuple[Any, Exception | None]:
-    try:
-        function, data = pickle.loads(request)
-        return in_time(function, data), None
-    except Exception as error:
-        return None, error
+            request = parent.recv_bytes()
+            reply: tuple[Any, Exception | None]
+            try:
+                function, data = pickle.loads(request)
+                reply = with_time_limit(function, data), None
+            except Exception as error:
+                reply = None, error
+            parent.send(reply)

@@ -1,59 +1,47 @@
-"""A table of paths (Parquet or CSV) -> rows, as they stand in it."""
+"""Reads a table of image paths (Parquet or CSV), in the order of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pyarrow as pa
-from pyarrow import csv, fs
+from pyarrow import fs
 
 from tlray.core.errors import UserError
 from tlray.images.archives.base import Duplicates
 from tlray.images.filetypes import SPLITS
 
 
-class Row(NamedTuple):
-    """What a table says of an image."""
-
-    path: str
-    split: str | None
-    label: str | None
-
-
 def check(filesystem: fs.FileSystem, table: str) -> None:
-    """Raise UserError for a table that has no rows, or a bad one: now rather than after hours."""
-    seen = Duplicates()
-    for row in rows(filesystem, table):
-        seen.add(row.path)
-    if not len(seen):
+    """Raise UserError if a table has no rows, or a bad row that would end the job only hours later."""
+    paths = Duplicates()
+    for path, *_ in rows(filesystem, table):
+        paths.add(path)
+    if not len(paths):
         raise UserError(f"the table {table!r} has no rows: expected one per image")
-    if (path := seen.twice(row.path for row in rows(filesystem, table))) is not None:
-        raise UserError(f"the table {table!r} has the path {path!r} twice: remove one")
+    if (duplicate := paths.find(path for path, *_ in rows(filesystem, table))) is not None:
+        raise UserError(f"the table {table!r} has the path {duplicate!r} twice: remove one")
 
 
-def rows(filesystem: fs.FileSystem, table: str) -> Iterator[Row]:
-    """The rows in their order.
-
-    Raises:
-        UserError: the table cannot be read, or a row has no path or an unknown split.
-    """
+def rows(filesystem: fs.FileSystem, table: str) -> Iterator[tuple[str, str | None, str | None]]:
+    """The path, split and label of each row, or UserError for one without a path or with an unknown split."""
     for number, (path, label, split) in enumerate(_cells(filesystem, table), start=1):
-        if not path or (split and split.lower() not in SPLITS):
-            fault = f"the split {split!r}: expected {', '.join(SPLITS)}, or nothing"
-            fault = fault if path else "no path: fill it in, or remove the row"
-            raise UserError(f"row {number} of the table {table!r} has {fault}")
-        yield Row(path, SPLITS[split.lower()] if split else None, label or None)
+        if not path:
+            raise UserError(f"row {number} of the table {table!r} has no path: fill it in, or remove the row")
+        if split and split.lower() not in SPLITS:
+            expected = f"expected {', '.join(SPLITS)}, or nothing"
+            raise UserError(f"row {number} of the table {table!r} has the split {split!r}: {expected}")
+        yield path, SPLITS[split.lower()] if split else None, label or None
 
 
 def _cells(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str | None, ...]]:
-    """The path, label and split of every row of a table as text; None for all of a missing column."""
-    from pyarrow import dataset  # Slow to import, and folders do without.
+    """The path, label and split of each row as text; None for a missing column."""
+    from pyarrow import csv, dataset  # The imports are slow, and folders do not need them.
 
     wanted = ("path", "label", "split")
     layout = "parquet"
     if path.lower().endswith(".csv"):
-        # Typed, because inference would make 7 of the label 007.
+        # Without types, Arrow would read the label 007 as the number 7.
         typed = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
         layout = dataset.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=typed)
     try:

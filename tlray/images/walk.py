@@ -1,122 +1,155 @@
-"""The files below a folder and what is in its archives, in an order that never changes."""
+"""Walks through the files of a folder and the images of its archives, always in the same order."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice, takewhile
+from operator import attrgetter
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pyarrow import fs
 
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.prefetch import Prefetch
 
 _THREADS = 8
-"""That open folders and archives of an object store ahead, each one at a time."""
-_FOUND_AHEAD = 10_000
-"""Images of an archive that are found ahead: more would fill the memory while others have their turn."""
+"""Threads that open folders and archives of an object store ahead of their turn, one at a time each."""
+_IMAGES_AHEAD = 10_000
+"""The most images of an archive that are listed ahead of its turn, because they fill the memory."""
 
-Found = TypeVar("Found")
+_identity = attrgetter("st_dev", "st_ino")
+Image = TypeVar("Image")
 
 
 class Entry(NamedTuple):
     path: str
-    """Relative to the root, as the file system spells it; a folder's is empty or ends in a slash."""
+    """The path relative to the root, as the file system spells it. A folder's is empty or ends in a slash."""
     info: fs.FileInfo | None = None
-    """What a remote listing said of it; a local file is asked only when it is its turn."""
-    trail: tuple[tuple[int, int], ...] = ()
-    """Device and inode of every local folder it lies in."""
+    """What a remote listing reports about it; a local file is asked only when its turn comes."""
+    ancestors: tuple[tuple[int, int], ...] = ()
+    """Device and inode of every local folder that contains it."""
 
     @property
     def is_folder(self) -> bool:
         return not self.path or self.path.endswith("/")
 
     @property
-    def opens(self) -> bool:
-        """Whether there can be images in it."""
+    def is_container(self) -> bool:
+        """Whether it may contain images."""
         return self.is_folder or filetypes.is_archive(self.path)
 
 
-class _Below(NamedTuple):
-    """What a folder holds."""
-
+class _Folder(NamedTuple):
     entries: list[Entry]
-    opening: list[Entry]
-    """Those of them in which there can be images."""
+    containers: list[Entry]
+    """The entries that may contain images."""
 
 
-def walk(root: Folder, start: Entry, archived: Callable[[Entry], Iterator[Found]]) -> Iterator[Entry | Found]:
-    """The files, sorted by path; in the place of an archive what is found in it.
+class _Prefetch(Generic[Image]):
+    """Opens folders and archives; `begin` does so in threads, before their turn."""
 
-    Folders and archives of an object store are opened in threads ahead of their turn.
+    def __init__(self, root: Folder, open_archive: Callable[[Entry], Iterator[Image]]) -> None:
+        self._root, self._open_archive = root, open_archive
+        self._over = Event()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prefetch")
+        self._begun: dict[Entry, Future[_Folder | Iterator[Image]]] = {}
 
-    Args:
-        root: of the paths.
-        start: a folder or a file.
-        archived: what is in an archive.
+    def __enter__(self) -> _Prefetch[Image]:
+        return self
 
-    Raises:
-        UserError: as of `below`.
-    """
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def opened(entry: Entry, over: Event) -> _Below | Iterator[Found]:
+    def begin(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry not in self._begun:
+                self._begun[entry] = self._pool.submit(self._open, entry)
+
+    def peek(self, entry: Entry) -> _Folder | Iterator[Image] | None:
+        """What is in a folder or archive, if a thread has opened it."""
+        future = self._begun.get(entry)
+        if future is None or not future.done() or future.cancelled() or future.exception() is not None:
+            return None
+        return future.result()
+
+    def take(self, entry: Entry) -> _Folder | Iterator[Image]:
+        """What is in a folder or archive; it is opened now if no thread has begun to do so."""
+        future = self._begun.pop(entry, None)
+        return self._open(entry) if future is None or future.cancel() else future.result()
+
+    def _open(self, entry: Entry) -> _Folder | Iterator[Image]:
         if entry.is_folder:
-            found = below(root, entry)
-            return _Below(found, [there for there in found if there.opens])
-        images = archived(entry)
-        return chain(list(takewhile(lambda _: not over.is_set(), islice(images, _FOUND_AHEAD))), images)
+            entries = list_folder(self._root, entry)
+            return _Folder(entries, [inner for inner in entries if inner.is_container])
+        images = self._open_archive(entry)
+        return chain(
+            list(takewhile(lambda _: not self._over.is_set(), islice(images, _IMAGES_AHEAD))), images
+        )
 
-    pending, opening = [start], [start]
-    with Prefetch(opened, 0 if root.is_local else _THREADS) as ahead:
+
+def walk(
+    root: Folder, start: Entry, open_archive: Callable[[Entry], Iterator[Image]]
+) -> Iterator[Entry | Image]:
+    """Yield the files below `start`, sorted by path; in place of an archive, what `open_archive` yields."""
+    pending, unopened = [start], [start]
+    with _Prefetch(root, open_archive) as prefetch:
         while pending:
             entry = pending.pop()
-            if not entry.opens:
+            if not entry.is_container:
                 yield entry
                 continue
-            opening.pop()
-            found = ahead.take(entry)
-            if isinstance(found, _Below):
-                pending += reversed(found.entries)
-                opening += reversed(found.opening)
-            ahead.begin(islice(_next(opening, ahead), _THREADS))
-            if not isinstance(found, _Below):
-                yield from found
+            unopened.pop()
+            content = prefetch.take(entry)
+            if isinstance(content, _Folder):
+                pending += reversed(content.entries)
+                unopened += reversed(content.containers)
+            if not root.is_local:
+                prefetch.begin(islice(_next(unopened, prefetch), _THREADS))
+            if not isinstance(content, _Folder):
+                yield from content
 
 
-def _next(opening: list[Entry], ahead: Prefetch[Entry, _Below | Iterator[Found]]) -> Iterator[Entry]:
-    """What is opened next, as far as is known; the first of it stands last in the list."""
-    pending = opening[-_THREADS:]
+def _next(unopened: list[Entry], prefetch: _Prefetch[Image]) -> Iterator[Entry]:
+    """The folders and archives whose turn comes next, as far as is known. `unopened` ends with the first."""
+    pending = unopened[-_THREADS:]
     while pending:
         entry = pending.pop()
-        found = ahead.peek(entry)
-        if isinstance(found, _Below) and found.opening:
-            pending += reversed(found.opening[:_THREADS])
+        content = prefetch.peek(entry)
+        if isinstance(content, _Folder) and content.containers:
+            pending += reversed(content.containers[:_THREADS])
         else:
             yield entry
 
 
-def below(root: Folder, folder: Entry) -> list[Entry]:
-    """What a folder holds, in the order that makes the paths of a whole walk sorted.
+def list_folder(root: Folder, folder: Entry) -> list[Entry]:
+    """The files and folders in a folder, in the order that sorts the paths of a complete walk.
 
     Raises:
-        UserError: it cannot be listed, or a name in it reads as if it lay in an archive beside it.
+        UserError: the folder cannot be listed, or a name in it looks like an image of an archive beside it.
     """
     place = root.join(folder.path)
     try:
-        found = sorted(_scan(root, folder, place), key=lambda entry: filetypes.text(entry.path))
+        entries = sorted(_scan(root, folder, place), key=lambda entry: filetypes.valid_text(entry.path))
     except OSError as error:
         raise UserError(
             f"cannot list the folder {place!r}: {error.strerror or error};\n"
-            "its images cannot be counted: make it readable, or move it away"
+            "its images would be missing: make it readable, or move it away"
         ) from error
-    _check_distinct(found, place)
-    return found
+    archives = {entry.path for entry in entries if filetypes.is_archive(entry.path)}
+    for entry in entries if archives else ():
+        for archive, _ in filetypes.possible_archives(entry.path):
+            if archive in archives:
+                raise UserError(
+                    f"{entry.path!r} in {place!r} may be the name of an image in {archive!r}: rename one"
+                )
+    return entries
 
 
 def _scan(root: Folder, folder: Entry, place: str) -> Iterator[Entry]:
@@ -126,37 +159,23 @@ def _scan(root: Folder, folder: Entry, place: str) -> Iterator[Entry]:
                 slash = "/" if info.type == fs.FileType.Directory else ""
                 yield Entry(f"{folder.path}{info.base_name}{slash}", info)
         return
-    above = folder.trail or tuple(_identity(os.stat(p)) for p in Path(os.path.realpath(place)).parents)
-    trail = (*above, _identity(os.stat(place)))
+    above = folder.ancestors or tuple(_identity(os.stat(p)) for p in Path(os.path.realpath(place)).parents)
+    ancestors = (*above, _identity(os.stat(place)))
     with os.scandir(place) as entries:
         for entry in entries:
             if filetypes.is_hidden(entry.name):
                 continue
             if not _is_folder(entry):
-                yield Entry(folder.path + entry.name, None, trail)
-            elif _identity(entry.stat()) not in trail:
-                yield Entry(f"{folder.path}{entry.name}/", None, trail)
-
-
-def _check_distinct(entries: Sequence[Entry], place: str) -> None:
-    archives = {entry.path for entry in entries if filetypes.is_archive(entry.path)}
-    for entry in entries if archives else ():
-        for archive, _ in filetypes.inside(entry.path):
-            if archive in archives:
-                raise UserError(
-                    f"{entry.path!r} in {place!r} may be the name of an image in {archive!r}: rename one"
-                )
+                yield Entry(folder.path + entry.name, None, ancestors)
+            elif _identity(entry.stat()) not in ancestors:  # A link may lead back to a folder above.
+                yield Entry(f"{folder.path}{entry.name}/", None, ancestors)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        # A link that leads nowhere is no folder; one that may not be followed could be.
+        # A broken link is no folder. A link that tlray has no permission to follow could be one.
         if error.errno in (errno.ELOOP, errno.ENOTDIR) or filetypes.is_image(entry.name):
             return False
         raise
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

@@ -85,7 +85,7 @@ def _run(
 ) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
     import ray.data
 
-    from tlray.features.shard_source import unpack
+    from tlray.features.inference_tasks import unpack
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -120,7 +120,7 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: ViewSource, batches: Glo
     """The views of a block of steps, as pixels."""
     import ray
 
-    from tlray.features.shard_source import pack
+    from tlray.features.inference_tasks import pack
 
     (epoch,), (first,), (end,) = batch["epoch"], batch["first"], batch["end"]
     order = batches.order(int(epoch))
@@ -152,7 +152,7 @@ class _FrozenActor:
         nodes.check_gpu()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        from tlray.features.shard_source import pack, unpack
+        from tlray.features.inference_tasks import pack, unpack
 
         pixels = unpack(row)["pixels"].combine_chunks().to_numpy_ndarray()
         features = np.concatenate([self.network(pixels[n : n + 32]) for n in range(0, len(pixels), 32)])

@@ -1,4 +1,4 @@
-"""What tar files and Parquet files with images have in common: names, and bytes at a place."""
+"""What tar and Parquet archives share: their images, reads at any offset, and indexes of names."""
 
 from __future__ import annotations
 
@@ -10,93 +10,86 @@ from itertools import chain
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tlray.core.storage import Folder
 
-_FIRST, _MOST = 1 << 18, 8 << 20
-"""Bytes of a request to an object store: the least, and the most, when one follows the other."""
+_SMALLEST_REQUEST, _LARGEST_REQUEST = 1 << 18, 8 << 20
+"""Bytes of a single request to an object store, and the most bytes when requests follow each other."""
 
 
-class Found(NamedTuple):
-    """An image in an archive; nothing of it has been read."""
+class ArchivedImage(NamedTuple):
+    """An image in an archive; its bytes have not been read."""
 
     name: str
-    """In the archive."""
+    """The name of the image in the archive."""
     offset: int
-    """What finds it again quickly: where its header begins in a tar file, or its row in a Parquet file."""
+    """Where to find it quickly: the offset of its header in a tar file, or its row in a Parquet file."""
     size: int | None = None
-    """In bytes; None in a Parquet file, which does not say."""
+    """Size in bytes; None in a Parquet file, which does not record it."""
     split: str | None = None
-    """None: that of the archive; so is `label`."""
+    """None if the image has the split of the archive."""
     label: str | None = None
+    """None if the image has the label of the archive."""
 
 
-class Damaged(Exception):  # noqa: N818 - it says what the archive is
-    """An archive that is not what it should be; the message says why."""
+class Damaged(Exception):  # noqa: N818 - The name describes the archive.
+    """An archive that cannot be used; the message says why."""
 
 
 class Archive(Protocol):
-    """An open archive."""
+    """An open archive. Its methods raise Damaged if it cannot be read, or has two images of one name."""
 
     has_names: bool
-    """Whether its images have names of their own; else they are numbered, and a change cannot be noticed."""
+    """Whether its images have names; otherwise they are numbered, and a replaced image goes unnoticed."""
 
-    def images(self) -> Iterator[Found | str]:
-        """Its images in their order, and the names of what is passed over.
-
-        Raises:
-            Damaged: it cannot be read to its end, or has a name twice; images may have come before.
-        """
+    def images(self) -> Iterator[ArchivedImage | str]:
+        """The images in their order, and the names of all other files."""
 
     def read(self, name: str, offset: int | None) -> bytes:
-        """The bytes of an image, surely of that one.
-
-        Args:
-            name: of the image.
-            offset: where it was once; None where that is not known.
+        """The bytes of an image, which may have another offset by now.
 
         Raises:
-            FileNotFoundError: there is none of that name.
-            BadImage: it is a link or the like, or too large.
-            Damaged: the archive is.
+            FileNotFoundError: there is no image of that name.
+            BadImage: the image is too large, or is not a regular file.
         """
 
 
-class File:
-    """The bytes of a file, at any place. On object stores the following ones are read along."""
+class ReadAheadFile:
+    """A file that can be read at any offset; in an object store, each request also reads ahead."""
 
     def __init__(self, root: Folder, path: str) -> None:
-        """Open it; never waits for a writer at the other end of a pipe."""
         self._file = open_file(root, path)
-        self._least = 0 if root.is_local else _FIRST
-        self._start, self._held, self._window = 0, b"", self._least
+        self._smallest = 0 if root.is_local else _SMALLEST_REQUEST
+        self._start, self._buffer, self._window = 0, b"", self._smallest
         self.size: int = self._file.size()
 
-    def at(self, offset: int, length: int) -> bytes:
-        """The bytes of one answer of the store, so never of two versions of the file; fewer at its end."""
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes from one request, so never from two versions of the file; fewer at the end of the file."""
         length = max(0, min(length, self.size - offset))
         if not length:
             return b""
-        end = self._start + len(self._held)
+        end = self._start + len(self._buffer)
         if not self._start <= offset or offset + length > end:
-            goes_on = self._start <= offset <= end + self._window
-            self._window = min(2 * self._window, _MOST) if goes_on else self._least
+            sequential = self._start <= offset <= end + self._window
+            self._window = min(2 * self._window, _LARGEST_REQUEST) if sequential else self._smallest
             self._start = offset
-            self._held = self._file.read_at(min(max(length, self._window), self.size - offset), offset)
+            self._buffer = self._file.read_at(min(max(length, self._window), self.size - offset), offset)
         start = offset - self._start
-        return self._held[start : start + length]
+        return self._buffer[start : start + length]
 
 
 def open_file(root: Folder, path: str) -> pa.NativeFile:
     place = root.join(path)
+    # Opening a named pipe would wait for a writer at its other end.
     if root.is_local and not stat.S_ISREG(os.stat(place).st_mode):
-        raise Damaged("it is no file")
+        raise Damaged("it is not a regular file")
     return root.filesystem.open_input_file(place)
 
 
 class Duplicates:
-    """Finds names that come twice, in 8 bytes each."""
+    """Finds a name that occurs twice, with 8 bytes of memory for each name."""
 
     def __init__(self) -> None:
         self._hashes = array("q")
@@ -107,31 +100,38 @@ class Duplicates:
     def add(self, name: str) -> None:
         self._hashes.append(hash(name))
 
-    def twice(self, again: Iterator[str]) -> str | None:
-        """One that was added twice, or None; `again` gives all names once more, and is mostly not used."""
+    def find(self, names: Iterator[str]) -> str | None:
+        """A name that was added twice, or None. `names` yields all names again, if hashes are equal."""
         hashes = np.frombuffer(self._hashes, np.int64)
-        hashes.sort()  # In place: a table of how often each comes would take ten times the memory.
-        suspects, seen = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()), set[str]()
-        for name in again if suspects else ():
-            if name in seen:
+        hashes.sort()  # Sorting in place takes a tenth of the memory of counting each hash.
+        suspects, checked = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()), set[str]()
+        for name in names if suspects else ():
+            if name in checked:
                 return name
             if hash(name) in suspects:
-                seen.add(name)
+                checked.add(name)
         return None
 
 
 class HashIndex:
-    """Where names are, in 16 bytes each."""
+    """Finds the offset of a name, with 16 bytes of memory for each name."""
 
-    def __init__(self, found: Iterable[tuple[str, int]]) -> None:
-        both = array("q", chain.from_iterable((hash(name), place) for name, place in found))
-        hashes, places = np.frombuffer(both, np.int64).reshape(-1, 2).T
-        order = np.argsort(hashes)
-        self._hashes, self._places = hashes[order], places[order]
+    def __init__(self) -> None:
+        self._sorted: tuple[npt.NDArray[np.int64], ...] | None = None
 
-    def of(self, name: str) -> list[int]:
-        """Where it may be: other names can have the same hash."""
+    def lookup(self, name: str, expected: int | None, scan: Iterable[tuple[str, int]]) -> Iterator[int]:
+        """The possible offsets of a name, the expected one first: other names may have the same hash.
+
+        `scan` yields all names with their offsets; it is used at most once, and only if it is needed.
+        """
+        if expected is not None:
+            yield expected
+        if self._sorted is None:
+            pairs = array("q", chain.from_iterable((hash(name), offset) for name, offset in scan))
+            columns = np.frombuffer(pairs, np.int64).reshape(-1, 2).T
+            order = np.argsort(columns[0])
+            self._sorted = tuple(column[order] for column in columns)
+        hashes, offsets = self._sorted
         sides: tuple[Literal["left", "right"], ...] = ("left", "right")
-        first, end = (np.searchsorted(self._hashes, hash(name), side) for side in sides)
-        found: list[int] = self._places[first:end].tolist()
-        return found
+        first, end = (np.searchsorted(hashes, hash(name), side) for side in sides)
+        yield from offsets[first:end].tolist()

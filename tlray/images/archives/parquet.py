@@ -6,46 +6,45 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, repeat
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray.core.schema import fits
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import Damaged, Duplicates, Found, HashIndex, open_file
+from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, open_file
 from tlray.images.bad_image import MAX_BYTES, BadImage
 
 _IMAGE, _KEYS, _LABELS = ("image", "img"), ("__key__", "key"), ("label", "cls")
-_ROWS = 16
-"""Images in memory at a time."""
-_LISTED = 1 << 16
-"""Rows without their images."""
+_BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
+_TEXT = (pa.string(), pa.large_string(), pa.string_view())
+_IMAGE_ROWS = 16
+"""Rows in memory at a time when images are read."""
+_TEXT_ROWS = 1 << 16
+"""Rows in memory at a time when images are listed."""
 _BUFFER = 4 << 20
 """Bytes of a request to an object store."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a Parquet file mean what."""
+    """The names of the columns of a Parquet file with images, by what they contain."""
 
     image: str
     bytes: str
-    """The path of that column, or of its field with the bytes, in the schema."""
+    """The path in the schema of the column with the bytes, which may be a field of `image`."""
     key: str | None
     label: str | None
     classes: list[str] | None
-    """The names of the label's numbers."""
+    """The class names, if the label is a number."""
     split: str | None
 
     @classmethod
     def of(cls, schema: pa.Schema) -> Columns | None:
-        """Find them; None if no column is of images.
-
-        Raises:
-            Damaged: the column of the images is of another type, or there are several.
-        """
+        """Find the columns; None if no column contains images."""
         features = _features(schema)
         kinds = {name: feature.get("_type") for name, feature in features.items()}
         images = {
@@ -54,30 +53,28 @@ class Columns:
             if kinds.get(field.name) == "Image"
             or field.name in _IMAGE
             or filetypes.is_image(f".{field.name}")
-            if (path := _bytes_in(field)) is not None
+            if (path := _path_of_bytes(field)) is not None
         }
         if not images:
-            # A text may be the name of a file: then it is a table, of paths or about them.
-            wrong = [field for field in schema if field.name in _IMAGE and not _is_text(field.type)]
+            # A text may be the path of an image, in a table of paths.
+            wrong = [field for field in schema if field.name in _IMAGE and field.type not in _TEXT]
             if wrong:
                 fault = f"{wrong[0].name}: {wrong[0].type}"[:200]
                 raise Damaged(f"its column of images has no bytes of image files: {fault}; expected binary")
             return None
         image = next((name for name in _IMAGE if name in images), None)
         if image is None and len(images) > 1:
-            raise Damaged(f"it has several columns of images ({', '.join(images)}): call one 'image'")
+            raise Damaged(f"it has several columns of images ({', '.join(images)}): name one of them 'image'")
         image = image or next(iter(images))
         labels = [*_LABELS, *(name for name, kind in kinds.items() if kind == "ClassLabel")]
         used = [image, *_KEYS, *labels, "split"]
-        if twice := [name for name in used if schema.names.count(name) > 1]:
-            raise Damaged(f"it has the column {twice[0]!r} twice")
+        if duplicates := [name for name in used if schema.names.count(name) > 1]:
+            raise Damaged(f"it has the column {duplicates[0]!r} twice")
         label = next((name for name in labels if name in schema.names), None)
         numbered = label is not None and pa.types.is_integer(schema.field(label).type)
         classes = features.get(label or "", {}).get("names") if numbered else None
-        if classes is not None and not (
-            isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-        ):
-            raise Damaged(f"the names of its classes are {str(classes)[:200]}")
+        if not fits(classes, list[str] | None):
+            raise Damaged(f"its class names are {str(classes)[:200]}; expected a list of texts")
         return cls(
             image=image,
             bytes=images[image],
@@ -96,94 +93,87 @@ class Parquet:
         self.has_names = columns.key is not None
         groups = range(file.num_row_groups)
         self._ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
-        """The row after the last one of each row group."""
-        self._rows = self._ends[-1] if self._ends else 0
-        if sorted(self._ends) != self._ends or not 0 <= self._rows <= size:
-            raise Damaged(f"it cannot hold the {self._rows} rows that it claims")
-        self._ahead: Iterator[tuple[str, bytes | None]] = iter(())
+        """For each row group, the first row after it."""
+        self._count = self._ends[-1] if self._ends else 0
+        if sorted(self._ends) != self._ends or not 0 <= self._count <= size:
+            raise Damaged(f"it claims to have {self._count} rows, which is impossible")
+        self._reader: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
-        """The row group that it goes through, and the row that comes next."""
-        self._places: HashIndex | None = None
+        """The row group that `_reader` reads, and the row that it yields next."""
+        self._numbers = HashIndex()
 
     @classmethod
     def open(cls, root: Folder, path: str) -> Parquet | None:
-        """Open it; None if it has no images.
-
-        Raises:
-            Damaged: as of `Columns.of`, or it is no Parquet file.
-        """
+        """Open a Parquet file; None if it has no images."""
         stream = open_file(root, path)
         try:
-            # Buffered, a column is read page by page, however long a row group is.
+            # With a buffer, pyarrow reads a column page by page, however long a row group is.
             file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
             columns = Columns.of(file.schema_arrow)
         except pa.ArrowException as error:
             raise Damaged(_reason(error)) from error
         return None if columns is None else cls(file, stream.size(), columns)
 
-    def images(self) -> Iterator[Found | str]:
-        columns, seen, row = self._columns, Duplicates(), 0
-        wanted = [columns.key, columns.label, columns.split]
-        for key, label, split in self._cells(*wanted):
+    def images(self) -> Iterator[ArchivedImage | str]:
+        columns, keys, row = self._columns, Duplicates(), 0
+        for key, label, split in self._texts(columns.key, columns.label, columns.split):
             if columns.key is not None:
                 if not key:
                     raise Damaged(f"its row {row} has no {columns.key!r}")
-                seen.add(key)
+                keys.add(key)
             if split and split.lower() not in filetypes.SPLITS:
-                raise Damaged(
-                    f"its row {row} has the split {split!r}: expected {', '.join(filetypes.SPLITS)}"
-                )
-            known = filetypes.SPLITS[split.lower()] if split else None
-            yield Found(key or str(row), row, None, known, self._label(label, row))
+                expected = ", ".join(filetypes.SPLITS)
+                raise Damaged(f"its row {row} has the split {split!r}: expected {expected}")
+            split_name = filetypes.SPLITS[split.lower()] if split else None
+            yield ArchivedImage(key or str(row), row, None, split_name, self._label(label, row))
             row += 1
-        if row != self._rows:
-            raise Damaged(f"it has {row} rows and claims {self._rows}")
+        if row != self._count:
+            raise Damaged(f"it has {row} rows, but claims to have {self._count}")
         if columns.key is not None:
-            name = seen.twice(key or "" for key, *_ in self._cells(columns.key))
-            if name is not None:
-                raise Damaged(f"it has the {columns.key} {name!r} twice")
+            duplicate = keys.find(key or "" for key, *_ in self._texts(columns.key))
+            if duplicate is not None:
+                raise Damaged(f"it has the {columns.key} {duplicate!r} twice")
 
     def read(self, name: str, offset: int | None) -> bytes:
-        if not self.has_names:
-            offset = int(name) if name.isdecimal() and len(name) < 19 else None
-        # As in a tar file the name decides.
-        for row in chain(() if offset is None else (offset,), self._rows_of(name)):
-            found = self._row(row)
-            if found is not None and (found[0] == name or not self.has_names):
-                return _checked(found[1])
-        raise FileNotFoundError(name)
-
-    def _rows_of(self, name: str) -> Iterator[int]:
         if self.has_names:
-            if self._places is None:
-                keys = self._cells(self._columns.key)
-                self._places = HashIndex((key or "", row) for row, (key,) in enumerate(keys))
-            yield from self._places.of(name)
+            # The name decides, because the file may have been written anew since it was listed.
+            scan = ((key or "", number) for number, (key,) in enumerate(self._texts(self._columns.key)))
+            numbers = self._numbers.lookup(name, offset, scan)
+        else:
+            numbers = iter([int(name)] if name.isdecimal() and len(name) < 19 else [])
+        for row in filter(None, map(self._row, numbers)):
+            if row[0] == name or not self.has_names:
+                if row[1] is None:
+                    raise BadImage("read", "NoBytes", "the row has no bytes of an image")
+                if len(row[1]) > MAX_BYTES:
+                    raise BadImage("read", "FileTooLarge", f"{len(row[1])} bytes, above {MAX_BYTES}")
+                return row[1]
+        raise FileNotFoundError(name)
 
     def _row(self, row: int) -> tuple[str, bytes | None] | None:
         """The key and the bytes of a row; None if there is no such row."""
-        if not 0 <= row < self._rows:
+        if not 0 <= row < self._count:
             return None
         group = bisect_right(self._ends, row)
         start = self._ends[group - 1] if group else 0
         if group != self._group or not start <= self._next <= row:
-            self._ahead, self._group, self._next = self._images(group), group, start
+            self._reader, self._group, self._next = self._read_group(group), group, start
         try:
             while True:
-                found = next(self._ahead)
+                content = next(self._reader)
                 self._next += 1
                 if self._next > row:
-                    return found
+                    return content
         except (pa.ArrowException, OSError, StopIteration) as error:
-            # The rows behind it cannot be reached either: it is not tried again for each of them.
-            self._ahead, self._next = iter(()), row
+            # The later rows of the group cannot be read either; do not try again for each of them.
+            self._reader, self._next = iter(()), row
             raise Damaged(_reason(error)) from error
 
-    def _images(self, group: int) -> Iterator[tuple[str, bytes | None]]:
-        """Key and bytes of the rows of a row group."""
+    def _read_group(self, group: int) -> Iterator[tuple[str, bytes | None]]:
+        """The key and the bytes of each row in a row group."""
         columns = self._columns
         key = columns.key
-        for batch in self._batches(_ROWS, group, [columns.bytes, *([key] if key else ())]):
+        for batch in self._batches(_IMAGE_ROWS, group, [columns.bytes, *([key] if key else ())]):
             image = batch.column(columns.image)
             if pa.types.is_struct(image.type):
                 image = image.flatten()[0]
@@ -191,19 +181,19 @@ class Parquet:
             for name, value in zip(keys, image, strict=True):
                 yield name, value.as_py()
 
-    def _cells(self, *columns: str | None) -> Iterator[tuple[str | None, ...]]:
-        """The values of columns as text; None for a column that is not there."""
+    def _texts(self, *columns: str | None) -> Iterator[tuple[str | None, ...]]:
+        """The values of columns as text, row by row; always None for a column that is None."""
         wanted = [column for column in columns if column is not None]
         if not wanted:
-            yield from repeat((None,) * len(columns), self._rows)
+            yield from repeat((None,) * len(columns), self._count)
             return
         try:
-            # Group by group: given several, pyarrow opens them all at once.
+            # Given several row groups at once, pyarrow would open them all at once.
             for group in range(self._file.num_row_groups):
-                for batch in self._batches(_LISTED, group, wanted):
-                    cells = {name: batch.column(name).cast(pa.string()).to_pylist() for name in wanted}
+                for batch in self._batches(_TEXT_ROWS, group, wanted):
+                    texts = {name: batch.column(name).cast(pa.string()).to_pylist() for name in wanted}
                     none = [None] * len(batch)
-                    yield from zip(*(cells.get(name or "", none) for name in columns), strict=True)
+                    yield from zip(*(texts.get(name or "", none) for name in columns), strict=True)
         except pa.ArrowException as error:
             raise Damaged(_reason(error)) from error
 
@@ -214,45 +204,31 @@ class Parquet:
         classes = self._columns.classes
         if not label or classes is None:
             return label or None
-        if label == "-1":  # How Hugging Face writes that it is not known.
+        if label == "-1":  # Hugging Face writes this for an unknown label.
             return None
         if not label.isdecimal() or int(label) >= len(classes):
-            raise Damaged(f"its row {row} has the label {label}: it names {len(classes)} classes")
+            raise Damaged(
+                f"its row {row} has the label {label}, but there are only {len(classes)} class names"
+            )
         return classes[int(label)]
 
 
-def _checked(data: bytes | None) -> bytes:
-    if data is None:
-        raise BadImage("read", "NoBytes", "the row has no bytes of an image")
-    if len(data) > MAX_BYTES:
-        raise BadImage("read", "FileTooLarge", f"{len(data)} bytes, above {MAX_BYTES}")
-    return data
-
-
-def _bytes_in(field: pa.Field) -> str | None:
-    """The path of the column with the bytes of files, if there is one in this field."""
-    if _is_binary(field.type):
+def _path_of_bytes(field: pa.Field) -> str | None:
+    """The path in the schema of the bytes of files in a field, if it has any."""
+    if field.type in _BINARY:
         return str(field.name)
     if pa.types.is_struct(field.type):
-        place = field.type.get_field_index("bytes")
-        if place >= 0 and _is_binary(field.type.field(place).type):
+        index = field.type.get_field_index("bytes")
+        if index >= 0 and field.type.field(index).type in _BINARY:
             return f"{field.name}.bytes"
     return None
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _features(schema: pa.Schema) -> Mapping[str, Mapping[str, Any]]:
-    """What Hugging Face's datasets say of the columns."""
+    """What Hugging Face's datasets library has recorded about each column."""
     try:
-        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = said.get("info", {}).get("features", {})
+        values = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = values.get("info", {}).get("features", {})
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, AttributeError, RecursionError) as error:
         raise Damaged("its metadata 'huggingface' cannot be read") from error

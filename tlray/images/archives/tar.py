@@ -1,7 +1,7 @@
 """Images in a tar file, as WebDataset and others write it. Nothing is ever unpacked.
 
-Each header is read by Python's `tarfile`, but not the file as a whole: there it believes what a hostile
-header says of its size.
+Python's `tarfile` parses each header, but it does not read the file, because it trusts the sizes in headers,
+which may be hostile.
 """
 
 from __future__ import annotations
@@ -9,35 +9,40 @@ from __future__ import annotations
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import suppress
+from itertools import groupby
 from typing import NamedTuple
 
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import Damaged, Duplicates, File, Found, HashIndex
+from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, ReadAheadFile
 from tlray.images.bad_image import MAX_BYTES, BadImage
 
 _BLOCK = tarfile.BLOCKSIZE
-_MOST_HEADER = 1 << 20
-"""Bytes of what may stand before one member: a long name, and the like."""
-_MOST_LABEL = 1024
-"""Bytes of a .cls member."""
-_MOST_HELD = 1000
-"""Images of one sample that wait for its label."""
+_MAX_HEADER = 1 << 20
+"""The most bytes in front of one member's data, with extended headers such as a long name."""
+_MAX_LABEL = 1024
+"""The most bytes in a .cls member."""
+_MAX_WAITING = 1000
+"""The most images of one sample that wait for its label."""
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _WITHOUT_DATA = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
+)  # fmt: skip
+_EXTENDED = (
+    tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
 
 
 class _Member(NamedTuple):
     name: str
     kind: bytes
-    """A type of `tarfile`'s; empty for a sparse file, whose bytes are not in one piece."""
+    """A type of `tarfile`; empty for a sparse file, whose bytes are not in one piece."""
     offset: int
-    """Of its first header."""
+    """The offset of its first header."""
     data: int
-    """Offset of its bytes."""
+    """The offset of its bytes."""
     size: int
 
     @property
@@ -46,7 +51,7 @@ class _Member(NamedTuple):
 
     @property
     def sample(self) -> str:
-        """As WebDataset has it: the name up to the first dot after the folders."""
+        """The WebDataset sample that it belongs to: its folders, and its name up to the first dot."""
         folder, name = posixpath.split(self.name)
         return posixpath.join(folder, name.partition(".")[0])
 
@@ -57,46 +62,47 @@ class Tar:
     has_names = True
 
     def __init__(self, root: Folder, path: str) -> None:
-        self._file = File(root, path)
-        self._places: HashIndex | None = None
+        self._file = ReadAheadFile(root, path)
+        self._offsets = HashIndex()
 
-    def images(self) -> Iterator[Found | str]:
-        seen = Duplicates()
-        for found in self._samples():
-            if isinstance(found, Found):
-                seen.add(found.name)
-            yield found
-        again = (member.name for member in self._members() if _is_image(member))
-        if (name := seen.twice(again)) is not None:
-            raise Damaged(f"it has the member {name!r} twice")
+    def images(self) -> Iterator[ArchivedImage | str]:
+        names = Duplicates()
+        for image in self._images_and_others():
+            if isinstance(image, ArchivedImage):
+                names.add(image.name)
+            yield image
+        duplicate = names.find(member.name for member in self._members() if filetypes.is_image(member.name))
+        if duplicate is not None:
+            raise Damaged(f"it has the member {duplicate!r} twice")
 
-    def _samples(self) -> Iterator[Found | str]:
-        """The images with the label of their sample, whose members follow each other."""
-        sample, label, late = None, None, False
-        held: list[Found] = []
-        for member in self._members():
-            if member.sample != sample:
-                yield from (_labelled(image, label) for image in held)
-                sample, label, late, held = member.sample, None, False, []
-            if _is_image(member):
-                size = member.size if member.kind in _FILES else None
-                held.append(Found(member.name, member.offset, size))
-                if len(held) > _MOST_HELD:
-                    yield from (_labelled(image, label) for image in held)
-                    late, held = True, []
-            else:
+    def _images_and_others(self) -> Iterator[ArchivedImage | str]:
+        """The images, each with the label of its sample, whose members follow each other; and other names."""
+        for sample, members in groupby(self._members(), key=lambda member: member.sample):
+            label, late = None, False
+            waiting: list[ArchivedImage] = []
+            for member in members:
+                if filetypes.is_image(member.name):
+                    size = member.size if member.kind in _FILES else None
+                    waiting.append(ArchivedImage(member.name, member.offset, size))
+                    if len(waiting) > _MAX_WAITING:
+                        yield from (_labelled(image, label) for image in waiting)
+                        late, waiting = True, []
+                    continue
                 if member.kind in _FILES and member.name == f"{sample}.cls":
                     label = self._label(member)
                     if late and label:
-                        raise Damaged(f"its member {member.name!r} comes too late after the images it names")
+                        raise Damaged(f"its member {member.name!r} comes too late: put it before its images")
                 yield member.name
-        yield from (_labelled(image, label) for image in held)
+            yield from (_labelled(image, label) for image in waiting)
 
     def read(self, name: str, offset: int | None) -> bytes:
-        # The name decides, and not the place, since the archive may have been written anew.
-        for place in chain(() if offset is None else (offset,), self._places_of(name)):
-            member = self._named(name, place)
-            if member is not None:
+        # The name decides, because the file may have been written anew since it was listed.
+        scan = ((member.name, member.offset) for member in self._members() if filetypes.is_image(member.name))
+        for start in self._offsets.lookup(name, offset, scan):
+            member = None
+            with suppress(Damaged):
+                member = self._member(start)
+            if member is not None and member.name == name:
                 return self._bytes(member)
         raise FileNotFoundError(name)
 
@@ -105,52 +111,38 @@ class Tar:
             raise BadImage("read", "NotAFile", "a link, device or sparse file in the archive, not a file")
         if member.size > MAX_BYTES:
             raise BadImage("read", "FileTooLarge", f"{member.size} bytes, above {MAX_BYTES}")
-        header = self._file.at(member.offset, member.data - member.offset)
+        header = self._file.read_at(member.offset, member.data - member.offset)
         length = len(header) + member.size
-        whole = self._file.at(member.offset, length)
-        # Header and bytes are of one answer: between two the archive may have been replaced.
-        if not whole.startswith(header) or len(whole) < length:
+        # One request reads header and bytes, because the file could be replaced between two requests.
+        data = self._file.read_at(member.offset, length)
+        if not data.startswith(header) or len(data) < length:
             raise Damaged("it was replaced while it was read, or is cut off")
-        return whole[len(header) :]
-
-    def _named(self, name: str, offset: int) -> _Member | None:
-        """The member that begins there, if it has this name."""
-        try:
-            member = self._member(offset)
-        except Damaged:
-            return None
-        return member if member is not None and member.name == name else None
-
-    def _places_of(self, name: str) -> Iterator[int]:
-        if self._places is None:
-            members = self._members()
-            self._places = HashIndex((member.name, member.offset) for member in members if _is_image(member))
-        yield from self._places.of(name)
+        return data[len(header) :]
 
     def _label(self, member: _Member) -> str | None:
         try:
-            if member.size > _MOST_LABEL:
+            if member.size > _MAX_LABEL:
                 raise ValueError
-            return self._file.at(member.data, member.size).decode().strip() or None
+            return self._file.read_at(member.data, member.size).decode().strip() or None
         except ValueError as error:
-            raise Damaged(f"its member {member.name!r} is no class: expected a short text") from error
+            raise Damaged(f"its member {member.name!r} is no class name: expected a short text") from error
 
     def _members(self) -> Iterator[_Member]:
-        """All members but folders and hidden ones."""
+        """All members except folders and hidden ones."""
         offset = 0
         while (member := self._member(offset)) is not None:
             if member.end > self._file.size:
-                raise Damaged(f"it is cut off: {member.name!r} goes on behind its end")
+                raise Damaged(f"it is cut off: {member.name!r} extends beyond its end")
             offset = member.end
             parts = [part for part in member.name.split("/") if part not in (".", "..")]
             if member.kind != tarfile.DIRTYPE and not any(map(filetypes.is_hidden, parts)):
                 yield member
 
     def _member(self, offset: int) -> _Member | None:
-        """The member whose headers begin there; None at the end mark."""
+        """The member whose headers begin at an offset; None at the end mark."""
         start, long_name, long_size, sparse = offset, None, None, False
         while True:
-            block = self._file.at(offset, _BLOCK)
+            block = self._file.read_at(offset, _BLOCK)
             if len(block) < _BLOCK:
                 raise Damaged("it is cut off: its end mark is missing")
             if not any(block):
@@ -165,14 +157,14 @@ class Tar:
             if min(size, info.size) < 0:
                 raise Damaged(f"a size of {min(size, info.size)} bytes at byte {start}")
             if info.type not in _EXTENDED:
-                name = filetypes.text(long_name or info.name).partition("\0")[0]
+                name = filetypes.valid_text(long_name or info.name).partition("\0")[0]
                 while name.startswith("./"):
                     name = name[2:]
                 kind = b"" if sparse or info.type == tarfile.GNUTYPE_SPARSE else info.type
                 return _Member(name, kind, start, offset, size)
-            if info.size > _MOST_HEADER or offset - start > _MOST_HEADER:
-                raise Damaged(f"a header of more than {_MOST_HEADER} bytes at byte {start}")
-            data = self._file.at(offset, info.size)
+            if info.size > _MAX_HEADER or offset - start > _MAX_HEADER:
+                raise Damaged(f"a header of more than {_MAX_HEADER} bytes at byte {start}")
+            data = self._file.read_at(offset, info.size)
             offset += -(-info.size // _BLOCK) * _BLOCK
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 long_name = data.decode("utf-8", "surrogateescape")
@@ -185,34 +177,26 @@ class Tar:
                     sparse |= key.startswith(b"GNU.sparse.")
 
     def _check_end(self, offset: int) -> None:
-        """See that nothing follows the end mark but zeros: archives that were joined would lose images."""
+        """Check that only zeros follow the end mark; the images of a second archive there would be lost."""
         rest = self._file.size - offset
-        if rest > _MOST_HEADER or self._file.at(offset, rest).strip(b"\0"):
-            raise Damaged(f"it goes on behind its end mark at byte {offset}, as if several were joined")
+        if rest > _MAX_HEADER or self._file.read_at(offset, rest).strip(b"\0"):
+            raise Damaged(f"it continues behind its end mark at byte {offset}, as joined archives do")
 
 
-_EXTENDED = (
-    tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE,
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
-)  # fmt: skip
-
-
-def _is_image(member: _Member) -> bool:
-    return filetypes.is_image(member.name)
-
-
-def _labelled(image: Found, label: str | None) -> Found:
-    """The image with the label of its sample; without one that of its folder in the archive."""
+def _labelled(image: ArchivedImage, label: str | None) -> ArchivedImage:
+    """The image with the label of its sample, or else of its folder in the archive."""
     if label is None:
         folders = [part for part in image.name.split("/")[:-1] if part not in ("", ".", "..")]
         label = folders[0] if folders else None
         if label is not None and label.lower() == "train":
-            raise Damaged(f"it has splits in it ({image.name!r}): make one of each, named after its split")
+            raise Damaged(
+                f"it contains splits ({image.name!r}): make one file for each, named after the split"
+            )
     return image._replace(label=label)
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a pax header, whose lines are `LENGTH KEY=VALUE`."""
+    """The keys and values of a pax header, whose lines are `LENGTH KEY=VALUE`."""
     start = 0
     while start < len(data) and data[start]:
         space = data.find(b" ", start, start + 20)
