@@ -3,8 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-applications vgg16-weights)
 PACKAGES := . $(PLUGINS)
+ROOMS := tests --ignore=tests/jobs --ignore=tests/cluster_jobs
+PLUGIN_TESTS := tests/plugins/installed.py tests/packaging/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
+# Two processes run the tests, and each test file runs in one of them.
+PARALLEL := -n 2 --dist loadfile
 
-.PHONY: install demo test test-fast test-plugins test-cluster test-deploy torture lint bench scale results lock image deploy
+.PHONY: install demo test test-fast test-plugins test-plugins-all test-cluster test-deploy torture lint bench scale results lock image deploy
 
 include deploy/.env
 
@@ -19,19 +23,26 @@ install: .venv/installed
 demo: install
 	$(BIN)/tlray demo
 
+# Runs the tests of the rooms in two processes, then whole jobs on one Ray.
 test: install
-	$(BIN)/python -m pytest -m "not cluster" tests --ignore=tests/cluster_jobs
+	$(BIN)/python -m pytest $(PARALLEL) $(ROOMS)
+	$(BIN)/python -m pytest tests/jobs
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow" tests --ignore=tests/cluster_jobs --ignore=tests/jobs
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ROOMS)
 
-# Runs the plugins' own tests, checks the plugins against the contract, and follows the guide to writing one.
+# Runs the plugins' own tests, checks plugins against the contract (of the networks one of each kind), and follows
+# the guide to writing one.
 test-plugins: install
-	$(BIN)/python -m pytest tests/plugins/installed.py tests/packaging/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
+	$(BIN)/python -m pytest $(PARALLEL) -m "not every_network" $(PLUGIN_TESTS)
+
+# The same for every network: ten minutes.
+test-plugins-all: install
+	$(BIN)/python -m pytest $(PARALLEL) $(PLUGIN_TESTS)
 
 # Runs jobs on a Ray of several nodes on this machine, and jobs whose processes are killed.
 test-cluster: install
-	$(BIN)/python -m pytest tests/cluster_jobs && $(BIN)/python -m pytest -m cluster tests/jobs
+	$(BIN)/python -m pytest tests/cluster_jobs
 
 # Runs the installation steps of the image, and the part of the guide in deploy/ that needs no Docker: some minutes.
 test-deploy: install

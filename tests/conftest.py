@@ -1,19 +1,23 @@
 """What the tests share."""
 
-from __future__ import annotations
-
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from tests import ROOT
+from tests.support.harmful_images import HARM, SECONDS
 from tests.support.s3_server import Server, running
+from tlray.core.runtime import prepare_keras
+from tlray.images import sandbox
 
 Package = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A server with an empty bucket, which s3:// means in this process and in Ray's."""
     with running() as server, pytest.MonkeyPatch.context() as patched:
@@ -23,6 +27,22 @@ def server() -> Iterator[Server]:
             patched.delenv(name, raising=False)
         server.put([("bucket", b"")])
         yield server
+
+
+@pytest.fixture
+def keras() -> ModuleType:
+    """Keras, set up as in a command."""
+    prepare_keras(gpu=False)
+    import keras
+
+    return keras
+
+
+@pytest.fixture
+def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of weights, in place of that of this machine."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras"
 
 
 @pytest.fixture
@@ -55,3 +75,18 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package
     yield install
     for module in modules:
         sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def harmful(tmp_path: Path) -> dict[str, str]:
+    """The environment of a subprocess in which harmful images do harm."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HARM)
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+
+
+@pytest.fixture
+def harm(harmful: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do it in the subprocesses of this process."""
+    monkeypatch.setenv("PYTHONPATH", harmful["PYTHONPATH"])
+    monkeypatch.setattr(sandbox, "SECONDS", SECONDS)

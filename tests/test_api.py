@@ -1,7 +1,5 @@
 """`import tlray`: what it offers, and that it imports nothing heavy before it is used."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import subprocess

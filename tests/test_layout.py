@@ -1,7 +1,5 @@
 """Where the code lies: a room imports only rooms below it, and nothing imports in a circle."""
 
-from __future__ import annotations
-
 import ast
 import re
 from graphlib import TopologicalSorter

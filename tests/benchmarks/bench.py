@@ -3,8 +3,6 @@
 It writes README.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

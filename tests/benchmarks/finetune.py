@@ -3,8 +3,6 @@
 Keras trains the whole network end to end from pixels, and the tail alone on features in memory.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

@@ -3,8 +3,6 @@
 Called with a folder of images; prints one JSON object.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Runs a command and tells its seconds, result, time to the first file, and the memory of its processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Photographs to measure with: the user's, or crops of those that scikit-learn ships."""
 
-from __future__ import annotations
-
 from itertools import cycle, islice
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The data are not part of the project, so the options name their folders. The wor
 a run that is there already is not repeated.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import json

@@ -3,8 +3,6 @@
 The figures of docs/scale.md come from here. Only `runs` needs the images themselves.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """docs/scale.md says of shards what the code does."""
 
-from __future__ import annotations
-
 from tests import ROOT
 from tlray.images.index import SHARDS_PER_PIECE
 from tlray.images.index_writer import shard_size

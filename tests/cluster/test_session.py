@@ -1,7 +1,5 @@
 """The Ray of a command: started beside other work, ended with it; without any, nothing is started."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What is sent along with a command, and how a job is followed; tests/cluster_jobs sends some."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -136,12 +134,7 @@ def test_a_folder_that_does_not_build_says_so(project, tmp_path):
 
 def needing(*requires: str, python: str = "") -> wheels.Package:
     return wheels.Package(
-        name="third-party",
-        version="1.2",
-        files={},
-        requires=requires,
-        requires_python=python,
-        is_local=True,
+        name="third-party", version="1.2", files={}, requires=requires, requires_python=python, is_local=True
     )
 
 

@@ -1,7 +1,5 @@
 """A Ray of several nodes: each is asked beforehand whether it can do its share, and is used."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A short `make torture`: kills, and nothing is lost or there twice."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path
@@ -23,18 +21,7 @@ from tests.cluster_jobs.torture import (
     write_images,
 )
 
-pytestmark = pytest.mark.cluster
-
-OPTIONS = (
-    "--backbone",
-    "small-vggnet",
-    "--weights",
-    "none",
-    "--max-bad-fraction",
-    "0.5",
-    "--image-size",
-    "96",
-)
+OPTIONS = ("--backbone", "small-vggnet", "--image-size", "96", "--max-bad-fraction", "0.5")
 
 
 def test_the_kills_of_a_seed_are_always_the_same() -> None:
@@ -82,9 +69,8 @@ def test_all_that_can_be_wrong_with_a_set_is_seen(tmp_path: Path) -> None:
         read(tmp_path / "half")
 
 
-@pytest.mark.slow
 def test_kills_lose_no_image() -> None:
-    """That of the command alone is in tests/jobs."""
+    """Those of the command alone are in test_kills.py."""
     kills = [
         Kill("everything", 0.3, 0, cluster=False),
         Kill("node", 0.6, 0.9, cluster=True),

@@ -2,14 +2,10 @@
 image must be there exactly once, with the same features as of an extraction that nobody disturbed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import multiprocessing
 import os
 import random
-import secrets
 import shutil
 import signal
 import subprocess
@@ -18,11 +14,10 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +25,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from tests.support.ray_cluster import RayCluster, ray_cluster
 
 KINDS = ("driver", "actor", "node", "everything")
 ENDS = ("driver", "everything")
@@ -259,7 +256,7 @@ class Command:
 
     number = 0
 
-    def __init__(self, job: Job, out: Path, cluster: Cluster | None) -> None:
+    def __init__(self, job: Job, out: Path, cluster: RayCluster | None) -> None:
         Command.number += 1
         self.out, self.cluster = out, cluster
         self.log = job.work / f"command-{Command.number}.txt"
@@ -268,7 +265,7 @@ class Command:
         environment = {**os.environ, "TMPDIR": str(job.work)}
         if cluster is not None:
             arguments += ["--address", cluster.address]
-            environment |= cluster.environment
+            environment = {**cluster.environment(), "TMPDIR": str(job.work)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tlray", *arguments],
@@ -280,7 +277,7 @@ class Command:
             )
         self.started = self.since = time.monotonic()
 
-    def __enter__(self) -> Command:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -308,7 +305,9 @@ class Command:
         """Whether there was something to kill before the command ended by itself."""
         if kill.kind == "node":
             assert self.cluster is not None
-            self.cluster.lose_node(kill.choice)
+            workers = self.cluster.running()[1:]  # Never the head.
+            self.cluster.stop(workers[int(kill.choice * len(workers))], kill=True)
+            self.cluster.start(2)
             done = True
         elif kill.kind == "actor":
             done = self._actor(kill.choice)
@@ -349,72 +348,17 @@ class Command:
 
     def _actor(self, choice: float) -> bool:
         """Wait for an actor and kill it."""
-        above = self.process.pid if self.cluster is None else self.cluster.pid
+        nodes = self.cluster.running() if self.cluster else []
+        above = [node.process.pid for node in nodes] or [self.process.pid]
         while self.process.poll() is None:
-            actors = [process for process in _descendants(above) if _title(process).startswith(ACTOR)]
+            family = [process for pid in above for process in _descendants(pid)]
+            actors = [process for process in family if _title(process).startswith(ACTOR)]
             if actors:
                 with suppress(psutil.NoSuchProcess):
                     actors[int(choice * len(actors))].kill()
                     return True
             time.sleep(0.2)
         return False
-
-
-class Cluster:
-    """A Ray of several nodes on this machine, in a process and session of its own."""
-
-    def __init__(self, work: Path) -> None:
-        self.environment = {
-            "TMPDIR": str(work),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        }
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (theirs, self.environment, work / "cluster.txt")
-        self._process = context.Process(target=_serve, args=arguments, daemon=False)
-        self._process.start()
-        theirs.close()
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
-        self.address = str(self._pipe.recv())
-
-    def lose_node(self, choice: float) -> None:
-        """Kill a node, never the head, and add a new one."""
-        self._pipe.send(choice)
-        self._pipe.recv()
-
-    def stop(self) -> None:
-        """End it; it cleans up by itself, and is killed if it does not."""
-        family = [psutil.Process(self.pid), *_descendants(self.pid)]
-        self._pipe.close()
-        self._process.join(60)
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
-def _serve(pipe: Connection[Any, Any], environment: dict[str, str], log: Path) -> None:
-    """The process of a cluster: until the pipe is closed, each number that comes costs a node."""
-    os.setsid()
-    os.environ.update(environment)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from ray.cluster_utils import Cluster as Nodes
-
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        others = [nodes.add_node(num_cpus=2) for _ in range(NODES)]
-        pipe.send(nodes.address)
-        with suppress(EOFError):
-            while True:
-                choice = pipe.recv()
-                nodes.remove_node(others.pop(int(choice * NODES)), allow_graceful=False)
-                others.append(nodes.add_node(num_cpus=2, wait=False))
-                pipe.send(None)
-    finally:
-        nodes.shutdown()
 
 
 class Torture:
@@ -428,7 +372,8 @@ class Torture:
         self._sets = self._failures = 0
         self._seconds = 0.0
         self._commands: list[Command] = []
-        self._cluster: Cluster | None = None
+        self._stack = ExitStack()
+        self._cluster: RayCluster | None = None
 
     def run(self, *, agents: bool = True) -> None:
         """All of it; what is wrong stands in `violations` then.
@@ -445,8 +390,7 @@ class Torture:
                 except ViolationError as violation:
                     self._tell_violation(str(violation))
         finally:
-            if self._cluster is not None:
-                self._cluster.stop()
+            self._stack.close()
         self._check_processes(wait=True, agents=agents)
 
     def summary(self) -> str:
@@ -474,7 +418,7 @@ class Torture:
         )
         return found
 
-    def _start(self, out: Path, cluster: Cluster | None) -> Command:
+    def _start(self, out: Path, cluster: RayCluster | None) -> Command:
         self._commands.append(Command(self.job, out, cluster))
         return self._commands[-1]
 
@@ -516,12 +460,12 @@ class Torture:
             )
         return status == 0
 
-    def _cluster_for_next(self) -> Cluster | None:
+    def _cluster_for_next(self) -> RayCluster | None:
         """The cluster, if the next kill is one on it."""
         if not self._kills or not self._kills[0].cluster:
             return None
         if self._cluster is None:
-            self._cluster = Cluster(self.job.work)
+            self._cluster = self._stack.enter_context(ray_cluster([0, *[2] * NODES]))
         return self._cluster
 
     def _check_processes(self, *, wait: bool, agents: bool = True) -> None:
@@ -532,8 +476,6 @@ class Torture:
             over = {
                 command.process.pid for command in self._commands if wait or now - command.ended > PATIENCE
             }
-            if wait and self._cluster is not None:
-                over.add(self._cluster.pid)
             left = [process for process in psutil.process_iter() if _session(process) in over]
             if not agents:
                 left = [process for process in left if "Agent" not in _title(process)]

@@ -1,7 +1,5 @@
 """What is private in other packages still does what tlray needs, in the versions that are here."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -21,17 +19,8 @@ from pyarrow import fs
 
 from tlray.cluster import session
 from tlray.core import private
-from tlray.core.runtime import prepare_keras
 
 # Keras and TensorFlow
-
-
-@pytest.fixture(scope="module")
-def keras():
-    prepare_keras(gpu=False)
-    import keras
-
-    return keras
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """What a process may print, and what Keras may import in it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Values checked against type annotations."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

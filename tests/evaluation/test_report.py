@@ -1,115 +1,33 @@
-"""The report: its numbers, its pictures, and a page that no file name can turn against its reader."""
-
-from __future__ import annotations
+"""The report: its numbers, and a page that no file name can turn against its reader."""
 
 import base64
 import dataclasses
-import io
 import json
 import math
-import re
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from rich.cells import cell_len
 
+from tests.support.evaluations import HOSTILE, JPEG, evaluation, history, many, stage
 from tlray.core.storage import Folder
 from tlray.evaluation import plots, scores
 from tlray.evaluation.report import write_report
-from tlray.evaluation.scores import ClassScore, Evaluation, Mistake
-from tlray.evaluation.summary import escaped, percent, summary
-
-HOSTILE = "<script>alert('x')</script>"
-JPEG = b"\xff\xd8 thumbnail \xff\xd9"
+from tlray.evaluation.scores import Evaluation, Mistake
+from tlray.evaluation.summary import escaped, summary
 
 
-def confusion_plot(found: Evaluation) -> bytes:
-    return plots.confusion(found.classes, found.confusion_matrix)
-
-
-def history(epochs: int, names=("loss", "accuracy", "val_loss", "val_accuracy")) -> list[dict[str, float]]:
-    scale = {"loss": 1, "accuracy": -0.3, "val_loss": 1.2, "val_accuracy": -0.4}
-    return [
-        {"epoch": n, **{name: ("accuracy" in name) + scale[name] / n for name in names}}
-        for n in range(1, epochs + 1)
-    ]
-
-
-def stage(epochs: int = 30, **changes) -> dict[str, Any]:
-    """As a model's manifest has it."""
-    rows = changes.get("history", history(epochs))
-    values = {
-        "command": "fit",
-        "head": "dense-256",
-        "from": None,
-        "augment": None,
-        "views": None,
-        "epochs": epochs,
-        "stopped_epoch": None,
-        "kept_epoch": epochs,
-        "monitor": "val_loss",
-        "trainable_tensors": 4,
-        "tensors": 30,
-        "trainable_parameters": 2097665,
-        "metrics": {name: value for name, value in rows[-1].items() if name != "epoch"} if rows else {},
-        "history": rows,
-        "seconds": 12.3,
-    }
-    return values | changes
-
-
-def evaluation(classes=("cats", "dogs"), matrix=((486, 14), (20, 480)), **changes) -> Evaluation:
-    matrix = np.asarray(matrix)
-    right = np.diag(matrix)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision, recall = right / matrix.sum(0), right / matrix.sum(1)
-        f1 = 2 * precision * recall / (precision + recall)
-    values = {
-        "model": "/jobs/vgg16/model",
-        "data": "/data/cats-dogs",
-        "split": "test",
-        "images": int(matrix.sum()) + 5,
-        "rows": int(matrix.sum()) + 2,
-        "errors": 3,
-        "unlabelled": 2,
-        "loss": 0.0912,
-        "accuracy": float(right.sum() / matrix.sum()) if matrix.sum() else math.nan,
-        "classes": tuple(classes),
-        "confusion_matrix": tuple(tuple(map(int, row)) for row in matrix),
-        "scores": tuple(
-            ClassScore(
-                label=name,
-                precision=float(precision[index]),
-                recall=float(recall[index]),
-                f1=float(f1[index]),
-                support=int(matrix[index].sum()),
-            )
-            for index, name in enumerate(classes)
-        ),
-        "mistakes": (
-            Mistake(path="cats/1.jpg", label="cats", predicted="dogs", probability=0.9996, thumbnail=JPEG),
-            Mistake(path="dogs/2.jpg", label="dogs", predicted="cats", probability=0.75),
-        ),
-        "stages": (stage(3),),  # too few epochs to be smoothed: pictures take time
-        "provenance": {"backbone": "vgg16", "training": {"learning_rate": 2e-5}},
-        "seconds": 12.34,
-    }
-    return Evaluation(**(values | changes))
-
-
-def many(count: int, **changes) -> Evaluation:
-    """Every class is right 8 times of 10; class n is taken for n + 1 and n + 2 once each."""
-    one = np.eye(count, dtype=int)
-    matrix = 8 * one + np.roll(one, 1, axis=1) + np.roll(one, 2, axis=1)
-    return evaluation([f"class-{n}" for n in range(count)], matrix, **changes)
+def sketch(*what: Any) -> bytes:
+    """In place of a plot, which takes its time: the head of a PNG, with its width, and what is plotted."""
+    return b"\x89PNG\r\n\x1a\n" + bytes(8) + (200).to_bytes(4, "big") + repr(what).encode()
 
 
 @pytest.fixture
-def written(tmp_path):
-    """Writes the report of an evaluation; gives the files' bytes by name."""
+def written(tmp_path, monkeypatch):
+    """Writes the report of an evaluation, with sketches for plots; gives the files' bytes by name."""
+    monkeypatch.setattr(plots, "confusion", lambda classes, counts: sketch(classes, counts))
+    monkeypatch.setattr(plots, "curves", lambda history, smooth=False: sketch(history, smooth))
 
     def write(found: Evaluation) -> dict[str, bytes]:
         names = write_report(found, Folder.open(str(tmp_path)))
@@ -156,11 +74,6 @@ class Page(HTMLParser):
 
     def attributes(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-def pixels(png: bytes) -> np.ndarray:
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 # report.json
@@ -214,128 +127,7 @@ def test_json_keeps_names_exactly_even_those_that_are_no_utf8(written):
     assert content["mistakes"][0]["path"] == "x/\udce9.jpg"
 
 
-# Numbers
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    [(966, 1000, 0.9529, 0.9756), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 1, 0.2065, 1.0)],
-)
-def test_interval_is_wilson(right, count, low, high):
-    interval = evaluation(matrix=[[right, count - right], [0, 0]]).accuracy_interval
-    assert interval == pytest.approx((low, high), abs=5e-5)
-    assert 0 <= interval[0] <= interval[1] <= 1
-
-
-def test_confusions_and_weakest_come_worst_first():
-    found = evaluation("abc", [[5, 3, 2], [0, 9, 4], [0, 4, 6]])
-    assert found.confusions() == [(4, 10, "c", "b"), (4, 13, "b", "c"), (3, 10, "a", "b"), (2, 10, "a", "c")]
-    assert [score.label for score in found.weakest(2)] == ["c", "b"]
-
-
-def test_a_class_never_predicted_is_among_the_weakest_and_an_absent_one_is_not():
-    found = evaluation("abc", [[9, 0, 1], [3, 0, 0], [0, 0, 0]])
-    assert [score.label for score in found.weakest()] == ["b", "a"]
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [(1.0, "100.0 %"), (0.99996, "99.9 %"), (0.966, "96.6 %"), (0.0, "0.0 %"), (math.nan, "-")],
-)
-def test_only_the_whole_is_100_percent(share, text):
-    assert percent(share) == text
-
-
-# The pictures
-
-
-@pytest.mark.parametrize("count", [1, 2, 20, 21, 30, 200])
-def test_confusion_picture_shows_the_diagonal(count):
-    image = pixels(confusion_plot(many(count) if count > 2 else evaluation("ab"[:count], np.eye(count))))
-    assert max(image.shape) < 2500
-    image = image[:, : int(image.shape[1] * (0.85 if count > 20 else 1))]  # without the colour bar
-    blue = (image.sum(axis=2) < 350) & (image[..., 2] > image[..., 0].astype(int) + 40)
-    rows, columns = np.nonzero(blue)
-    assert len(rows) > 500
-    if count > 2:
-        assert np.corrcoef(rows, columns)[0, 1] > 0.9
-
-
-def test_confusion_picture_depends_on_the_numbers():
-    one, other = (
-        confusion_plot(evaluation(matrix=matrix)) for matrix in ([[9, 1], [1, 9]], [[8, 2], [1, 9]])
-    )
-    assert one != other
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["$\\frac{$", "猫", "a\nb", "x" * 500, "_", "العربية"])
-def test_confusion_picture_bears_any_name(name):
-    pixels(confusion_plot(evaluation([name, "dogs"])))
-
-
-def test_names_without_glyphs_are_numbered():
-    assert confusion_plot(evaluation(["猫", "犬"])) == confusion_plot(evaluation(["狐", "狼"]))
-    assert confusion_plot(evaluation(["a", "b"])) != confusion_plot(evaluation(["c", "d"]))
-
-
-def blue_stretches(png: bytes) -> int:
-    """Over how many separate stretches of the picture's width there is anything of validation."""
-    image = pixels(png).astype(int)
-    blue = ((image[..., 2] - image[..., 0]) > 120).any(axis=0)
-    return int((np.diff(blue.astype(int)) == 1).sum())
-
-
-@pytest.mark.parametrize("smooth", [False, True])
-def test_curves_show_training_as_points_and_validation_as_a_line(smooth):
-    rows = history(30, ["val_loss", "val_accuracy"])  # alone, so that no point lies on the line
-    assert blue_stretches(plots.curves(rows, smooth=smooth)) == 2  # an unbroken line in each of the two plots
-    assert blue_stretches(plots.curves(rows[:1], smooth=smooth)) == 4  # in each, a point and the legend
-    assert blue_stretches(plots.curves(history(30, ["loss", "accuracy"]), smooth=smooth)) == 0
-
-
-@pytest.mark.parametrize("epochs", [1, 30, 100, 150])
-def test_points_stay_apart(epochs):
-    flat = [{"epoch": n, "loss": 0.0, "accuracy": 1.0} for n in range(1, epochs + 1)]
-    image = pixels(plots.curves(flat)).astype(int)
-    orange = (image[..., 0] - image[..., 2]) > 95  # more than half of the color
-    fullest = max(orange, key=np.count_nonzero)  # of the rows of pixels: through the middle of the points
-    assert np.count_nonzero(np.diff(fullest.astype(int)) == 1) == 2 * epochs
-
-
-def test_a_loss_that_was_not_finite_is_left_out_of_the_curves():
-    rows = history(30, ["val_loss", "val_accuracy"])
-    gap = [*rows[:10], rows[10] | {"val_loss": None, "val_accuracy": math.inf}, *rows[11:]]
-    assert blue_stretches(plots.curves(rows)) == 2
-    assert blue_stretches(plots.curves(gap)) == 4
-    assert blue_stretches(plots.curves(gap, smooth=True)) == 4
-
-
-def test_smoothing_is_the_published_one():
-    values = [1.0, 0.0, 0.5, 1.0]
-    # 1; 0.8 x 1 + 0.2 x 0; 0.8 x 0.8 + 0.2 x 0.5; 0.8 x 0.74 + 0.2 x 1
-    assert plots.smoothed(values) == pytest.approx([1.0, 0.8, 0.74, 0.792], abs=1e-12)
-    assert plots.smoothed([]) == []
-
-
-def test_smoothing_goes_on_after_a_value_that_is_missing():
-    found = plots.smoothed([math.nan, 1.0, math.inf, 0.0])
-    assert found == pytest.approx([math.nan, 1.0, math.nan, 0.8], abs=1e-12, nan_ok=True)
-
-
-def test_curves_smoothed_are_those_of_the_smoothed_numbers():
-    rows = [row | {"loss": row["epoch"] % 2, "val_loss": row["epoch"] % 3} for row in history(20)]
-    columns = {name: plots.smoothed([row[name] for row in rows]) for name in rows[0] if name != "epoch"}
-    by_hand = [{"epoch": n, **{name: columns[name][n - 1] for name in columns}} for n in range(1, 21)]
-
-    def other_pixels(history) -> int:
-        """How many differ below the titles, and not only by the choice of the palette."""
-        one, other = (pixels(png)[60:].astype(int) for png in (smooth, plots.curves(history)))
-        return int((np.abs(one - other).max(axis=2) > 64).sum())
-
-    smooth = plots.curves(rows, smooth=True)
-    assert other_pixels(by_hand) == 0
-    assert other_pixels(rows) > 1000
+# Which pictures there are
 
 
 def test_curves_of_a_stage_too_short_to_be_smoothed(written):
@@ -578,88 +370,3 @@ def test_page_stays_small_with_many_mistakes(written):
     page = Page(written(evaluation(mistakes=(mistake,) * 500))["index.html"])
     assert len(page.attributes("figure")) == scores.MAX_TILES
     assert "More in report.json" in page.text
-
-
-# The terminal
-
-
-def test_summary_is_the_whole_result():
-    lines = summary(evaluation()).splitlines()
-    assert "images    1,005 found, 1,000 evaluated, 3 unreadable, 2 without a label" in lines
-    assert "accuracy  0.9660  (95 % interval 0.9529 to 0.9756)" in lines
-    assert "loss      0.0912" in lines
-    assert "cats       0.960   0.972  0.966      500" in lines
-    assert "cats   486    14" in lines
-    assert " 99.9 %  cats -> dogs  cats/1.jpg" in lines
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        evaluation(["猫" * 80, "x" * 300]),
-        evaluation([HOSTILE, "[red]b[/red]"], model="m" * 400),
-        many(20),
-        many(20, mistakes=(Mistake(path="p/" * 99, label="猫" * 40, predicted="é" * 60, probability=0.5),)),
-        many(30),
-        many(120),
-        evaluation(stages=(stage(head="h" * 200), stage(head="猫" * 80, **{"from": "x" * 300}))),
-        evaluation([f"{n}" for n in range(20)], np.eye(20, dtype=int) * 123456),
-    ],
-)
-def test_summary_fits_a_terminal(found):
-    assert max(cell_len(line) for line in summary(found).splitlines()) <= 100
-
-
-def test_summary_is_aligned_with_wide_names():
-    lines = summary(evaluation(["猫の写真", "dog"])).splitlines()
-    rows = [line for line in lines if line.endswith(" 500")]
-    assert len(rows) == 2
-    assert len({cell_len(line) for line in rows}) == 1
-
-
-def test_summary_numbers_the_columns_where_the_names_are_too_wide():
-    text = summary(evaluation([f"{'猫' * 8}{n}" for n in range(6)], np.eye(6, dtype=int)))
-    assert f" 6 {'猫' * 8}5  0  0  0  0  0  1" in text
-
-
-def test_summary_escapes_what_would_move_the_cursor():
-    stages = (stage(head="c\x1b[31m"), stage(**{"from": "d\u202e"}))
-    text = summary(evaluation(["a\x1b[31m\r", "b\u202e\n"], stages=stages))
-    assert "c\\x1b[31m" in text
-    assert "from d\\u202e on" in text
-    assert "a\\x1b[31m\\r" in text
-    assert "b\\u202e\\n" in text
-    assert {char for char in text if not char.isprintable()} == {"\n"}
-
-
-def test_summary_says_little_of_many_classes():
-    assert "confusion matrix" in summary(many(20))
-    assert "confusion matrix" not in summary(many(21))
-    assert " 1 of 10  class-0 -> class-1" in summary(many(21))
-    assert "the 20 weakest of 120 classes" in summary(many(120))
-
-
-def test_summary_has_a_line_for_each_stage():
-    stages = (
-        stage(1, metrics={"val_accuracy": 0.9}),
-        stage(10, stopped_epoch=9, augment="flip", metrics={"val_accuracy": 0.96125}),
-        stage(1000, head="plain", **{"from": "block5_conv1"}),
-    )
-    lines = [re.sub(" {2,}", "  ", line) for line in summary(evaluation(stages=stages)).splitlines()]
-    start = lines.index("trained in 3 stages")
-    assert lines[start + 1 : start + 6] == [
-        "  trained  epochs  validation accuracy",
-        " 1  head only (dense-256)  1 epoch  0.9000",
-        " 2  head only (dense-256), augmented  10 epochs, stopped early  0.9613",
-        " 3  from block5_conv1 on (plain)  1,000 epochs  0.9996",
-        "",
-    ]
-    assert "trained" not in summary(evaluation())
-
-
-def test_summary_shows_the_five_worst():
-    mistakes = tuple(Mistake(path=f"{n}.jpg", label="a", predicted="b", probability=0.9) for n in range(9))
-    text = summary(evaluation(mistakes=mistakes))
-    assert "4.jpg" in text
-    assert "5.jpg" not in text
-    assert "confidently wrong" not in summary(evaluation(mistakes=()))

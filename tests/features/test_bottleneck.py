@@ -1,7 +1,5 @@
 """What limited a job, judged by what its shards took."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

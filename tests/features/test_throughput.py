@@ -1,7 +1,5 @@
 """What is reckoned of a cluster, from what an image costs on each kind of its nodes."""
 
-from __future__ import annotations
-
 import pytest
 
 from tlray.cluster.nodes import Pool

@@ -1,78 +1,28 @@
 """Images in tar files and Parquet files: what is listed, what is read, and what is refused."""
 
-from __future__ import annotations
-
-import io
-import json
 import os
 import random
-import re
-import shutil
 import tarfile
-import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from tests.support.s3_server import Server
-from tlray.cluster import session
-from tlray.core.config import ExtractConfig, FitConfig, PredictConfig
+from tests.support.archives import hugging_face, write_parquet, write_tar
+from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.annotate import copy_name
-from tlray.evaluation.evaluate import _thumbnails
-from tlray.evaluation.predict import predict
-from tlray.features.extract import extract
-from tlray.features.plan import plan
-from tlray.features.verify import verify
 from tlray.images import walk
-from tlray.images.archives import base, parquet, tar
+from tlray.images.archives import parquet, tar
 from tlray.images.bad_image import BadImage
-from tlray.images.diff import Changes
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
-from tlray.training.fit import fit
-
-Member = tuple[str, bytes]
-
-
-def write_tar(path: Path, members: Iterable[Member | tarfile.TarInfo], **how: Any) -> str:
-    """A tar file of these members, as Python writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **how) as file:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                file.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                file.addfile(info, io.BytesIO(member[1]))
-    return str(path)
-
-
-def write_parquet(place: Path, groups: int | None = None, **columns: Any) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), place, row_group_size=groups)
-    return str(place)
-
-
-def hugging_face(path: Path, images: list[bytes | None], labels: list[int], names: list[str]) -> str:
-    """A Parquet file as Hugging Face's datasets write it, with metadata of their form."""
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    image = pa.array([{"bytes": data, "path": f"{row}.jpg"} for row, data in enumerate(images)], kind)
-    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"image": image, "label": labels}).replace_schema_metadata(metadata), path)
-    return str(path)
 
 
 def rows(uri: str) -> list[tuple[str, str | None, str | None]]:
@@ -289,6 +239,21 @@ def test_hidden_members_are_not_there_and_copies_get_a_place(tmp_path):
     assert [copy_name(path) for path in [*found, "b.parquet#7"]] == names
 
 
+def test_folders_and_archives_are_listed_side_by_side_in_order(tmp_path):
+    for number in range(8):
+        write_tar(tmp_path / f"{number}a/x.tar", [("1.jpg", b"")])
+        (tmp_path / f"{number}a/2.jpg").touch()
+    storage = SlowStorage()
+    assert [row.path for row in Images(storage.folder(tmp_path))] == paths(str(tmp_path))
+    assert min(storage.most["find"], storage.most["open"]) > 3
+    (tmp_path / "5a/y.tar").write_bytes(b"no tar")
+    images = iter(Images(storage.folder(tmp_path)))
+    for number in range(12):
+        assert next(images).path == f"{number // 2}a/{('2.jpg', 'x.tar/1.jpg')[number % 2]}"
+    with pytest.raises(UserError, match=r"5a/y\.tar"):
+        list(images)
+
+
 # What is refused
 
 
@@ -352,12 +317,6 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
     assert "row 1 has no 'key'" in refusal(
         write_parquet(tmp_path / "c.parquet", image=[b"", b""], key=["x", None])
     )
-
-
-def test_names_of_one_hash_are_not_one_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "hash", lambda _: 1, raising=False)
-    uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2"), ("3.jpg", b"3")])
-    assert list(contents(uri).values()) == [b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize(
@@ -542,14 +501,6 @@ def test_what_is_too_large_or_missing_is_an_error_row(tmp_path, monkeypatch):
     assert [fault(read, row)[0] for row in images] == ["FileTooLarge", "NoBytes", "FileTooLarge", "NoBytes"]
 
 
-def test_thumbnails_come_out_of_archives(tmp_path, pictures):
-    some = dict(list(pictures.items())[:3])
-    root = Folder.open(str(tmp_path))
-    for kind in KINDS:
-        found = write(tmp_path, kind, some)
-        assert sorted(_thumbnails(root, [*found, "some.tar/none.png"])) == sorted(found)
-
-
 # An archive that was replaced
 
 
@@ -620,195 +571,3 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
         assert len(read(row.path, row.offset)) == 1 << 20
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 50 << 20
-
-
-# Whole jobs
-
-CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32", max_bad_fraction=0.1)
-KINDS = ("loose", "tar", "parquet")
-
-
-@pytest.fixture(scope="module")
-def ray(server) -> Iterator[None]:
-    """One local Ray for all jobs of this file."""
-    with session.connect(None, cpus=4):
-        yield
-
-
-@pytest.fixture(scope="module")
-def pictures() -> dict[str, bytes]:
-    """150 pictures in three classes of brightness, two shards."""
-    noise, found = np.random.default_rng(0), {}
-    for number in range(150):
-        stream = io.BytesIO()
-        pixels = noise.integers(0, 60, (8, 8, 3)) + 90 * (number % 3)
-        Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
-        found[f"{'abc'[number % 3]}/{number:03d}.png"] = stream.getvalue()
-    return found
-
-
-def write(folder: Path, kind: str, pictures: dict[str, bytes]) -> dict[str, str]:
-    """Write pictures as loose files or into an archive; return the path of each image, and its picture's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "tar":
-        write_tar(folder / "some.tar", pictures.items())
-        return {f"some.tar/{name}": name for name in pictures}
-    if kind == "parquet":
-        classes = [*"abc"]
-        labels = [classes.index(name[0]) for name in pictures]
-        hugging_face(folder / "some.parquet", list(pictures.values()), labels, classes)
-        return {f"some.parquet#{row}": name for row, name in enumerate(pictures)}
-    for name, data in pictures.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(data)
-    return {name: name for name in pictures}
-
-
-def read(folder: str) -> dict[str, tuple[str, bytes]]:
-    """Label and features by path; a path that stands there twice is an error."""
-    found: dict[str, tuple[str, bytes]] = {}
-    for name in sorted(Path(folder).glob("part-*.parquet")):
-        table = pq.read_table(name)
-        values = table["features"].combine_chunks().to_numpy_ndarray()
-        for path, label, value in zip(
-            table["path"].to_pylist(), table["label"].to_pylist(), values, strict=True
-        ):
-            assert path not in found
-            found[path] = label, value.tobytes()
-    return found
-
-
-@pytest.fixture(scope="module")
-def features(pictures, ray, tmp_path_factory) -> str:
-    """A set of the pictures as files of their own."""
-    folder = tmp_path_factory.mktemp("loose")
-    write(folder / "images", "loose", pictures)
-    extract(str(folder / "images"), str(folder / "set"), CONFIG)
-    return str(folder / "set")
-
-
-@pytest.fixture(scope="module")
-def loose(features) -> dict[str, tuple[str, bytes]]:
-    """Label and features of each of them."""
-    return read(features)
-
-
-@pytest.fixture(scope="module")
-def mixed(pictures, tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """A third of the pictures as files, in a tar file and in a Parquet file each, and two bad ones."""
-    folder, names = tmp_path_factory.mktemp("mixed"), list(pictures)
-    found = {}
-    for third, kind in enumerate(KINDS):
-        some = {name: pictures[name] for name in names[50 * third : 50 * third + 50]}
-        found |= write(folder, kind, some)
-    write_tar(folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b"")])
-    return folder, found
-
-
-@pytest.mark.slow
-def test_features_are_those_of_loose_files_and_later_ones_are_added(mixed, pictures, loose, ray, tmp_path):
-    folder, paths_of = tmp_path / "images", mixed[1]
-    shutil.copytree(mixed[0], folder)
-    out = str(tmp_path / "set")
-    found = extract(str(folder), out, CONFIG)
-    assert (found.images, found.rows, found.errors) == (152, 150, 2)
-    assert read(out) == {path: loose[name] for path, name in paths_of.items()}
-    errors = pq.read_table(f"{out}/errors").sort_by("path").to_pylist()
-    assert [(row["path"], row["label"], row["error"]) for row in errors] == [
-        ("bad.tar/a/1.png", "a", "NotAnImage"),
-        ("bad.tar/a/2.png", "a", "EmptyFile"),
-    ]
-    assert verify(out, str(folder), sample=40).largest_error == 0
-    told = plan(str(folder), CONFIG, sample=30)
-    assert (told.images, told.bytes_read > 0) == (152, True)
-    # A tar file that is new, and one that was written anew with a picture more.
-    write_tar(folder / "later.tar", [("c/9.png", pictures["c/002.png"])])
-    write_tar(
-        folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b""), ("a/3.png", pictures["a/000.png"])]
-    )
-    found = extract(str(folder), out, CONFIG, extend=True)
-    assert found.images == 154
-    paths = ["bad.tar/a/1.png", "bad.tar/a/2.png"]
-    assert found.changes == Changes(added=2, replaced=2, replaced_paths=paths)
-    assert read(out)["later.tar/c/9.png"] == loose["c/002.png"]
-    assert read(out)["bad.tar/a/3.png"] == loose["a/000.png"]
-
-
-@pytest.mark.slow
-def test_predictions_and_copies_of_archives(mixed, features, ray, tmp_path):
-    folder, paths_of = mixed
-    settings = FitConfig(head="linear", optimizer="adam", epochs=60, learning_rate=0.02)
-    fit(features, str(tmp_path / "model"), settings)
-    config = PredictConfig(precision="float32", annotate=str(tmp_path / "copies"), max_bad_fraction=0.1)
-    predict(str(tmp_path / "model"), str(folder), str(tmp_path / "p.parquet"), config)
-    predicted = pq.read_table(tmp_path / "p.parquet")
-    assert sorted(predicted["path"].to_pylist()) == sorted(paths_of)
-    labels = zip(predicted["path"].to_pylist(), predicted["label"].to_pylist(), strict=True)
-    right = [paths_of[path][0] == label for path, label in labels]
-    assert np.mean(right) > 0.9
-    assert {
-        path.relative_to(tmp_path / "copies").parts[0] for path in (tmp_path / "copies").rglob("*.png")
-    } == {*("a", "b", "c", "some.tar", "some.parquet")}
-    assert (tmp_path / "copies/some.parquet/7.png").exists()
-
-
-# Object stores
-
-
-def upload(server: Server, folder: Path, place: str) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    server.put((f"{place}/{path.relative_to(folder)}", path.read_bytes()) for path in files)
-
-
-@pytest.mark.slow
-def test_archives_in_a_bucket_are_read_with_few_requests(server, tmp_path):
-    data = np.random.default_rng(0).bytes(50_000)
-    write_tar(tmp_path / "a.tar", [(f"{number:03d}.jpg", data[number:]) for number in range(300)])
-    write_parquet(tmp_path / "b.parquet", 100, image=[data[number:] for number in range(300)])
-    upload(server, tmp_path, "bucket/few")
-    server.requests()
-    images = list(Images.open("s3://bucket/few"))
-    assert len(images) == 600
-    listed = server.requests()
-    assert len([asked for asked in listed if "a.tar" in asked]) <= 10
-    assert len([asked for asked in listed if "b.parquet" in asked]) <= 3
-    read = Reader(Images.open("s3://bucket/few").root)
-    server.requests()
-    for row in images[100:228] + images[400:528]:
-        assert read(row.path, row.offset, row.modified) == data[int(re.findall(r"\d+", row.path)[0]) :]
-    asked = server.requests()
-    assert len([one for one in asked if "a.tar" in one]) <= 8
-    assert len([one for one in asked if "b.parquet" in one]) <= 8
-
-
-@pytest.mark.slow
-def test_folders_and_archives_are_listed_side_by_side_in_order(server, tmp_path, monkeypatch):
-    for number in range(8):
-        write_tar(tmp_path / f"{number}a/x.tar", [("1.jpg", b"")])
-        (tmp_path / f"{number}a/2.jpg").touch()
-    upload(server, tmp_path, "bucket/side")
-    seconds = []
-    with server.failing("slow", seconds=0.1, times=0):
-        for threads in (1, 8):
-            monkeypatch.setattr(walk, "_THREADS", threads)
-            started = time.monotonic()
-            assert paths("s3://bucket/side") == paths(str(tmp_path))
-            seconds.append(time.monotonic() - started)
-    assert seconds[1] < seconds[0] / 2
-    monkeypatch.setattr(walk, "_THREADS", 8)
-    server.put([("bucket/side/5a/y.tar", b"no tar")])
-    images = iter(Images.open("s3://bucket/side"))
-    before = [next(images).path for _ in range(12)]
-    assert before == paths(str(tmp_path))[:12]
-    with pytest.raises(UserError, match=r"5a/y\.tar"):
-        list(images)
-
-
-@pytest.mark.slow
-def test_features_from_a_bucket_with_faults_are_those_of_loose_files(mixed, loose, ray, server, tmp_path):
-    upload(server, mixed[0], "bucket/mixed")
-    with server.failing("500", "503", "reset", "cut", fraction=0.2, seed=3):
-        found = extract("s3://bucket/mixed", str(tmp_path / "set"), CONFIG)
-    assert (found.images, found.rows, found.errors) == (152, 150, 2)
-    assert read(str(tmp_path / "set")) == {path: loose[name] for path, name in mixed[1].items()}
-    assert verify(str(tmp_path / "set"), "s3://bucket/mixed", sample=20).largest_error == 0

@@ -1,7 +1,5 @@
 """The list of a job's images: every one in exactly one shard, and the job known again."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import pickle
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.bad_files import damaged_parquet
 from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import read_stamp, stamp
@@ -29,6 +28,10 @@ from tlray.images.listing import Images, Listed
 JOB = {"source": "/images", "seed": None, "provenance": {"cut": "end", "weights_sha256": "ab"}}
 LARGE = 64 * 128 + 3000
 NAME = piece_name(0)
+SMALL = (1, JOB, 128)
+"""Batch size, job and copies of an index whose shards have 1 image at first, and later 8."""
+PIECE, NEXT = 64, 64 * 8
+"""Images in its first piece, and in each that follows."""
 
 
 @pytest.fixture
@@ -47,6 +50,12 @@ def start(folder: Folder, images: Iterable[Listed], batch_size: int = 32, **chan
     writer = IndexWriter.start(folder, images, batch_size, {**JOB, **changed})
     writer.finish()
     return writer.index
+
+
+def small(folder: Folder, images: Iterable[Listed], **options: bool) -> IndexWriter:
+    writer = IndexWriter.start(folder, images, *SMALL, **options)
+    writer.finish()
+    return writer
 
 
 def rows(index: Index) -> list[Listed]:
@@ -115,12 +124,6 @@ def test_a_piece_is_64_shards(folder):
     assert folder.names("index") == [piece_name(piece).removeprefix("index/") for piece in range(3)]
 
 
-def test_full_shards_only(folder):
-    index = start(folder, listing(64 * 128))
-    assert index.shard_sizes == [128] * 64
-    assert folder.names("index") == ["part-00000.parquet"]
-
-
 def test_all_values_come_back(folder):
     images = [
         Listed("new\nline/tab\t.png", None, "new\nline", 2**40, datetime(1970, 1, 1, tzinfo=UTC)),
@@ -168,7 +171,7 @@ def test_work_begins_when_the_first_piece_is_listed(folder):
 
 
 def test_a_reader_waits_for_what_is_being_listed(folder):
-    writer = IndexWriter.start(folder, listing(64 * 128 + 5), 32, JOB)
+    writer = IndexWriter.start(folder, listing(PIECE + 5), *SMALL)
     found = ThreadPoolExecutor(1).submit(lambda: [table.num_rows for table in writer.index.shards(())])
     time.sleep(0.5)
     assert not found.done()
@@ -177,13 +180,13 @@ def test_a_reader_waits_for_what_is_being_listed(folder):
 
 
 def test_a_reader_is_told_that_a_listing_was_stopped(folder):
-    images = listing(64 * 128 + 5)
-    writer = IndexWriter.start(folder, images, 32, JOB)
+    images = listing(PIECE + 5)
+    writer = IndexWriter.start(folder, images, *SMALL)
     shards = ThreadPoolExecutor(1).submit(list, writer.index.shards(()))
     writer.stop()
     with pytest.raises(JobError, match="was stopped"):
         shards.result(timeout=10)
-    again = IndexWriter.start(folder, images, 32, JOB)
+    again = IndexWriter.start(folder, images, *SMALL)
     again.finish()
     assert rows(again.index) == images
     again.stop()
@@ -324,43 +327,43 @@ def test_a_listing_that_fails_on_its_way_leaves_nothing(folder):
 
 
 def test_a_listing_that_fails_later_can_be_gone_on_with(folder):
-    images = listing(64 * 128 + 64 * 1024 + 5)
+    images = listing(PIECE + NEXT + 5)
 
     def unreadable() -> Iterable[Listed]:
-        yield from images[: 64 * 128 + 7]
+        yield from images[: PIECE + 7]
         raise UserError("cannot list the folder")
 
-    writer = IndexWriter.start(folder, unreadable(), 32, JOB)
+    writer = IndexWriter.start(folder, unreadable(), *SMALL)
     with pytest.raises(JobError, match=r"cannot list the folder.*run it again"):
         writer.finish()
-    assert writer.index.images == 64 * 128
-    assert rows(start(folder, images)) == images
+    assert writer.index.images == PIECE
+    assert rows(small(folder, images).index) == images
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_listing_that_was_killed_goes_on_after_what_is_written(folder, pieces):
     """What came meanwhile belongs to the job, wherever in the listing it comes."""
-    images = listing(64 * 128 + 64 * 1024 + 5)
-    growing = IndexWriter.start(folder, images, 32, JOB).grow()
+    images = listing(PIECE + NEXT + 5)
+    growing = IndexWriter.start(folder, images, *SMALL).grow()
     for _ in range(pieces - 1):
         next(growing)
     before = [folder.read(piece_name(piece)) for piece in range(pieces)]
     new = [Listed("0/0.png", None, None, None, None), Listed("z", None, None, None, None)]
-    listed = [64 * 128, 64 * 128 + 64 * 1024][pieces - 1]
+    listed = [PIECE, PIECE + NEXT][pieces - 1]
     expected = [*images[:listed], new[0], *images[listed:], new[1]]
-    assert rows(start(folder, [new[0], *images, new[1]])) == expected
+    assert rows(small(folder, [new[0], *images, new[1]]).index) == expected
     assert [folder.read(piece_name(piece)) for piece in range(pieces)] == before
 
 
-@pytest.mark.parametrize("left", [64 * 128 - 1, 64 * 128])
+@pytest.mark.parametrize("left", [PIECE - 1, PIECE])
 def test_a_listing_goes_on_though_images_are_gone(folder, left):
     """Also if there is nothing left to list: nobody waits for another piece."""
-    images = listing(64 * 128 + 5)
-    IndexWriter.start(folder, images, 32, JOB)
-    writer = IndexWriter.start(folder, images[:left], 32, JOB)
+    images = listing(PIECE + 5)
+    IndexWriter.start(folder, images, *SMALL)
+    writer = IndexWriter.start(folder, images[:left], *SMALL)
     assert writer.index.complete
-    assert writer.diff.changes().removed == 64 * 128 - left
-    assert rows(writer.index) == images[: 64 * 128] == rows(Index.open(folder))
+    assert writer.diff.changes().removed == PIECE - left
+    assert rows(writer.index) == images[:PIECE] == rows(Index.open(folder))
 
 
 def test_a_job_that_was_killed_while_listing_starts_again(folder):
@@ -396,11 +399,11 @@ def extend(folder: Folder, images: Iterable[Listed]) -> IndexWriter:
     return writer
 
 
-@pytest.mark.parametrize("count", [1, 128, 300, 64 * 128, 64 * 128 + 5, 64 * 128 + 64 * 1024])
+@pytest.mark.parametrize("count", [1, 30, PIECE, PIECE + 5, PIECE + NEXT])
 def test_new_images_come_in_shards_behind_the_others(folder, count):
     images, new = listing(count), [image._replace(path=f"0/new-{image.path}") for image in listing(200)]
-    sizes = start(folder, images).shard_sizes
-    writer = extend(folder, sorted([*images, *new]))
+    sizes = small(folder, images).index.shard_sizes
+    writer = small(folder, sorted([*images, *new]), extend=True)
     index = writer.index
     assert index.shard_sizes[: len(sizes)] == sizes
     assert rows(index) == rows(Index.open(folder)) == [*images, *sorted(new)]
@@ -409,7 +412,7 @@ def test_new_images_come_in_shards_behind_the_others(folder, count):
         range(len(index.shard_sizes))
     )
     assert writer.diff.changes() == Changes(added=200)
-    again = extend(folder, [*images, *new])
+    again = small(folder, [*images, *new], extend=True)
     assert again.index.complete
     assert again.diff.changes() == Changes(added=0)
     assert again.index.shard_sizes == index.shard_sizes
@@ -428,11 +431,11 @@ def test_many_small_additions(folder):
 
 def test_an_extension_that_was_killed_while_listing(folder):
     """Run again, with or without --extend, it lists the rest, and nothing twice."""
-    images, new = listing(300), [Listed(f"0/{i}", None, None, i, None) for i in range(64 * 128)]
-    start(folder, images)
-    writer = IndexWriter.start(folder, [*new, *images], 32, JOB, extend=True)
+    images, new = listing(30), [Listed(f"0/{i}", None, None, i, None) for i in range(PIECE)]
+    small(folder, images)
+    writer = IndexWriter.start(folder, [*new, *images], *SMALL, extend=True)
     assert not writer.index.complete
-    again = start(folder, [*new, *images])
+    again = small(folder, [*new, *images]).index
     assert again.complete
     assert rows(again) == [*images, *new]
 
@@ -466,17 +469,10 @@ def test_an_image_that_was_replaced_is_noticed(folder, changed, replaced):
 # Damage
 
 
-def damaged(data: bytes, how: str) -> bytes:
-    if how == "overwritten":  # All but the footer and the magic numbers.
-        footer = 8 + int.from_bytes(data[-8:-4], "little")
-        return data[:4] + b"\xff" * (len(data) - footer - 4) + data[-footer:]
-    return {"empty": b"", "text": b"no parquet at all", "truncated": data[: len(data) // 2]}[how]
-
-
 @pytest.mark.parametrize("how", ["empty", "text", "truncated", "overwritten"])
 def test_a_damaged_index(folder, how):
     start(folder, listing(5000))
-    folder.write(NAME, damaged(folder.read(NAME), how))
+    folder.write(NAME, damaged_parquet(folder.read(NAME))[how])
     for attempt in (Index.open, lambda folder: start(folder, forbidden())):
         with pytest.raises(JobError) as caught:
             rows(attempt(folder))
@@ -527,7 +523,7 @@ def test_pieces_are_asked_for_side_by_side(tmp_path):
     storage = SlowStorage()
     index = Index.open(storage.folder(tmp_path))
     assert (index.shard_sizes, index.complete) == (writer.index.shard_sizes, True)
-    assert storage.most > 5
+    assert storage.most["open"] > 5
 
 
 @pytest.mark.parametrize("count", [64 + 2 * 64 * 8, 64 + 2 * 64 * 8 + 3])

@@ -1,57 +1,45 @@
 """Faults of the machine while an extraction runs: an error that says so, or the right result."""
 
-from __future__ import annotations
+import subprocess
+import sys
 
-from pathlib import Path
-
-import pyarrow.parquet as pq
 import pytest
 
-from tlray.cluster import session
-from tlray.core.config import ExtractConfig
+from tests import ROOT
+from tests.jobs.conftest import GREY
+from tests.support.outputs import read
 from tlray.core.errors import JobError
 from tlray.features.extract import extract
-from tlray.recipes.demo import write_digits
 
-pytestmark = pytest.mark.slow
-
-IMAGES = 300
 STORE_BYTES = 80 << 20
 """Of Ray's object store; it takes no less than 75 MiB."""
+SMALL_STORE = f"""
+import ray, sys
+from tests.support.numpy_network import installed
+from tlray.cluster import session
+from tlray.core.config import ExtractConfig
+from tlray.features.extract import extract
+
+session._prepare(None)
+ray.init("local", num_cpus=2, object_store_memory={STORE_BYTES}, include_dashboard=False, log_to_driver=False)
+with installed():
+    config = ExtractConfig(backbone="grey-pixels", image_size=512, store="float16")
+    print(extract(*sys.argv[1:], config).rows)
+"""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray():
-    import ray
-
-    session._prepare(None)
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init("local", num_cpus=2, object_store_memory=STORE_BYTES, **options)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    write_digits(str(folder))
-    for path in sorted(folder.rglob("*.png"))[IMAGES:]:
-        path.unlink()
-    return folder
-
-
-def test_the_object_store_is_full(images, tmp_path):
+def test_the_object_store_is_full(digits, tmp_path):
     """A shard alone is larger than the whole store: Ray has it in a file, and nothing is lost."""
-    config = ExtractConfig(backbone="grey-pixels", image_size=512)
     assert STORE_BYTES < 128 * 512 * 512 * 3
-    found = extract(str(images), str(tmp_path / "set"), config)
-    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
-    parts = (tmp_path / "set").glob("part-*")
-    paths = [path for part in parts for path in pq.read_table(part, columns=["path"])["path"].to_pylist()]
-    assert len(set(paths)) == len(paths) == IMAGES
+    paths = sorted(map(str, digits.glob("train/*/*.png")))[:150]
+    (tmp_path / "images.csv").write_text("\n".join(["path", *paths]))
+    command = [sys.executable, "-c", SMALL_STORE, tmp_path / "images.csv", tmp_path / "set"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "150\n", done.stderr
+    assert sorted(read(tmp_path / "set")) == paths
 
 
-def test_the_output_is_taken_away(images, tmp_path):
+def test_the_output_is_taken_away(digits, ray, tmp_path):
     out = tmp_path / "set"
 
     def progress(done: int, total: int) -> None:
@@ -59,6 +47,6 @@ def test_the_output_is_taken_away(images, tmp_path):
             out.rename(tmp_path / "gone")
 
     with pytest.raises(JobError) as caught:
-        extract(str(images), str(out), ExtractConfig(backbone="grey-pixels"), progress=progress)
+        extract(str(digits / "train"), str(out), GREY, progress=progress)
     assert str(out) in str(caught.value)
     assert not (out / "manifest.json").exists()

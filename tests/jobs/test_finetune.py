@@ -1,14 +1,8 @@
-"""Fine-tuning end to end: real images, real weights, a local Ray, workers that are killed."""
-
-from __future__ import annotations
+"""Fine-tuning end to end: real images, real weights, a local Ray."""
 
 import json
-import os
 import shutil
-import signal
 import tarfile
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.test_main_job import _tlray, _wait_for
-from tlray.cluster import session
+from tests.support.numpy_network import load_classes
+from tests.support.outputs import head_weights
 from tlray.core.config import (
     EvaluateConfig,
     ExtractConfig,
@@ -39,8 +33,6 @@ from tlray.recipes.demo import write_digits
 from tlray.training.finetune import _from_images, finetune
 from tlray.training.fit import fit
 
-pytestmark = pytest.mark.slow
-
 SIZE = 32
 TRAINING, VALIDATION, TEST = 101, 30, 30
 """No batch size divides the first."""
@@ -48,14 +40,6 @@ CUT = ExtractConfig(image_size=SIZE, precision="float32", cut="block4_pool")
 TUNE = FinetuneConfig(
     from_="block5_conv1", epochs=2, batch_size=16, precision="float32", optimizer="sgd", learning_rate=1e-4
 )
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """One local Ray for all tests of this file; it is stopped at the end."""
-    with session.connect(None, cpus=8) as connected:
-        connected()
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +82,6 @@ def network(model: Path):
     return keras.saving.load_model(model / "model.keras")
 
 
-def trained(model: Path) -> list[np.ndarray]:
-    return network(model).get_layer("head").get_weights()
-
-
 def backbone(model: Path) -> dict[str, list[np.ndarray]]:
     """The weights of every layer of the backbone, by its name."""
     from tlray.models.layers import backbone_layers
@@ -110,7 +90,7 @@ def backbone(model: Path) -> dict[str, list[np.ndarray]]:
 
 
 def close(first: Path, second: Path, atol: float) -> None:
-    for one, two in zip(trained(first), trained(second), strict=True):
+    for one, two in zip(head_weights(first), head_weights(second), strict=True):
         np.testing.assert_allclose(one, two, atol=atol)
 
 
@@ -170,17 +150,14 @@ def test_the_manifest_tells_the_stages(model, tuned):
     assert sorted(path.name for path in tuned.iterdir()) == ["history.csv", "manifest.json", "model.keras"]
 
 
-def test_a_feature_set_at_the_cut_and_two_workers_give_the_same(images, model, tuned, ray, tmp_path):
+def test_a_feature_set_at_the_cut_gives_the_same(images, model, tuned, ray, tmp_path):
     extract(str(images), str(tmp_path / "features"), CUT)
-    config = replace(TUNE, workers=2)
-    found = finetune(str(tmp_path / "features"), str(tmp_path / "two"), config, model=str(model))
-    close(tmp_path / "two", tuned, 1e-5)
+    found = finetune(str(tmp_path / "features"), str(tmp_path / "model"), TUNE, model=str(model))
+    close(tmp_path / "model", tuned, 1e-5)
     assert found.rows == TRAINING
-    for on in (tmp_path / "features", images):
-        report = tmp_path / f"report-{on.name}"
-        scores = evaluate(str(tuned), str(on), EvaluateConfig(precision="float32"), out=str(report))
-        assert scores.evaluated == TEST
-        assert (report / "index.html").exists()
+    scores = evaluate(str(tuned), str(tmp_path / "features"), EvaluateConfig(), out=str(tmp_path / "report"))
+    assert scores.evaluated == TEST
+    assert (tmp_path / "report" / "index.html").exists()
     with pytest.raises(UserError, match=r"--augment flip: .* is a feature set"):
         finetune(
             str(tmp_path / "features"), str(tmp_path / "x"), replace(TUNE, augment="flip"), model=str(model)
@@ -193,9 +170,9 @@ def test_a_feature_set_at_the_cut_and_two_workers_give_the_same(images, model, t
 
 def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model, tuned, ray, tmp_path):
     """Two cached views, taken in turn, are those of the first two epochs."""
-    config = replace(TUNE, augment="rotation=30,zoom=0.2,flip")
-    finetune(str(images), str(tmp_path / "streamed"), replace(config, workers=2), model=str(model))
-    finetune(str(images), str(tmp_path / "cached"), replace(config, views=2), model=str(model))
+    config, train = replace(TUNE, augment="rotation=30,zoom=0.2,flip"), str(images / "train")
+    finetune(train, str(tmp_path / "streamed"), replace(config, workers=2), model=str(model))
+    finetune(train, str(tmp_path / "cached"), replace(config, views=2), model=str(model))
     close(tmp_path / "streamed", tmp_path / "cached", 1e-5)
     plain, streamed, cached = (
         json.loads((folder / "manifest.json").read_text())["history"]
@@ -245,7 +222,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
                 np.testing.assert_allclose(features, expected.ravel(), atol=1e-6)
 
 
-def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, ray, tmp_path):
+def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, ray, tmp_path, monkeypatch):
     """Batch normalisation, dropout, augmentation, two workers, a bad image, all from the input on."""
     config = FinetuneConfig(
         backbone="small-vggnet",
@@ -278,20 +255,11 @@ def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, r
     assert scores.evaluated == found.validation_rows
     assert scores.accuracy == pytest.approx(found.metrics["val_accuracy"], abs=1e-6)
     assert scores.loss == pytest.approx(found.metrics["val_loss"], rel=1e-3)
-    predicted = predict(
-        str(tmp_path / "model"),
-        str(folder),
-        str(tmp_path / "p.csv"),
-        PredictConfig(split="test"),
-    )
-    assert predicted.rows == found.validation_rows
+    monkeypatch.setattr("tlray.evaluation.model_inference.loader", lambda *given: load_classes)
+    table, config = str(tmp_path / "p.csv"), PredictConfig(split="test")
+    assert predict(str(tmp_path / "model"), str(folder), table, config).rows == found.validation_rows
     with pytest.raises(UserError, match="no such split: it has test, train"):
-        predict(
-            str(tmp_path / "model"),
-            str(folder),
-            str(tmp_path / "q.csv"),
-            PredictConfig(split="validation"),
-        )
+        predict(str(tmp_path / "model"), str(folder), table + ".csv", replace(config, split="validation"))
 
     # Nor is it trained further on what it has held out.
     out = Folder.open(str(tmp_path / "new"))
@@ -320,25 +288,22 @@ def test_a_network_from_scratch_begins_with_the_weights_of_its_seed():
 
 def test_a_tuned_model_is_tuned_again_and_its_backbone_is_weights(images, tuned, ray, tmp_path):
     """Frozen above what was trained before, the frozen part is no longer ImageNet's."""
-    again = tmp_path / "again"
-    finetune(str(images), str(again), replace(TUNE, from_="block5_conv3", epochs=1), model=str(tuned))
+    again, out = tmp_path / "again", tmp_path / "features"
+    extract(str(images), str(out), replace(CUT, cut="block5_conv2", weights=str(tuned)))
+    finetune(str(out), str(again), replace(TUNE, from_="block5_conv3", epochs=1), model=str(tuned))
     before, after = backbone(tuned), backbone(again)
     moved = {name for name in before if not all(map(np.array_equal, before[name], after[name]))}
     assert moved == {"block5_conv3"}
-    provenance = json.loads((again / "manifest.json").read_text())["provenance"]
+    first, made, provenance = (
+        json.loads((folder / "manifest.json").read_text())["provenance"] for folder in (tuned, out, again)
+    )
     assert provenance["weights"] == str(tuned)
-    out = tmp_path / "features"
-    extract(str(images), str(out), replace(CUT, cut="block5_conv2", weights=str(tuned)))
-    made = json.loads((out / "manifest.json").read_text())["provenance"]
-    assert made["weights_sha256"] == provenance["weights_sha256"]
+    assert first["weights_sha256"] != made["weights_sha256"] == provenance["weights_sha256"]
     assert evaluate(str(again), str(out), EvaluateConfig(), out=str(tmp_path / "r")).evaluated == TEST
 
 
 BAD = {
-    "unknown layer": (
-        {"from_": "block5_con1"},
-        "unknown layer of vgg16 .* did you mean block5_conv1",
-    ),
+    "unknown layer": ({"from_": "block5_con1"}, "unknown layer of vgg16 .* did you mean block5_conv1"),
     "another backbone": ({"backbone": "pixels"}, r"--backbone pixels: .* was made with vgg16"),
     "another size": ({"image_size": 64}, "--image-size 64: .* was made with 32"),
     "unknown augmentation": ({"augment": "strogn"}, "did you mean strong"),
@@ -376,77 +341,3 @@ def _only(images: Path, tmp_path: Path, *classes: str) -> str:
         for path in list(images.glob("train/3/*.png"))[:4]:
             (folder / name / path.name).symlink_to(path)
     return str(folder)
-
-
-def _workers() -> list[int]:
-    """The training workers among this machine's processes that this process started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if "RayTrainWorker" in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.cluster
-def test_a_killed_worker_changes_nothing(images, model, ray, tmp_path):
-    """SIGKILL in the middle of an epoch, in a training with dropout."""
-    config = replace(TUNE, head="dense-256", epochs=4, batch_size=2, optimizer="adam")
-    others = set(_workers())
-    killed = []
-
-    def report(metrics: dict[str, float]) -> None:
-        if metrics["epoch"] == 2 and not killed:
-
-            def kill() -> None:
-                time.sleep(0.5)
-                (worker,) = set(_workers()) - others
-                killed.append(worker)
-                os.kill(worker, signal.SIGKILL)
-
-            threading.Thread(target=kill).start()
-
-    epochs = []
-    finetune(
-        str(images),
-        str(tmp_path / "killed"),
-        config,
-        model=str(model),
-        report=lambda metrics: (epochs.append(metrics["epoch"]), report(metrics)),
-    )
-    assert killed
-    assert epochs.count(1) == 1  # It went on, and did not begin again.
-    finetune(str(images), str(tmp_path / "undisturbed"), config, model=str(model))
-    close(tmp_path / "killed", tmp_path / "undisturbed", 0)
-    histories = [
-        json.loads((tmp_path / name / "manifest.json").read_text())["history"]
-        for name in ("killed", "undisturbed")
-    ]
-    assert histories[0] == histories[1]
-
-
-@pytest.mark.cluster
-def test_a_killed_command_goes_on_where_it_was(images, model, tuned, tmp_path):
-    out = tmp_path / "out"
-    command = ["finetune", images, "--model", model, "--out", out, "--from", "block5_conv1"]
-    command += ["--batch-size", 16, "--precision", "float32", "--optimizer", "sgd", "--learning-rate", 1e-4]
-    command += ["--epochs", 8]
-    first = _tlray(*command, start_new_session=True)
-    _wait_for(lambda: list((out / ".training" / "checkpoints").glob("checkpoint_*/state.npz")))
-    first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
-    assert not (out / "manifest.json").exists()
-    with pytest.raises(UserError, match="holds another job, which is not finished"):
-        finetune(str(images), str(out), replace(TUNE, epochs=9), model=str(model))
-    again = _tlray(*command, "--json")
-    output, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    found = json.loads(output)
-    assert found["epochs"] == 8
-    assert "epoch   1/8" not in errors
-    assert "epoch   8/8" in errors
-    reference = json.loads((tuned / "manifest.json").read_text())["history"]
-    assert found["history"][:2] == [pytest.approx(epoch, rel=1e-5) for epoch in reference]
-    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "manifest.json", "model.keras"]

@@ -1,7 +1,5 @@
 """docs/python.md, as it is written: in a script, and where an event loop runs already, as in a notebook."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

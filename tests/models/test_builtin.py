@@ -1,7 +1,5 @@
 """The backbones and heads that come with tlray are what was published."""
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 from io import BytesIO
 
@@ -11,7 +9,6 @@ from PIL import Image
 
 from tlray.core.config import NetworkConfig
 from tlray.core.errors import UserError
-from tlray.core.runtime import prepare_keras
 from tlray.images.decoder import decode
 from tlray.models import registry
 from tlray.models.compiled import compile_network
@@ -51,14 +48,6 @@ def built_in(kind: str) -> list[str]:
 
 
 every_head = pytest.mark.parametrize("name", HEADS)
-
-
-@pytest.fixture
-def keras():
-    prepare_keras()
-    import keras
-
-    return keras
 
 
 def frozen(name: str, **options) -> FrozenPart:

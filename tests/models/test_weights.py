@@ -1,7 +1,5 @@
 """Weights come from the first place that has them, and are what they are called, or are refused."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import sys
@@ -111,38 +109,30 @@ def test_the_digest_is_of_little_endian_floats_in_order():
     assert digest([np.array(values[:2], ">f4"), np.array(values[2:], np.float64)]) == expected
     assert digest(np.array(values, np.float32)) == expected
     assert digest([values]) == expected
+    assert digest([]) == hashlib.sha256().hexdigest()
 
 
-def test_the_digest_is_of_values_not_of_memory():
+def test_the_digest_is_of_values_and_their_order_not_of_memory():
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     assert digest([np.asfortranarray(array)]) == digest([array])
     assert digest([np.repeat(array, 2, axis=1)[:, ::2]]) == digest([array])
     assert digest([array.T]) != digest([array])
-
-
-def test_the_digest_sees_order_and_every_value():
     assert digest(ARRAYS[::-1]) != digest(ARRAYS)
     changed = [array.copy() for array in ARRAYS]
     changed[-1][-1] += 1e-6
     assert digest(changed) != digest(ARRAYS)
-    assert digest([]) == hashlib.sha256().hexdigest()
 
 
 # Files
 
 
-@pytest.mark.parametrize("text", [str, str.encode])
-def test_keras_2_files_are_read_in_their_order(cache, text):
-    write_h5(cache, text=text)
-    found = resolve(Net(), "known", [])
+@pytest.mark.parametrize("text", [str, str.encode, None])
+def test_files_are_read_in_their_order(cache, text):
+    """Those of Keras 2, whose names are text or bytes, and .npz files."""
+    if text:
+        write_h5(cache, text=text)
+    found = resolve(Net(), "known", [] if text else [Provider()])
     assert (found.name, found.sha256) == ("known", digest(ARRAYS))
-    assert len(found.arrays) == len(ARRAYS)
-    for array, expected in zip(found.arrays, ARRAYS, strict=True):
-        np.testing.assert_array_equal(array, expected)
-
-
-def test_npz_files_are_read_in_their_order():
-    found = resolve(Net(), "known", [Provider()])
     assert [array.shape for array in found.arrays] == [array.shape for array in ARRAYS]
     for array, expected in zip(found.arrays, ARRAYS, strict=True):
         np.testing.assert_array_equal(array, expected)
@@ -163,11 +153,7 @@ def test_a_damaged_file_in_the_keras_cache(cache, data):
     cache.parent.mkdir(parents=True)
     cache.write_bytes(data)
     assert str(cache) in refusal("known")
-
-
-def test_a_file_in_the_keras_cache_of_another_layout(cache):
-    cache.parent.mkdir(parents=True)
-    with h5py.File(cache, "w") as file:  # As Keras 3 writes it.
+    with h5py.File(cache, "w") as file:  # Whole, but as Keras 3 writes it.
         file.create_group("layers")
     assert str(cache) in refusal("known")
 
@@ -190,13 +176,6 @@ def test_other_weights_than_the_name_stands_for(cache, arrays, place):
 # Places, in their order
 
 
-def test_the_keras_cache_comes_first(cache):
-    write_h5(cache)
-    provider = Provider()
-    resolve(Net(), "known", [provider])
-    assert provider.asked == []
-
-
 def test_the_cache_is_keras_home(cache, tmp_path, monkeypatch):
     assert keras_cache(URL) == cache
     monkeypatch.delenv("KERAS_HOME")
@@ -204,18 +183,13 @@ def test_the_cache_is_keras_home(cache, tmp_path, monkeypatch):
     assert keras_cache(URL) == tmp_path / ".keras" / "models" / "net_weights.h5"
 
 
-def test_providers_are_asked_in_order_until_one_has_it():
-    first, second, third = Provider("a", have=False), Provider("b"), Provider("c")
-    resolve(Net(), "known", [first, second, third])
-    assert first.asked == second.asked == [("net", "known")]
-    assert third.asked == []
-
-
-def test_only_providers_that_offer_it_are_asked():
-    other = Provider("other")
+def test_who_offers_it_is_asked_in_order_until_one_has_it_and_nobody_if_keras_has_it(cache):
+    other, *providers = Provider("other"), Provider("a", have=False), Provider("b"), Provider("c")
     other.offers = (("other", "known"), ("net", "else"))
-    resolve(Net(), "nowhere", [other, Provider()])
-    assert other.asked == []
+    for _ in range(2):
+        resolve(Net(), "known", [other, *providers])
+        assert [one.asked for one in (other, *providers)] == [[], *[[("net", "known")]] * 2, []]
+        write_h5(cache)
 
 
 def test_what_a_provider_wrote_is_not_left_behind(tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 Not among the tests that `make test` runs: `make test-deploy`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

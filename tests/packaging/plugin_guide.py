@@ -1,7 +1,5 @@
 """docs/plugins.md, followed to the letter, with no network: each command and each piece of code on it."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The versions of other packages that are allowed were tried, and the locks hold such versions."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every plugin that is installed keeps the contract, and each way to break it has its sentence."""
 
-from __future__ import annotations
-
 import json
 import re
 import runpy
@@ -255,12 +253,7 @@ STORE_MISTAKES = {
         "provides",
         "offers has net/known, but provide returned None",
     ),
-    "no file": (
-        'return folder / "a.npz"',
-        'return folder / "b.npz"',
-        "provides",
-        "expected the path of",
-    ),
+    "no file": ('return folder / "a.npz"', 'return folder / "b.npz"', "provides", "expected the path of"),
     "no pairs": ('(("net", "known"),)', '("net", "known")', "loads", "expected a tuple of pairs"),
     "whatever": ("not in self.offers", "is None", "declines_others", "return None unless"),
     "unknown to it": (WEIGHTS, "", "matches_digests", "but net declares none"),

@@ -1,7 +1,5 @@
 """Odd image files of every kind, made by code, and what has to become of each."""
 
-from __future__ import annotations
-
 import io
 import os
 import stat
@@ -69,6 +67,18 @@ def with_exif(jpeg: bytes, exif: bytes) -> bytes:
 
 def flip(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+
+def damaged_parquet(data: bytes) -> dict[str, bytes]:
+    """What can become of a Parquet file."""
+    footer = 8 + int.from_bytes(data[-8:-4], "little")
+    return {
+        "empty": b"",
+        "text": b"no parquet at all",
+        "truncated": data[: len(data) // 2],
+        # All but the footer and the magic numbers.
+        "overwritten": data[:4] + b"\xff" * (len(data) - footer - 4) + data[-footer:],
+    }
 
 
 def write_bad_files(folder: Path) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Manifests of feature sets and models that were never made, as JSON values."""
 
-from __future__ import annotations
-
 from typing import Any
 
 PROVENANCE = {

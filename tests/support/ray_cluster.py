@@ -1,7 +1,5 @@
 """A real Ray of several nodes on this machine: a `ray start` for each, with its own ports and folder."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
@@ -10,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +97,10 @@ class RayCluster:
             new = self.alive() - before
         return Node(process, *new) if new else None
 
+    def running(self) -> list[Node]:
+        """Those that were started and not stopped, the head first."""
+        return [node for node in self.nodes if node.process.poll() is None]
+
     def alive(self) -> set[str]:
         """The ids of the nodes that the cluster says it has."""
         try:
@@ -143,19 +145,10 @@ def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]
             cluster.start(number, **environment)
         yield cluster
     finally:
-        for node in reversed(cluster.nodes):
-            if node.process.poll() is None:
-                cluster.stop(node, kill=True)
+        for node in reversed(cluster.running()):
+            cluster.stop(node, kill=True)
         end(folder)
         shutil.rmtree(folder)
-
-
-def wait_for(condition: Callable[[], Any], why: Callable[[], str] = str, seconds: float = 180) -> None:
-    """Until it is true; `why` tells what there is if that takes too long."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, why()
-        time.sleep(0.1)
 
 
 def left(folder: Path) -> list[psutil.Process]:

@@ -1,7 +1,5 @@
 """An S3 server on loopback, moto's, that fails as it is told; run as a module, it prints its port."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

@@ -1,9 +1,8 @@
-"""A folder on storage that takes its time for each file, and tells how many were asked for at once."""
-
-from __future__ import annotations
+"""A folder on storage that takes its time, and tells how much was asked for at once."""
 
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,33 @@ from tlray.core.storage import Folder
 
 
 class SlowStorage(LocalFileSystem):
-    """Local files, a moment later."""
+    """Local files and folders, a moment later."""
 
     cachable = False
 
     def __init__(self, seconds: float = 0.05) -> None:
         super().__init__()
         self.seconds = seconds
-        self.most = 0
-        """Files that were being opened at the same time."""
-        self._now = 0
+        self.most: Counter[str] = Counter()
+        """How many files ("open") and folders ("find") were asked for at the same time."""
+        self._now: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def open(self, *arguments: Any, **options: Any) -> Any:
+    def _wait(self, what: str) -> None:
         with self._lock:
-            self._now += 1
-            self.most = max(self.most, self._now)
+            self._now[what] += 1
+            self.most[what] = max(self.most[what], self._now[what])
         time.sleep(self.seconds)
         with self._lock:
-            self._now -= 1
+            self._now[what] -= 1
+
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        self._wait("open")
         return super().open(*arguments, **options)
+
+    def find(self, *arguments: Any, **options: Any) -> Any:
+        self._wait("find")
+        return super().find(*arguments, **options)
 
     def folder(self, path: Path) -> Folder:
         """What is in a local folder, by way of this storage."""

@@ -1,7 +1,5 @@
 """Checkpoints of a training in the command's own process: whole or not there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """N workers see what one would see: every row once, with the same share in the loss."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

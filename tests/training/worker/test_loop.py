@@ -1,7 +1,5 @@
 """What a head plugin may be, and the training loop of one worker without Ray."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +9,6 @@ import pytest
 
 from tlray.core.config import FitConfig, NetworkConfig
 from tlray.core.errors import UserError
-from tlray.core.runtime import prepare_keras
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head
@@ -24,14 +21,6 @@ def head(build) -> Head:
     return type(
         "Made", (Head,), {"name": "made", "build": lambda self, shape, classes: build(shape, classes)}
     )()
-
-
-@pytest.fixture
-def keras():
-    prepare_keras()
-    import keras
-
-    return keras
 
 
 def test_a_head_of_the_wrong_width_is_refused(keras):
@@ -291,11 +280,7 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
     network = SyncedModel(inputs, layer(inputs), name="trained")
     theirs, mine = rows[3:], tf.concat([rows[:3], tf.fill((2, 4), 99.0)], 0)
     mean = tf.reduce_mean(rows, 0)
-    others = [
-        tf.fill((4,), 2.0),
-        tf.reduce_sum(theirs, 0),
-        tf.reduce_sum(tf.square(theirs - mean), 0),
-    ]
+    others = [tf.fill((4,), 2.0), tf.reduce_sum(theirs, 0), tf.reduce_sum(tf.square(theirs - mean), 0)]
     network.share_statistics(Two(others))
     network.weights_of_rows = tf.constant([1.0, 1, 1, 0, 0])
     network(mine, training=True)

@@ -1,0 +1,288 @@
+"""What is wrong is said in one message: what was given, what is expected, and with which status it ends."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command_line import invoke, mistake, script
+from tests.support.manifests import feature_set_json, model_json
+from tlray.cluster import session
+from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
+
+SMALL = '''
+from pathlib import Path
+import numpy as np
+from tlray.models.interfaces import Backbone, KnownWeights
+from tlray.models.weights import WeightsProvider, digest
+
+ARRAYS = [np.ones(3, np.float32)]
+
+class Small(Backbone):
+    """Small."""
+    name, image_size, cuts = "small", 8, ("end",)
+    weights = {"known": KnownWeights(sha256=digest(ARRAYS))}
+    def build(self, image_size): raise AssertionError
+    def preprocess(self, pixels): raise AssertionError
+
+class Store(WeightsProvider):
+    """Its weights."""
+    name, offers = "store", (("small", "known"),)
+    def provide(self, backbone, weights, folder):
+        np.savez(folder / "w.npz", *ARRAYS)
+        return folder / "w.npz"
+'''
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a bit of everything, and the current one. Nothing in it may change."""
+    here = tmp_path / "here"
+    for name in ("empty", "text", "features/index", "unfinished/index", "model"):
+        (here / name).mkdir(parents=True)
+    (here / "text" / "notes.txt").write_text("no image")
+    for name in ("features", "unfinished"):
+        (here / name / "index" / "part-00000.parquet").write_bytes(b"")
+    for name, manifest in (("features", feature_set_json()), ("model", model_json())):
+        (here / name / "manifest.json").write_text(json.dumps(manifest))
+    (here / "model" / "model.keras").write_bytes(b"")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    # What is wrong is known before Ray is there.
+    monkeypatch.setattr(session, "import_ahead", lambda address: None)
+    monkeypatch.setattr(session, "connect", lambda *given, **options: nullcontext(pytest.fail))
+    return here
+
+
+@pytest.fixture
+def unchanged(place: Path) -> Any:
+    def files() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*"))
+
+    before = files()
+    yield
+    assert files() == before
+
+
+@pytest.fixture
+def small(package) -> list[str]:
+    """Options for a network whose weights are here, and need no TensorFlow."""
+    package("small-plugins", SMALL, backbones={"small": "Small"}, weights={"store": "Store"})
+    return ["--backbone", "small", "--weights", "known", "--precision", "float32"]
+
+
+BAD = [
+    ("extract text --out out --split 2", "--split", "2"),
+    ("extract text --out out --split -0.5", "--split", "-0.5"),
+    ("extract text --out out --split nan", "--split", "nan"),
+    ("extract text --out out --batch-size 0", "--batch-size", "0"),
+    ("extract text --out out --image-size -1", "--image-size", "-1"),
+    ("extract text --out out --max-bad-fraction 1.5", "--max-bad-fraction", "1.5"),
+    ("plan text --split 2", "--split", "2"),
+    ("plan text --cluster", "--address", "--cluster"),
+    ("fit features --out out --epochs 0", "--epochs", "0"),
+    ("fit features --out out --batch-size -3", "--batch-size", "-3"),
+    ("fit features --out out --workers 0", "--workers", "0"),
+    ("fit features --out out --min-workers 0", "more than 0", "--min-workers 0"),
+    ("fit features --out out --workers 2 --min-workers 3", "which is 2", "--min-workers 3"),
+    ("finetune text --out out --head linear --augment flip --workers 2 --min-workers 1", "--views", "1"),
+    ("fit features --out out --learning-rate 0", "--learning-rate", "0"),
+    ("fit features --out out --learning-rate nan", "--learning-rate", "nan"),
+    ("fit features --out out --early-stopping 0", "--early-stopping", "0"),
+    ("fit features --out out --validation 1.01", "--validation", "1.01"),
+    ("fit features --out out --decay often", "cosine", "often"),
+    ("fit features --out out --decay -1", "cosine", "-1"),
+    ("finetune text --out out", "--head", "--model"),
+    ("finetune text --out out --head linear --views 2", "--augment", "--views 2"),
+    ("finetune text --out out --head linear --views 0 --augment flip", "--views", "0"),
+    ("finetune text --out out --head linear --augment strogn", "strong", "strogn"),
+    ("finetune text --out out --head linear --augment zoom=big", "zoom", "big"),
+    ("finetune features --out out --head linear --augment flip", "feature set", "--augment flip"),
+    ("finetune features --out out --head linear --split 0.5", "feature set", "--split 0.5"),
+    ("fit features --out out --head dense-265", "dense-256", "dense-265"),
+    ("fit features --out out --optimizer adamm", "adam", "adamm"),
+    ("evaluate model text --batch-size 0", "--batch-size", "0"),
+    ("predict model text --out p.csv --top 0", "--top", "0"),
+    ("predict model text --out p.txt", ".parquet", "p.txt"),
+    ("predict model text", "--out", ""),
+    ("extract text --out out --backbone vgg61", "vgg16", "vgg61"),
+    ("extract text --out out --weights nope.h5", ".h5", "nope.h5"),
+    ("extract nosuch://bucket/x --out out", "nosuch", "nosuch://bucket/x"),
+]
+
+
+UNPARSED = [
+    ("extract text --out out --preprocess caffe", "imagenet", "caffe"),
+    ("extract text --out out --precision float64", "bfloat16", "float64"),
+    ("extract text --out out --store float64", "float16", "float64"),
+    ("extract text --out out --batch-size many", "--batch-size", ""),
+    ("extract text --out out --split half", "--split", ""),
+    ("extract text", "--out", ""),
+    ("extract --out out", "IMAGES", ""),
+    ("extract text --out out --no-such-option", "--no-such-option", ""),
+    ("verify features --images text --sample 0", "--sample", ""),
+    ("nosuchcommand", "nosuchcommand", ""),
+]
+
+
+@pytest.mark.usefixtures("unchanged", "small")
+@pytest.mark.parametrize(("line", "expected", "given"), BAD)
+def test_a_bad_value(line, expected, given):
+    message = mistake(*line.split())
+    assert expected in message
+    assert given in message
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(("line", "expected", "given"), UNPARSED)
+def test_a_value_that_cannot_be_parsed(line, expected, given):
+    message = mistake(*line.split())
+    assert expected in message
+    assert given in message
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("options", ["--out out --preprocess caffe", "--out out --batch-size many", ""])
+def test_a_value_that_cannot_be_parsed_as_json(options):
+    """In a process of its own, because `main` may have a hand in it."""
+    done = script("extract", "text", *options.split(), "--json")
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    assert set(found) == {"error", "exit_status"}
+    assert found["exit_status"] == 2
+
+
+MISSING = [
+    ("extract missing --out out", "missing", "folder"),
+    ("extract empty --out out", "empty", "image"),
+    ("extract text --out out", "text", "image"),
+    ("extract text/notes.txt --out out", "notes.txt", "image"),
+    ("plan missing", "missing", "folder"),
+    ("plan empty", "empty", "image"),
+    ("fit missing --out out", "missing", "feature set"),
+    ("fit empty --out out", "empty", "feature set"),
+    ("fit text/notes.txt --out out", "notes.txt", "feature set"),
+    ("fit unfinished --out out", "unfinished", "not finished"),
+    ("fit model --out out", "model", "expected a feature set (did you swap"),
+    ("finetune missing --out out --head linear", "missing", "folder"),
+    ("finetune empty --model missing --out out", "missing", "model"),
+    ("finetune text --model features --out out", "features", "expected a model (did you swap"),
+    ("finetune unfinished --out out --head linear", "unfinished", "not finished"),
+    ("evaluate missing text", "missing", "model"),
+    ("evaluate empty text", "empty", "model"),
+    ("evaluate features text", "features", "expected a model (did you swap"),
+    ("evaluate model missing", "missing", "folder"),
+    ("evaluate model empty", "empty", "image"),
+    ("evaluate model unfinished", "unfinished", "not finished"),
+    ("predict missing text --out p.csv", "missing", "model"),
+    ("predict features text --out p.csv", "features", "expected a model (did you swap"),
+    ("predict model missing --out p.csv", "missing", "folder"),
+    ("predict model empty --out p.csv", "empty", "image"),
+    ("predict model missing.png", "missing.png", "image"),
+    ("verify missing --images text", "missing", "feature set"),
+    ("verify empty --images text", "empty", "feature set"),
+    ("verify model --images text", "model", "expected a feature set (did you swap"),
+    ("verify features --images missing", "missing", "folder"),
+    ("inspect missing", "missing", "feature set or a model"),
+    ("inspect empty", "empty", "feature set"),
+    ("inspect text/notes.txt", "notes.txt", "feature set"),
+    ("inspect unfinished", "unfinished", "not finished"),
+    ("demo --out text", "text", "--out"),
+]
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(("line", "given", "expected"), MISSING)
+def test_what_is_given_is_not_what_is_expected(line, given, expected, small):
+    options = small if line.startswith(("extract", "plan")) else []
+    message = mistake(*line.split(), *options)
+    assert given in message
+    assert expected in message
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_folder_of_other_things_is_no_place_for_a_job(place, small):
+    (place / "images").mkdir()
+    (place / "images" / "1.png").write_bytes(b"")
+    try:
+        message = mistake("extract", "images", "--out", "text", *small)
+        assert "text" in message
+        assert "not empty" in message
+    finally:
+        (place / "images" / "1.png").unlink()
+        (place / "images").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("line", "locked"),
+    [
+        ("extract pictures --out set --backbone grey-pixels --image-size 8", "set"),
+        ("predict model pictures --out labels.csv", "labels.csv.parts"),
+    ],
+)
+def test_two_commands_do_not_write_to_one_folder(line, locked, place):
+    (place / "pictures").mkdir()
+    (place / "pictures" / "one.png").write_bytes(b"")
+    with Folder.open(locked).locked():
+        assert f"another command is writing to {place / locked}: wait" in mistake(*line.split())
+
+
+def test_inspect(place):
+    result = invoke("inspect", "model")
+    assert result.exit_code == 0
+    assert "is a model" in result.stdout
+    assert "weights_sha256" in result.stdout
+    result = invoke("inspect", "features", "--json")
+    assert json.loads(result.stdout)["format"] == "tlray-features/1"
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("tlray.training.fit.fit", fit)
+
+
+FAILURES = [
+    (UserError("given x, expected y"), 2, "given x, expected y"),
+    (JobError("it failed"), 1, "it failed"),
+    (PermissionError(13, "Permission denied", "/root/x"), 1, "Permission denied: /root/x"),
+    (OSError("without a number"), 1, "without a number"),
+    (RuntimeError("a mistake of ours"), 1, "a mistake of ours"),
+    (ValueError("first line\nsecond line\nand more"), 1, "first line"),
+    (KeyError("name"), 1, "KeyError"),
+    (KeyboardInterrupt(), 130, "run the same command again"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "words"), FAILURES)
+def test_a_failure_is_a_message_and_a_status(monkeypatch, error, status, words):
+    fail(monkeypatch, error)
+    message = mistake("fit", "x", "--out", "y", status=status)
+    assert words in message
+    result = invoke("fit", "x", "--out", "y", "--json")
+    assert result.exit_code == status
+    assert result.stdout.count("\n") == 1
+    assert json.loads(result.stdout) == {"error": message.removeprefix("tlray: "), "exit_status": status}
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("error", "status", "words"), FAILURES)
+def test_debug_shows_where_it_comes_from(monkeypatch, error, status, words):
+    fail(monkeypatch, error)
+    result = invoke("fit", "x", "--out", "y", "--debug", "--json")
+    assert result.exit_code == status
+    assert "Traceback" in result.stderr
+    assert type(error).__name__ in result.stderr
+    assert "raise error" in result.stderr
+    assert json.loads(result.stdout)["exit_status"] == status
+
+
+def test_the_script_exits_with_the_status(place):
+    done = script("fit", "missing", "--out", "out", "--json", cwd=place)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_status"] == 2
+    assert done.stderr.count("\n") == 1

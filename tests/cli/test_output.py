@@ -1,0 +1,114 @@
+"""What commands print when they have done their work."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.command_line import invoke
+from tlray.cli import summaries
+from tlray.cli.tables import table
+from tlray.core import config
+from tlray.core.results import ImageError, InferenceCounts, TrainingTime
+from tlray.images.diff import Changes
+from tlray.training.model_folder import TrainResult
+
+
+def test_a_table():
+    rows = [("model", "fit", "1.0 s", "8 epochs"), ("m", "evaluate", "12.5 s", "")]
+    assert table(rows, right={2}) == (
+        "model  fit        1.0 s  8 epochs\nm      evaluate  12.5 s"  # No space at the end.
+    )
+    assert table([]) == ""
+
+
+def test_the_plugins_are_a_table():
+    lines = invoke("plugins", "list").stdout.splitlines()
+    assert len({re.match(r"\S+ +\S+ +(?=\S)", line).end() for line in lines}) == 1
+
+
+def test_a_result_as_text_and_as_json(monkeypatch):
+    trained = TrainResult(
+        rows=1200,
+        validation_rows=0,
+        epochs=2,
+        seconds=1.5,
+        kept_epoch=1,
+        stopped_epoch=1,
+        errors=4,
+        trainable_tensors=4,
+        tensors=30,
+        metrics={"loss": 0.25, "val_loss": None},
+        history=[],
+        limited_by="training",
+        time=TrainingTime(training=1.25, waited=0.0),
+        out="/y",
+        was_complete=False,
+        first_errors=[ImageError(path="a/1.png", stage="read", error="EmptyFile", message="it has no bytes")],
+        errors_uri="/y/errors",
+    )
+
+    def fit(features: str, out: str, given: config.FitConfig, *, address: Any, report: Any) -> TrainResult:
+        assert (features, out, address) == ("x", "my y", "here:1")
+        assert given == config.FitConfig(epochs=2, learning_rate=0.5, head="linear")
+        report({"epoch": 1, "loss": 0.25})
+        return trained
+
+    monkeypatch.setattr("tlray.training.fit.fit", fit)
+    options = ["--epochs", "2", "--learning-rate", "0.5", "--head", "linear", "--address", "here:1"]
+    result = invoke("fit", "x", "--out", "my y", *options)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "1,200 rows, 4 of 30 tensors trained, 2 epochs in 1.5 s",
+        "stopped early after epoch 2 (1 as Keras counts)",
+        "training-bound: training 1.2 s, 0.0 of it waiting; to speed up, add --workers, on GPUs or nodes",
+        "kept epoch 1: loss 0.2500, val_loss not finite",
+        "4 images could not be used; all of them are in /y/errors",
+        "  a/1.png: it has no bytes (EmptyFile)",
+        "model: /y",
+        "now: tlray evaluate 'my y' IMAGES",
+    ]
+    assert "loss 0.2500" in result.stderr
+    result = invoke("fit", "x", "--out", "my y", *options, "--json")
+    assert json.loads(result.stdout) == trained.to_json()
+    assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "lines"),
+    [
+        ((0, 0, 0), []),
+        ((1200, 0, 0), ["images since they were listed: 1,200 new"]),
+        (
+            (0, 1, 2),
+            [
+                "images since they were listed: 1 of another size or time (a), 2 removed; "
+                "the features that are there are kept"
+            ],
+        ),
+        (
+            (0, 4, 0),
+            [
+                "images since they were listed: 4 of another size or time (a, b, c, ...); "
+                "the features that are there are kept"
+            ],
+        ),
+    ],
+)
+def test_what_has_changed_among_the_images(counts, lines):
+    added, replaced, removed = counts
+    paths = ["a", "b", "c"][:replaced]
+    changes = Changes(added=added, replaced=replaced, removed=removed, replaced_paths=paths)
+    assert summaries.changes(changes) == lines
+    assert summaries.changes(None) == []
+
+
+def test_a_set_that_was_complete_is_said_to_be():
+    counts = InferenceCounts(
+        images=1200, rows=1199, errors=1, seconds=0.5, images_per_second=0.0, limited_by="nothing", time=None
+    )
+    (line,) = summaries.counts(counts, was_complete=True)
+    assert line == "complete already, so there was nothing to do: 1,200 images: 1,199 rows, 1 errors"
+    (line,) = summaries.counts(counts)
+    assert line.endswith("1 errors in 0.5 s (0.0 images/s)")

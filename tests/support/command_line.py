@@ -1,0 +1,50 @@
+"""The command line, run in this process or as the user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.testing import CliRunner
+
+from tlray.cli import app
+
+
+def commands(group: Any, above: str = "") -> dict[str, Any]:
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{above}{name} ")
+        else:
+            found[f"{above}{name}"] = command
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def script(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as the user runs it."""
+    command = [str(Path(sys.executable).with_name("tlray")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def mistake(*arguments: str, status: int = 2) -> str:
+    """Run into an error; the message."""
+    result = invoke(*arguments)
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    message = without_usage(result.stderr)
+    assert 1 <= len(message.splitlines()) <= 2, message
+    return message
+
+
+def without_usage(stderr: str) -> str:
+    lines = stderr.splitlines()
+    return "\n".join(line for line in lines if line and not line.startswith(("Usage: ", "Try ")))

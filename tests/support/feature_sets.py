@@ -1,0 +1,89 @@
+"""Part files and feature sets that were never extracted."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tests.support.manifests import feature_set_json
+from tlray.core.storage import Folder
+from tlray.features import part_files
+from tlray.features.feature_set import FORMAT, MANIFEST, ExtractJob
+from tlray.models.provenance import Provenance
+
+PROVENANCE = Provenance(
+    backbone="vgg16",
+    package="tlray 0.1.0",
+    weights="imagenet",
+    weights_sha256="ab" * 32,
+    cut="block5_pool",
+    preprocess="imagenet",
+    image_size=32,
+    precision="float32",
+    store="float32",
+)
+JOB = ExtractJob(
+    format=FORMAT, images="/images", split=None, seed=None, max_pixels=100, provenance=PROVENANCE.to_json()
+).to_json()
+METADATA = {"job": JOB, "classes": ["a", "b"], "versions": {"tlray": "0.1.0"}}
+SHAPE = (2, 3, 4)
+
+
+def listed(paths: list[str], splits: list[str | None], labels: list[str | None]) -> pa.Table:
+    columns = {"path": paths, "split": splits, "label": labels}
+    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+
+
+def rows(count: int, start: int = 0) -> pa.Table:
+    numbers = range(start, start + count)
+    return listed(
+        [f"{i:05d}.png" for i in numbers],
+        [("train", "test", None)[i % 3] for i in numbers],
+        [("a", None, "b", "a")[i % 4] for i in numbers],
+    )
+
+
+def numbers(count: int, shape: tuple[int, ...] = SHAPE, start: int = 0) -> np.ndarray:
+    """Features that say which row they are of; like VGG's, many are zero."""
+    features = np.random.default_rng(start).standard_normal((count, *shape)).astype(np.float32)
+    features[features < 0] = 0
+    features.reshape(count, np.prod(shape))[:, 0] = np.arange(start, start + count)
+    return features
+
+
+def cut(features: np.ndarray, batch: int = 32) -> Iterator[np.ndarray]:
+    return (features[at : at + batch] for at in range(0, len(features), batch))
+
+
+def write(
+    folder: Folder, features: np.ndarray, *, shard: int = 0, store: str = "float32", start: int = 0
+) -> None:
+    part_files.write_part(
+        folder, shard, rows(len(features), start), cut(features), features.shape[1:], store, METADATA
+    )
+
+
+def read(folder: Folder, shard: int = 0) -> pa.Table:
+    tables = list(part_files.read_shard(folder, shard, JOB))
+    return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: Any) -> np.ndarray:
+    """A whole feature set; the features of all its rows."""
+    features, done = [], 0
+    for shard, size in enumerate(sizes):
+        features.append(numbers(size, start=done))
+        write(folder, features[-1], shard=shard, start=done)
+        done += size
+    manifest = feature_set_json(
+        job=JOB,
+        provenance=PROVENANCE.to_json(),
+        feature_shape=list(SHAPE),
+        splits={"train": 40, "test": 40},
+        shards=len(sizes),
+        rows=done,
+    )
+    folder.write(MANIFEST, json.dumps({**manifest, **changed}).encode())
+    return np.concatenate(features)
