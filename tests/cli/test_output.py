@@ -60,11 +60,11 @@ def test_a_result_as_text_and_as_json(monkeypatch):
     result = invoke("fit", "x", "--out", "my y", *options)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "1,200 rows, 4 of 30 tensors trained, 2 epochs in 1.5 s",
-        "stopped early after epoch 2 (1 as Keras counts)",
+        "2 epochs on 1,200 rows in 1.5 s; 4 of 30 weight tensors trained",
+        "stopped early after epoch 2, which Keras counts as 1",
         "training-bound: training 1.2 s, 0.0 of it waiting; to speed up, add --workers, on GPUs or nodes",
-        "kept epoch 1: loss 0.2500, val_loss not finite",
-        "4 images could not be used; all of them are in /y/errors",
+        "the model has the weights of epoch 1: loss 0.2500, val_loss not finite",
+        "4 images could not be used; all errors are in /y/errors",
         "  a/1.png: it has no bytes (EmptyFile)",
         "model: /y",
         "now: tlray evaluate 'my y' IMAGES",
@@ -79,19 +79,19 @@ def test_a_result_as_text_and_as_json(monkeypatch):
     ("counts", "lines"),
     [
         ((0, 0, 0), []),
-        ((1200, 0, 0), ["images since they were listed: 1,200 new"]),
+        ((1200, 0, 0), ["changes since the images were listed: 1,200 new"]),
         (
             (0, 1, 2),
             [
-                "images since they were listed: 1 of another size or time (a), 2 removed; "
-                "the features that are there are kept"
+                "changes since the images were listed: 1 with another size or time (a), 2 removed; "
+                "their stored features are kept"
             ],
         ),
         (
             (0, 4, 0),
             [
-                "images since they were listed: 4 of another size or time (a, b, c, ...); "
-                "the features that are there are kept"
+                "changes since the images were listed: 4 with another size or time (a, b, c, ...); "
+                "their stored features are kept"
             ],
         ),
     ],
@@ -108,7 +108,9 @@ def test_a_set_that_was_complete_is_said_to_be():
     counts = InferenceCounts(
         images=1200, rows=1199, errors=1, seconds=0.5, images_per_second=0.0, limited_by="nothing", time=None
     )
-    (line,) = summaries.counts(counts, was_complete=True)
-    assert line == "complete already, so there was nothing to do: 1,200 images: 1,199 rows, 1 errors"
+    assert summaries.counts(counts, was_complete=True) == [
+        "already complete, so nothing was computed",
+        "1,200 images: 1,199 rows, 1 error",
+    ]
     (line,) = summaries.counts(counts)
-    assert line.endswith("1 errors in 0.5 s (0.0 images/s)")
+    assert line.endswith("1 error in 0.5 s (0.0 images/s)")
