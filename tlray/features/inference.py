@@ -54,7 +54,7 @@ def run(
     # These imports are slow; Ray starts meanwhile.
     import ray
 
-    from tlray.features import shard_source
+    from tlray.features import shard_source  # noqa: F401 - for _stages
 
     try:
         connected()
@@ -64,7 +64,7 @@ def run(
         if not done:  # The job did not start, so it must leave nothing behind.
             writer.discard()
         raise
-    results = _stages(shard_source.shards(job.index, done), job, loader(), pool)
+    results = _stages(job, done, loader(), pool)
     # Only the listing runs in a thread: Ray Data must end in the thread that started it. Otherwise it ends
     # the process when Ray is gone.
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
@@ -82,14 +82,17 @@ def run(
 
 
 def _stages(
-    shards: Dataset, job: InferenceJob, load_network: Callable[[], Network], pool: nodes.Pool
+    job: InferenceJob, done: set[int], load_network: Callable[[], Network], pool: nodes.Pool
 ) -> Dataset:
     import ray.data
 
+    from tlray.features import shard_source
+
+    # A dataset copies the context when it is made, so these come first.
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # Every row becomes a block: see `pack`.
-    decoded = shards.map_batches(
+    decoded = shard_source.shards(job.index, done).map_batches(
         decode_shard, fn_args=(job,), batch_size=None, batch_format="pyarrow", num_cpus=pool.decode_cpus
     )
     return decoded.map_batches(
