@@ -158,7 +158,7 @@ def test_a_feature_set_at_the_cut_gives_the_same(images, model, tuned, ray, tmp_
     scores = evaluate(str(tuned), str(tmp_path / "features"), EvaluateConfig(), out=str(tmp_path / "report"))
     assert scores.evaluated == TEST
     assert (tmp_path / "report" / "index.html").exists()
-    with pytest.raises(UserError, match=r"--augment flip: .* is a feature set"):
+    with pytest.raises(UserError, match=r"--augment flip needs images, but .* is a feature set"):
         finetune(
             str(tmp_path / "features"), str(tmp_path / "x"), replace(TUNE, augment="flip"), model=str(model)
         )
