@@ -19,7 +19,10 @@ _COMMANDS = ("extract", "fit", "finetune", "evaluate", "predict", "run", "plan",
 
 app = typer.Typer(
     name="tlray",
-    help="""Image transfer learning on Ray: features once, a head in seconds, on one machine or a cluster.
+    help="""Image transfer learning on Ray, on one machine or a cluster.
+
+    A pretrained network computes the features of all images once; a small classifier, the head, is then
+    trained on them in seconds.
 
     Every command prints its options and an example with `-h`.
 

@@ -57,10 +57,10 @@ Images = Annotated[
     str,
     typer.Argument(
         metavar="IMAGES",
-        help="Folder with one folder of images for each class, also inside `train/`, `validation/` and "
+        help="Folder with one folder of images for each class, which may lie in `train/`, `validation/` and "
         "`test/`; or a folder of images without labels; a .tar or .parquet file that contains images; a "
         ".parquet or .csv table with a column `path` and optional columns `label` and `split`; or a single "
-        "image. Local, or a URI such as s3://bucket/photos.",
+        "image. It is local, or a URI such as s3://bucket/photos.",
     ),
 ]
 Features = Annotated[
@@ -74,7 +74,8 @@ NewModel = Annotated[
     option(
         "--out FOLDER",
         OUTPUT,
-        "Folder or URI to write the model to. It must be new, empty, or from an earlier run of this job.",
+        "Folder or URI to write the model to. It must be new, empty, or from an earlier run with the same "
+        "options.",
     ),
 ]
 Recipe = Annotated[
@@ -90,7 +91,8 @@ Dashboard = Annotated[
     option(
         "--address URL",
         CLUSTER,
-        "Address of the cluster's dashboard, e.g. http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
-        "else RAY_ADDRESS, else a Ray that runs on this machine.",
+        "Address of the cluster's dashboard, e.g. http://HEAD:8265, which is not the address of Ray that "
+        "other commands take. Default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else a Ray that runs on "
+        "this machine.",
     ),
 ]

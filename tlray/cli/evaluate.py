@@ -22,7 +22,7 @@ def evaluate(
         typer.Argument(
             metavar="IMAGES|FEATURES",
             help="Labelled images, in any form that `tlray extract` takes; or a feature set that was "
-            "extracted with the model's own network, weights and preprocessing.",
+            "extracted with the network, weights, image size, --cut and other options of the model.",
         ),
     ],
     config: EvaluateConfig,

@@ -21,8 +21,8 @@ def extract(
         option(
             "--out FOLDER",
             OUTPUT,
-            "Folder or URI to write the feature set to. It must be new, empty, or from an earlier run of "
-            "this job.",
+            "Folder or URI to write the feature set to. It must be new, empty, or from an earlier run with "
+            "the same options.",
         ),
     ],
     config: ExtractConfig,

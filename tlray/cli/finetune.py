@@ -20,8 +20,8 @@ def finetune(
         str,
         typer.Argument(
             metavar="IMAGES",
-            help="Labelled images, in any form that `tlray extract` takes. Without --augment it may also be "
-            "a feature set that was extracted with --cut at the layer just before --from.",
+            help="Labelled images, in any form that `tlray extract` takes; or, without --augment, a feature "
+            "set whose `tlray extract --cut` names the layer just before --from.",
         ),
     ],
     out: NewModel,
@@ -39,8 +39,8 @@ def finetune(
 ) -> Result:
     """Train the upper layers of a network together with its head, on images.
 
-    The layers before --from stay as they are. Run the same command again to continue a job that was
-    stopped: it goes on after the last finished epoch.
+    The layers before --from stay as they are; without --from and --model, only the head is trained. Run the
+    same command again to continue a job that was stopped: it goes on after the last finished epoch.
 
     Examples:
         tlray finetune photos/ --model model --from block5_conv1 --out tuned

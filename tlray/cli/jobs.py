@@ -79,4 +79,10 @@ def _stop(job: _Id, address: Dashboard = None) -> Result:
     return Result({"job": job, "status": status}, f"job {job}: {status}")
 
 
-app = group("jobs", "List, follow and stop the jobs that were sent by `tlray submit`.", _list, _logs, _stop)
+app = group(
+    "jobs",
+    "List the jobs that were sent by `tlray submit`, show their logs, and stop them.",
+    _list,
+    _logs,
+    _stop,
+)

@@ -28,7 +28,9 @@ from tlray.core.settings import option as option_name
 class _Output:
     """The options of every command."""
 
-    json: bool = setting(OUTPUT, "Print one JSON object on stdout, and nothing else there.", False)
+    json: bool = setting(
+        OUTPUT, "Print only one JSON object on stdout; everything else goes to stderr.", False
+    )
     debug: bool = setting(OUTPUT, "Show tracebacks, and the messages of Ray and TensorFlow.", False)
 
 
@@ -39,7 +41,7 @@ class OnRay:
     address: str | None = setting(
         CLUSTER,
         "Address of a running Ray cluster. Default: RAY_ADDRESS, which Ray sets for a submitted job; "
-        "else a local Ray is started, and stopped at the end.",
+        "else a command that needs Ray starts a local one, and stops it at the end.",
         os.environ.get("RAY_ADDRESS"),
     )
 

@@ -22,17 +22,20 @@ def plan(
     images: Images,
     config: ExtractConfig,
     ray: OnRay,
-    sample: Annotated[
-        int, option("--sample N", IMAGES, "Number of images that are read and timed.", min=1)
-    ] = 64,
+    sample: Annotated[int, option("--sample N", IMAGES, "Number of images that are read and timed.")] = 64,
     cluster: Annotated[
         bool,
-        option("--cluster", CLUSTER, "Time them on one node of each kind of the cluster at --address."),
+        option(
+            "--cluster",
+            CLUSTER,
+            "Time the sample on one node of each type of hardware in the cluster at --address.",
+        ),
     ] = False,
 ) -> Result:
     """Time `tlray extract` on a sample of the images, and estimate how long all of them take.
 
     It also says what limits the speed, how many GPU hours the job needs, and how much it reads and writes.
+    Options that do not change the cost, such as --split, are only passed on to the command that it prints.
 
     Examples:
         tlray plan photos/

@@ -1,4 +1,4 @@
-"""`tlray plugins`: networks, heads and weights that are listed, described, created and checked."""
+"""`tlray plugins`: lists, shows, creates and checks networks, heads and weights."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def _new(
     ],
     kind: Annotated[
         Literal["backbone", "head", "weights"],
-        option("--kind", None, "What the plugin is: a network is a backbone."),
+        option("--kind", None, "Kind of plugin; `backbone` means a network."),
     ],
 ) -> Result:
-    """Create a Python package with a new plugin, in a folder of its name.
+    """Create a Python package with a new plugin, in a folder named NAME.
 
     The package works as it is. Replace what it does by your own network, head or weights.
 
@@ -185,6 +185,6 @@ def _text(value: Any) -> str:
 
 app = group(
     "plugins",
-    "List, describe, create and check plugins: networks, heads and weights.",
+    "List, show, create and check plugins, which are networks, heads and weights.",
     *(_list, _show, _new, _check),
 )

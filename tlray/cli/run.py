@@ -33,9 +33,9 @@ def run(
         option(
             "--set [STAGE.]KEY=VALUE",
             None,
-            "Change a setting of the recipe, e.g. epochs=5 or model.batch-size=64; KEY= removes it. "
-            "Without STAGE it is changed in every stage of the recipe that has it, or, if none has it, in "
-            "every stage that can. May be given several times.",
+            "Change a setting of the recipe, e.g. epochs=5 or head.batch-size=64; KEY= removes it. Without "
+            "STAGE it changes every stage that sets KEY; if no stage sets it, every stage that accepts KEY. "
+            "May be given several times.",
         ),
     ] = None,
 ) -> Result:

@@ -19,9 +19,9 @@ def submit(
         list[str],
         typer.Argument(
             metavar="COMMAND",
-            help="Any tlray command, without the word tlray. Its paths and URIs are those of the cluster. "
-            "Several commands are written as one quoted line for the shell: 'tlray extract IMAGES --out "
-            "FEATURES && tlray fit FEATURES --out MODEL'.",
+            help="Any tlray command, without the word tlray. Its paths and URIs are those of the cluster. To "
+            "run several commands, give one quoted line for the shell, in which each begins with tlray: "
+            "'tlray extract IMAGES --out FEATURES && tlray fit FEATURES --out MODEL'.",
         ),
     ],
     address: Dashboard = None,
@@ -46,8 +46,8 @@ def submit(
 ) -> Result:
     """Run any tlray command as a job on a Ray cluster.
 
-    tlray waits for the job and exits with its status. It sends itself and the installed plugins with the job,
-    unless the cluster has the same. Options of submit come before COMMAND.
+    tlray waits for the job and exits with its status. With the job it sends the packages of tlray and of the
+    installed plugins, unless the cluster has the same versions. Options of submit come before COMMAND.
 
     Examples:
         tlray submit -- extract /data/photos --out /data/features

@@ -19,11 +19,11 @@ def verify(
             "--images IMAGES", IMAGES, "Images that the features were extracted from, wherever they are now."
         ),
     ],
-    sample: Annotated[
-        int, option("--sample N", IMAGES, "Number of images that are extracted again.", min=1)
-    ] = 64,
+    sample: Annotated[int, option("--sample N", IMAGES, "Number of images that are extracted again.")] = 64,
 ) -> Result:
-    """Check that a feature set is complete, and extract a sample of it again to compare.
+    """Check that each image has features or an error, and extract a sample of them again to compare.
+
+    This runs in one process on this machine, without Ray.
 
     Examples:
         tlray verify features --images photos/

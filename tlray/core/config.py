@@ -30,30 +30,39 @@ MAX_PIXELS = 100_000_000
 """Width times height of the largest image that is decoded, unless the user allows more."""
 
 
+# The beginnings of help texts whose defaults differ between commands.
+_BACKBONE = "Network to run. `tlray plugins list` shows all."
+_WEIGHTS = (
+    "Weights to start from: a name that the network knows, `none` for random ones, a weights file, or a "
+    "model, whose head is left out."
+)
+_IMAGE_SIZE = "Side of the square that images are resized to, in pixels."
+_PREPROCESS = (
+    "How pixel values are prepared: `imagenet` as when the weights were trained, `rescale` multiplies them "
+    "by 1/255, `raw` leaves them as they are."
+)
+_SPLIT = (
+    "Put this fraction of the images, drawn at random, into the split `train`, and the rest into `test`. "
+    "--seed and the path of an image decide, so the same options give the same split."
+)
+_CLASSES = "All classes in the order of the model's output, separated by commas."
+_TRAINED_SPLIT = "Images that the model was trained on keep the split that they had then."
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(Config):
     """The network without its head: its weights, its input, and its number formats."""
 
-    backbone: str | None = setting(NETWORK, "Network to run. `tlray plugins list` shows all. Default: vgg16.")
-    weights: str | None = setting(
-        NETWORK,
-        "Weights to start from: a name that the network knows, `none` for random ones, a weights file, "
-        "or a model. Default: the network's own, e.g. imagenet.",
-    )
-    image_size: int | None = setting(
-        NETWORK,
-        "Side of the square that images are resized to, in pixels. Default: the network's own.",
-        bounds=POSITIVE,
-    )
+    backbone: str | None = setting(NETWORK, f"{_BACKBONE} Default: vgg16.")
+    weights: str | None = setting(NETWORK, f"{_WEIGHTS} Default: the network's own, e.g. imagenet.")
+    image_size: int | None = setting(NETWORK, f"{_IMAGE_SIZE} Default: the network's own.", bounds=POSITIVE)
     preprocess: Literal["imagenet", "rescale", "raw"] | None = setting(
-        NETWORK,
-        "How pixel values are prepared: `imagenet` as when the weights were trained, `rescale` multiplies "
-        "them by 1/255, `raw` leaves them as they are. Default: imagenet.",
+        NETWORK, f"{_PREPROCESS} Default: imagenet."
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         NETWORK,
-        "Number format that the frozen network computes in. `auto` takes bfloat16 if the hardware supports "
-        "it and the backbone allows it, else float32.",
+        "Number format that the frozen network computes in. `auto` takes bfloat16 if the machine that runs "
+        "the command supports it and the backbone allows it, else float32.",
         "auto",
     )
     store: Literal["float32", "float16"] = setting(
@@ -103,10 +112,7 @@ class _Split(InferenceConfig):
     """How images are split into training and test images."""
 
     split: float | None = setting(
-        IMAGES,
-        "Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`. "
-        "Default: the splits that the images have.",
-        bounds=FRACTION,
+        IMAGES, f"{_SPLIT} Default: the splits that the images have.", bounds=FRACTION
     )
 
 
@@ -115,7 +121,9 @@ class NetworkConfig(BackboneConfig):
     """The frozen part of a network."""
 
     cut: str | None = setting(
-        NETWORK, "Layer whose output is stored, or `input` for the pixels. Default: the end of the network."
+        NETWORK,
+        "Layer whose output is stored, or `input` for the pixels. `tlray plugins show NETWORK` lists the "
+        "layers. Default: the end of the network.",
     )
     batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, POSITIVE)
 
@@ -131,23 +139,23 @@ class ExtractConfig(NetworkConfig, _Split):
 class TrainConfig(Config):
     """How the trained part of a network is trained."""
 
-    epochs: int = setting(TRAINING, "Number of passes over the training rows, at most.", 30, POSITIVE)
-    batch_size: int = setting(TRAINING, "Rows of one training step, over all workers together.", 32, POSITIVE)
+    epochs: int = setting(TRAINING, "Number of passes over the training images, at most.", 30, POSITIVE)
+    batch_size: int = setting(
+        TRAINING, "Images in one training step, over all workers together.", 32, POSITIVE
+    )
     optimizer: str | None = setting(TRAINING, "Keras optimizer, e.g. adam. Default: the head's own.")
     learning_rate: float | None = setting(
-        TRAINING,
-        "Learning rate. Default: the head's own, or 1e-5 if layers of the network are trained further.",
-        bounds=POSITIVE,
+        TRAINING, "Learning rate of the first step. Default: the head's own.", bounds=POSITIVE
     )
     decay: str | None = setting(
         TRAINING,
         "How the learning rate falls: `cosine` brings it to 0 over all epochs; a number R divides it by "
-        "1 + R times the steps taken. Default: it stays.",
+        "1 + R times the steps taken. Default: the rate stays the same.",
     )
     early_stopping: int | None = setting(
         TRAINING,
-        "Stop after this many epochs in a row in which the validation loss has not improved. Default: "
-        "train for all --epochs.",
+        "Stop after this many epochs in a row in which the validation loss has not improved. It needs "
+        "validation images. Default: train for all --epochs.",
         bounds=POSITIVE,
     )
     monitor: Literal["val_loss", "val_accuracy", "loss", "accuracy"] = setting(
@@ -157,30 +165,40 @@ class TrainConfig(Config):
         is_option=False,
     )
     keep: Literal["best", "last"] | None = setting(
-        TRAINING, "Epoch whose weights the model gets. Default: best with --early-stopping, else last."
+        TRAINING,
+        "Epoch whose weights the model gets; `best` is the one with the lowest validation loss. Default: "
+        "best with --early-stopping, else last.",
     )
     validation: str | None = setting(
         IMAGES,
-        "Rows to validate on: a fraction of the training rows, chosen by path, or the name of a split. "
-        "Default: the split `validation`, if there is one.",
+        "Images to validate on: the name of a split, or a fraction of the training images, drawn at random. "
+        "Default: the split `validation`; without one, nothing is validated.",
     )
-    classes: str | None = setting(
-        IMAGES,
-        "All classes in the order of the model's output, separated by commas. Default: alphabetical.",
-    )
+    classes: str | None = setting(IMAGES, f"{_CLASSES} Default: alphabetical.")
     class_weights: bool = setting(
-        TRAINING, "Give every class the same weight in the loss, however many images it has.", False
+        TRAINING,
+        "Make all classes count the same in the loss: the fewer images a class has, the more each of them "
+        "counts.",
+        False,
     )
-    workers: int = setting(CLUSTER, "Training processes. Any number gives the same weights.", 1, POSITIVE)
+    workers: int = setting(
+        CLUSTER,
+        "Number of training processes. Without dropout, any number of them trains the same model.",
+        1,
+        POSITIVE,
+    )
     min_workers: int | None = setting(
         CLUSTER,
-        "Start with this many workers if the cluster has no room for all, and continue with as few when "
-        "nodes are lost; workers on new nodes join. Default: all of --workers are needed.",
+        "Fewest workers to start with, and to continue with when nodes are lost; workers on new nodes join. "
+        "Default: all of --workers are needed.",
         bounds=POSITIVE,
     )
     tensorboard: bool = setting(OUTPUT, "Also write TensorBoard logs into the model's folder.", False)
     seed: int = setting(
-        TRAINING, "Seed of the initial weights, row order, dropout, random splits and views.", 0, SEED
+        TRAINING,
+        "Seed of everything random: the first weights, the order of the images, dropout, splits and views.",
+        0,
+        SEED,
     )
 
     def __post_init__(self) -> None:
@@ -237,29 +255,60 @@ class FitConfig(TrainConfig):
 class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
     """The settings of `tlray finetune`."""
 
+    backbone: str | None = setting(
+        NETWORK, f"{_BACKBONE} Default: that of --model or of the feature set, else vgg16."
+    )
+    weights: str | None = setting(
+        NETWORK, f"{_WEIGHTS} Default: those of --model, else the network's own, e.g. imagenet."
+    )
+    image_size: int | None = setting(
+        NETWORK, f"{_IMAGE_SIZE} Default: that of --model, else the network's own.", bounds=POSITIVE
+    )
+    preprocess: Literal["imagenet", "rescale", "raw"] | None = setting(
+        NETWORK, f"{_PREPROCESS} Default: that of --model, else imagenet."
+    )
+    store: Literal["float32", "float16"] = setting(
+        NETWORK,
+        "Number format that keeps the output of the frozen layers during the training; float16 takes half "
+        "the memory.",
+        "float32",
+    )
+    actors: str | None = setting(
+        CLUSTER,
+        "Processes that run the frozen layers before the training: a number, or MIN-MAX to grow with the "
+        "cluster. Default: one for each GPU, or one for each node if there is no GPU.",
+    )
     split: float | None = setting(
         IMAGES,
-        "Put this fraction of the images, chosen by path, into the split `train`, the rest into `test`. "
-        "Default: the splits that the images have, or had when --model was trained on them.",
+        f"{_SPLIT} Default: the splits that the images have, or had when --model was trained on them.",
         bounds=FRACTION,
+    )
+    classes: str | None = setting(IMAGES, f"{_CLASSES} Default: the order of --model, else alphabetical.")
+    learning_rate: float | None = setting(
+        TRAINING,
+        "Learning rate of the first step. Default: 1e-5 if pretrained layers are trained too, else the "
+        "head's own.",
+        bounds=POSITIVE,
     )
     from_: str | None = setting(
         NETWORK,
-        "Layer to start training at; layers before it stay frozen. `input` trains everything. Default: "
-        "what --model was trained from.",
+        "First layer to train; layers before it stay frozen. `input` trains everything. Default: the first "
+        "layer that was trained in --model; if there is none, only the head is trained.",
     )
     head: str | None = setting(
-        NETWORK, "New classifier to start with. Default: that of --model; without --model it must be given."
+        NETWORK,
+        "New, untrained classifier; `tlray plugins list` shows all. Default: that of --model; without "
+        "--model it must be given.",
     )
     augment: str | None = setting(
         IMAGES,
-        "Train on random views of the images: `flip`, `light`, `strong`, or a list such as "
-        "rotation=40,flip. Default: the images as they are.",
+        "Change the training images at random: `flip`, `light`, `strong`, or a list of rotation, shift, "
+        "shear, zoom and flip, such as rotation=40,flip. Default: no change.",
     )
     views: int | None = setting(
         IMAGES,
-        "With --augment: compute this many views of each image once, and reuse them. Default: new views "
-        "in each epoch.",
+        "With --augment: compute this many views of each image once; each epoch takes the next one. "
+        "Default: new views in each epoch.",
         bounds=POSITIVE,
     )
 
@@ -285,8 +334,8 @@ class RunConfig(InferenceConfig):
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         NETWORK,
-        "Number format that the backbone computes in. `auto` takes float32, unless the model was trained "
-        "on features of lower precision.",
+        "Number format that the network computes in. `auto` takes float32, unless the model was trained on "
+        "features of lower precision; then it takes the fastest format of the machine that runs the command.",
         "auto",
     )
     batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, POSITIVE)
@@ -298,8 +347,7 @@ class EvaluateConfig(RunConfig):
 
     split: str | None = setting(
         IMAGES,
-        "Split to evaluate. Default: test, else validation. Images that the model was trained on are "
-        "split as they were then.",
+        f"Split to evaluate. Default: test, else validation; without splits, all images. {_TRAINED_SPLIT}",
     )
 
 
@@ -307,7 +355,9 @@ class EvaluateConfig(RunConfig):
 class PredictConfig(RunConfig):
     """The settings of `tlray predict`."""
 
-    split: str | None = setting(IMAGES, "Predict only the images of this split. Default: all images.")
+    split: str | None = setting(
+        IMAGES, f"Predict only the images of this split. Default: all images. {_TRAINED_SPLIT}"
+    )
     annotate: str | None = setting(
         OUTPUT,
         "Folder for copies of the images that have the predicted class and its probability on them. "

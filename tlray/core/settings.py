@@ -61,6 +61,12 @@ def option(field: str) -> str:
     return f"--{field.rstrip('_').replace('_', '-')}"
 
 
+def check(name: str, value: float, bounds: Bounds) -> None:
+    """Raise UserError if the value of a setting is out of its bounds."""
+    if not bounds.contain(value):
+        raise UserError(f"{option(name)} {value}: expected {bounds.expected}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A set of settings, which are checked when an object is made.
@@ -76,8 +82,8 @@ class Config:
             except ValueError as error:
                 raise UserError(f"{option(name)} {getattr(self, name)!r}: expected {error}") from error
             object.__setattr__(self, name, value)
-            if setting.bounds is not None and value is not None and not setting.bounds.contain(value):
-                raise UserError(f"{option(name)} {value}: expected {setting.bounds.expected}")
+            if setting.bounds is not None and value is not None:
+                check(name, value, setting.bounds)
 
 
 C = TypeVar("C", bound=Config)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from tlray.core.errors import JobError
 from tlray.core.record import Record
 from tlray.core.runtime import prepare_keras
+from tlray.core.settings import POSITIVE, check
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
@@ -61,6 +62,7 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
         JobError: a file is missing or damaged, rows and errors do not add up to the images, an image can no
             longer be decoded, or a feature differs by more than the tolerance.
     """
+    check("sample", sample, POSITIVE)
     data = FeatureSet.open(features)
     source = Images.open(images)
     frozen = FrozenPart.of(data.provenance)
