@@ -36,8 +36,8 @@ from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob
 from tlray.features.plan import row_bytes
 from tlray.images import decoder
-from tlray.images.diff import COLUMNS, IndexDiff
 from tlray.images.index import Index
+from tlray.images.index_diff import COLUMNS, IndexDiff
 from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader

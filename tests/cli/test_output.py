@@ -11,7 +11,7 @@ from tlray.cli import summaries
 from tlray.cli.tables import table
 from tlray.core import config
 from tlray.core.results import ImageError, InferenceCounts, TrainingTime
-from tlray.images.diff import Changes
+from tlray.images.index_diff import Changes
 from tlray.training.model_folder import TrainResult
 
 

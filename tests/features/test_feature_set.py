@@ -107,7 +107,9 @@ def test_a_manifest_of_something_else(folder):
     with pytest.raises(UserError, match=r"is a model; expected a feature set \(did you swap the two\?\)"):
         FeatureSet.open(folder.uri)
     write_set(folder, format="tlray-features/9")
-    with pytest.raises(UserError, match=r"the format tlray-features/9; .* make a new one with `tlray extract`"):
+    with pytest.raises(
+        UserError, match=r"the format tlray-features/9; .* make a new one with `tlray extract`"
+    ):
         FeatureSet.open(folder.uri)
 
 

@@ -20,8 +20,8 @@ from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import read_stamp, stamp
 from tlray.core.storage import Folder
-from tlray.images.diff import Changes
 from tlray.images.index import SCHEMA, Index, piece_name
+from tlray.images.index_diff import Changes
 from tlray.images.index_writer import IndexWriter, listing_for
 from tlray.images.listing import Images, Listed
 

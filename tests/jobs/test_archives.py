@@ -20,7 +20,7 @@ from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
 from tlray.features.plan import plan
 from tlray.features.verify import verify
-from tlray.images.diff import Changes
+from tlray.images.index_diff import Changes
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.training.fit import fit

@@ -25,7 +25,7 @@ from tlray.features.extract import extract
 from tlray.features.verify import verify
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
-from tlray.images.diff import Changes
+from tlray.images.index_diff import Changes
 from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 

@@ -21,7 +21,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
-from tlray.images.diff import Changes
+from tlray.images.index_diff import Changes
 from tlray.images.listing import Images
 from tlray.training.fit import fit
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tlray.core.results import ImageError, InferenceCounts, TrainingSummary
 
 if TYPE_CHECKING:
-    from tlray.images.diff import Changes
+    from tlray.images.index_diff import Changes
 
 COMPLETE = "already complete, so nothing was computed"
 

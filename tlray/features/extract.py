@@ -20,7 +20,7 @@ from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest
-from tlray.images.diff import Changes
+from tlray.images.index_diff import Changes
 from tlray.images.index_writer import IndexWriter, listing_for
 from tlray.images.listing import Images
 from tlray.models.frozen import FrozenPart

@@ -16,8 +16,8 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images.bad_image import BadImage
-from tlray.images.diff import COLUMNS, Changes, IndexDiff
 from tlray.images.index import Index
+from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
 from tlray.images.listing import Images
 from tlray.images.loader import ImageLoader
 from tlray.images.reader import Place

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
 from tlray.core.storage import Folder
-from tlray.images.diff import COLUMNS, IndexDiff
 from tlray.images.index import SCHEMA, SHARDS_PER_PIECE, STOPPED, Index, piece_name, read_piece, stopped
+from tlray.images.index_diff import COLUMNS, IndexDiff
 from tlray.images.listing import Listed
 
 _FIRST, _LATER = 128, 1024

@@ -22,7 +22,7 @@ from tlray.training.holdout import TrainingData
 from tlray.training.local_worker import LocalWorker
 from tlray.training.model_folder import WORK, TrainResult, result
 from tlray.training.starting_point import StartingPoint
-from tlray.training.worker import early_stopping
+from tlray.training.worker import best_epoch
 from tlray.training.worker.task import Report, Task, Trained, Worker, targets
 
 
@@ -106,8 +106,8 @@ def _task(
 
 def _summary(task: Task, trained: Trained, data: TrainingData, seconds: float) -> TrainingSummary:
     history, config = trained.history, task.config
-    kept = early_stopping.kept(history, config)
-    stopped = len(history) < config.epochs or early_stopping.stops(history, config)
+    kept = best_epoch.kept(history, config)
+    stopped = len(history) < config.epochs or best_epoch.stops(history, config)
     time_spent = TrainingTime(
         training=round(trained.seconds, 3),
         waited=round(trained.waited, 3),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tlray.core import private
 from tlray.core.config import TrainConfig
-from tlray.training.worker import early_stopping
+from tlray.training.worker import best_epoch
 
 _STATE, _HISTORY, _BEST = "state.npz", "history.json", "best.npz"
 """The files of a checkpoint; it has the last only if the job keeps the best weights."""
@@ -41,7 +41,7 @@ class State:
     def add(self, metrics: dict[str, float]) -> None:
         """Record the metrics of an epoch, and its weights if it is the best so far."""
         self.history.append(metrics)
-        if self.config.keeps_best and early_stopping.kept(self.history, self.config) == len(self.history) - 1:
+        if self.config.keeps_best and best_epoch.kept(self.history, self.config) == len(self.history) - 1:
             _write(self.folder / _BEST, self.model.get_weights())
 
     def write(self) -> None:

@@ -19,7 +19,7 @@ from tlray.core.config import TrainConfig
 from tlray.models.assemble import assemble, trained_part
 from tlray.models.model import NETWORK
 from tlray.training.view_stream import ViewStream
-from tlray.training.worker import early_stopping
+from tlray.training.worker import best_epoch
 from tlray.training.worker.batches import GlobalBatches
 from tlray.training.worker.checkpoint import State
 from tlray.training.worker.collective import AllReduce, GlobalEpochs, RowMean, SyncedModel, averaging
@@ -55,14 +55,14 @@ def train(task: Task, worker: Worker) -> Trained | None:
         _drop_differently(model, worker.rank)
         epochs_left = range(len(state.history), config.epochs)
         started, waited = time.monotonic(), 0.0
-        if epochs_left and not early_stopping.stops(state.history, config):
+        if epochs_left and not best_epoch.stops(state.history, config):
             features = _features(task, batches, epochs_left)
             validation = _validation(task, worker, model)
             epochs = GlobalEpochs(all_reduce, metrics, validation, task.checkpoint_seconds)
 
             def finish_epoch(epoch: int, logs: dict[str, float]) -> None:
                 state.add({"epoch": epoch + 1, **logs})
-                model.stop_training = early_stopping.stops(state.history, config)
+                model.stop_training = best_epoch.stops(state.history, config)
                 worker.report(state.history[-1])
                 if epochs.is_due:
                     if worker.rank == 0:
