@@ -149,7 +149,7 @@ def test_a_job_loses_only_the_images_that_end_their_processes(model, harmful, tm
     # Without the sandbox Ray would try again for ever.
     done = subprocess.run(command, env=harmful, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert "140 137 3" in done.stdout.splitlines(), done.stderr
-    assert "large.jpg was predicted, and cannot be copied: DecoderCrash" in done.stdout
+    assert "large.jpg was predicted, but cannot be copied now: DecoderCrash" in done.stdout
     errors = pq.read_table(tmp_path / "set" / "errors").to_pydict()
     assert dict(zip(errors["path"], errors["error"], strict=True)) == {
         "005.png": "DecoderCrash",
