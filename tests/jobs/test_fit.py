@@ -87,7 +87,7 @@ def test_the_model_folder_is_complete_and_repeats_its_result(features, model):
     again = fit(str(features), str(model), FitConfig(epochs=8))
     assert again.was_complete
     assert len(again.history) == 8
-    with pytest.raises(UserError, match="another job"):
+    with pytest.raises(UserError, match=r"a model of another job \(epochs 8, not 9\)"):
         fit(str(features), str(model), FitConfig(epochs=9))
 
 

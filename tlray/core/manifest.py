@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -72,6 +72,25 @@ def read_manifest(folder: Folder, kind: type[M], expected: str) -> M:
         return kind.from_json(values)
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"{folder.join(MANIFEST)} is damaged: {error}; {remedy}") from error
+
+
+def other_job(
+    folder: Folder, content: str, written: Mapping[str, Any], given: Mapping[str, Any]
+) -> UserError:
+    """The error for a folder that holds a job with other settings than those that are given now."""
+    return UserError(
+        f"{folder.uri} holds {content} ({', '.join(_differences(written, given))}): choose another folder, "
+        "or remove this one"
+    )
+
+
+def _differences(written: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted({*written, *given}):
+        old, new = written.get(name), given.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new)
+        elif old != new:
+            yield f"{name} {old}, not {new}"
 
 
 def versions() -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray.core.errors import JobError, UserError
-from tlray.core.manifest import read_stamp
+from tlray.core.errors import JobError
+from tlray.core.manifest import other_job, read_stamp
 from tlray.core.storage import Folder
 from tlray.images.reader import Place
 
@@ -170,16 +170,4 @@ def read_piece(
                 return read(file), sizes, last
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise JobError(f"{path} cannot be read: {error}; if it is damaged, remove {folder.uri}") from error
-    raise UserError(
-        f"{folder.uri} holds another job ({', '.join(_differences(written, job))}): "
-        "choose another folder, or remove this one"
-    )
-
-
-def _differences(written: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*written, *given}):
-        old, new = written.get(name), given.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new)
-        elif old != new:
-            yield f"{name} {old}, not {new}"
+    raise other_job(folder, "another job", written, job)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tlray.core.config import TrainConfig
 from tlray.core.errors import UserError
-from tlray.core.manifest import MANIFEST
+from tlray.core.manifest import MANIFEST, other_job
 from tlray.core.record import dump, plain
 from tlray.core.results import ImageError, TrainingSummary
 from tlray.core.storage import Folder
@@ -46,11 +46,8 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
     with folder.locked():
         work = folder.child(WORK)
         is_begun = work.is_file(_JOB)
-        if is_begun and json.loads(work.read(_JOB)) != plain(job):
-            raise UserError(
-                f"{folder.uri} holds another job, which is not finished: choose another folder, "
-                "or remove this one"
-            )
+        if is_begun and (begun := json.loads(work.read(_JOB))) != plain(job):
+            raise other_job(folder, "another job, which is not finished", begun, plain(job))
         if not is_begun:
             if any(not name.endswith(".tmp") and name != WORK for name in folder.names()):
                 raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
@@ -75,9 +72,7 @@ def finished(folder: Folder, job: Mapping[str, Any]) -> TrainResult | None:
         return None
     manifest = Model.open(folder.uri).manifest
     if manifest.job != plain(job):
-        raise UserError(
-            f"{folder.uri} holds a model of another job: choose another folder, or remove this one"
-        )
+        raise other_job(folder, "a model of another job", manifest.job, plain(job))
     folder.remove(WORK)  # An earlier run may have been killed just before it removed this.
     return result(folder, manifest, was_complete=True)
 
