@@ -12,6 +12,7 @@ from tests import ROOT
 from tests.support.harmful_images import HARM, SECONDS
 from tests.support.s3_server import Server, running
 from tlray.core.runtime import prepare_keras
+from tlray.core.storage import Folder
 from tlray.images import sandbox
 
 Package = Callable[..., Path]
@@ -27,6 +28,12 @@ def server() -> Iterator[Server]:
             patched.delenv(name, raising=False)
         server.put([("bucket", b"")])
         yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A folder for the files of a job; it does not exist yet."""
+    return Folder.open(str(tmp_path / "features"))
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import random
 import tarfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.archives import hugging_face, write_parquet, write_tar
+from tests.support.listings import paths, refusal, rows
 from tests.support.slow_storage import SlowStorage
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
@@ -25,36 +26,20 @@ from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 
 
-def rows(uri: str) -> list[tuple[str, str | None, str | None]]:
-    return [(row.path, row.split, row.label) for row in Images.open(uri)]
-
-
-def paths(uri: str) -> list[str]:
-    return [row.path for row in Images.open(uri)]
-
-
 def contents(uri: str) -> dict[str, bytes]:
     """The bytes of every image, found by where it was listed and, the same, by its path alone."""
     images = Images.open(uri)
     listed, read = list(images), Reader(images.root)
-    found = {row.path: read(row.path, row.offset, row.modified) for row in listed}
-    assert len(found) == len(listed)
+    data = {row.path: read(*row.place) for row in listed}
+    assert len(data) == len(listed)
     by_path = Reader(images.root)
-    assert {row.path: by_path(row.path) for row in reversed(listed)} == found
-    return found
-
-
-def refusal(uri: str) -> str:
-    with pytest.raises(UserError) as caught:
-        list(Images.open(uri))
-    message = str(caught.value)
-    assert len(message.splitlines()) <= 2, message
-    return message
+    assert {row.path: by_path(row.path) for row in reversed(listed)} == data
+    return data
 
 
 def fault(read: Reader, row: Listed) -> tuple[str, str]:
     with pytest.raises(BadImage) as caught:
-        read(row.path, row.offset, row.modified)
+        read(*row.place)
     assert caught.value.stage == "read"
     return caught.value.error, caught.value.message
 
@@ -71,19 +56,16 @@ def test_archives_in_folders_stand_for_their_images(tmp_path):
     images = Images.open(str(tmp_path))
     assert [(row.path, row.split, row.label) for row in images] == [
         ("test/cats/a.jpg", "test", "cats"),
-        ("train/cats/a.tar/1.jpg", "train", "cats"),
-        ("train/cats/a.tar/2.PNG", "train", "cats"),
-        ("train/dogs/b.parquet#0", "train", "dogs"),
-        ("train/dogs/b.parquet#1", "train", "dogs"),
+        *((f"train/cats/a.tar/{name}", "train", "cats") for name in ("1.jpg", "2.PNG")),
+        *((f"train/dogs/b.parquet#{row}", "train", "dogs") for row in (0, 1)),
     ]
     assert images.passed_over == 2
     assert list(contents(str(tmp_path)).values()) == [b"loose", b"a1", b"a2", b"b0", b"b1"]
 
 
 def test_one_archive(tmp_path):
-    uri = write_tar(
-        tmp_path / "train-0.tar", [("./cats/1.jpg", b"1"), ("dogs/deep/2.jpg", b"2"), ("3.jpg", b"3")]
-    )
+    members = [("./cats/1.jpg", b"1"), ("dogs/deep/2.jpg", b"2"), ("3.jpg", b"3")]
+    uri = write_tar(tmp_path / "train-0.tar", members)
     assert rows(uri) == [
         ("train-0.tar/cats/1.jpg", None, "cats"),
         ("train-0.tar/dogs/deep/2.jpg", None, "dogs"),
@@ -110,8 +92,7 @@ def test_the_label_of_a_sample_goes_before_its_folder_and_that_before_the_archiv
     members = [
         *(("cats/1.cls", b"7\n"), ("cats/1.jpg", b"")),
         *(("2.a.jpg", b""), ("2.b.png", b""), ("2.cls", b"late"), ("2.json", b"{}")),
-        ("cats/3.jpg", b""),
-        ("4.jpg", b""),
+        *(("cats/3.jpg", b""), ("4.jpg", b"")),
         *(("cats/5.cls", b" "), ("cats/5.jpg", b"")),
         *(("6.jpg", b""), ("other.cls", b"x")),
     ]
@@ -142,10 +123,8 @@ def test_parquet_of_hugging_face(tmp_path):
 
 
 def test_parquet_with_keys_as_img2dataset_writes_it(tmp_path):
-    uri = write_parquet(
-        tmp_path / "00000.parquet", key=["000000002", "000000001"], jpg=[b"b", b"a"], cls=[3, None]
-    )
-    assert rows(uri) == [("00000.parquet#000000002", None, "3"), ("00000.parquet#000000001", None, None)]
+    uri = write_parquet(tmp_path / "a.parquet", key=["0002", "0001"], jpg=[b"b", b"a"], cls=[3, None])
+    assert rows(uri) == [("a.parquet#0002", None, "3"), ("a.parquet#0001", None, None)]
     assert list(contents(uri).values()) == [b"b", b"a"]
 
 
@@ -194,49 +173,34 @@ def test_splits_are_not_looked_for_in_archives(tmp_path):
 
 
 def test_archives_on_storage_that_fsspec_opens(tmp_path):
-    import fsspec
-
-    data = Path(write_tar(tmp_path / "a.tar", [("x/1.jpg", b"1"), ("x/2.jpg", b"2")])).read_bytes()
-    Folder.open("memory://archives").write("cats/a.tar", data)
-    data = Path(write_parquet(tmp_path / "b.parquet", image=[b"3"])).read_bytes()
-    Folder.open("memory://archives").write("b.parquet", data)
+    tar_file = write_tar(tmp_path / "a.tar", [("x/1.jpg", b"1"), ("x/2.jpg", b"2")])
+    storage = Folder.open("memory://archives")
+    storage.write("cats/a.tar", Path(tar_file).read_bytes())
+    storage.write("b.parquet", Path(write_parquet(tmp_path / "b.parquet", image=[b"3"])).read_bytes())
     try:
-        assert contents("memory://archives") == {
-            "b.parquet#0": b"3",
-            "cats/a.tar/x/1.jpg": b"1",
-            "cats/a.tar/x/2.jpg": b"2",
-        }
+        expected = {"b.parquet#0": b"3", "cats/a.tar/x/1.jpg": b"1", "cats/a.tar/x/2.jpg": b"2"}
+        assert contents(storage.uri) == expected
     finally:
-        fsspec.filesystem("memory").rm("/archives", recursive=True)
+        storage.remove()
 
 
 def test_folders_and_files_that_are_named_like_archives(tmp_path):
-    for name in ("x.tar/1.jpg", "x.tar/y.tar/2.jpg", "a.parquet#3.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
+    expected = {name: name.encode() for name in ("a.parquet#3.jpg", "x.tar/1.jpg", "x.tar/y.tar/2.jpg")}
+    for name, data in expected.items():
+        Folder.open(str(tmp_path)).write(name, data)
     write_tar(tmp_path / "x.tar/z.tar", [("q.tar/3.jpg", b"in")])
-    found = contents(str(tmp_path))
-    assert found == {
-        name: name.encode() for name in ("a.parquet#3.jpg", "x.tar/1.jpg", "x.tar/y.tar/2.jpg")
-    } | {"x.tar/z.tar/q.tar/3.jpg": b"in"}
+    assert contents(str(tmp_path)) == expected | {"x.tar/z.tar/q.tar/3.jpg": b"in"}
     write_parquet(tmp_path / "a.parquet", image=[b""], key=["3.jpg"])
     assert "'a.parquet#3.jpg'" in refusal(str(tmp_path))
 
 
 def test_hidden_members_are_not_there_and_copies_get_a_place(tmp_path):
-    members = [
-        ("._1.jpg", b""),
-        ("__MACOSX/2.jpg", b""),
-        (".git/x/3.jpg", b""),
-        ("../../4.jpg", b"4"),
-        ("/5.jpg", b""),
-        ("x/./6.jpg", b""),
-        ("./././7.jpg\0.txt", b""),
-    ]
-    found = paths(write_tar(tmp_path / "a.tar", members))
-    assert found == ["a.tar/../../4.jpg", "a.tar//5.jpg", "a.tar/x/./6.jpg", "a.tar/7.jpg"]
+    names = ["._1.jpg", "__MACOSX/2.jpg", ".git/x/3.jpg"]
+    names += ["../../4.jpg", "/5.jpg", "x/./6.jpg", "./././7.jpg\0.txt"]
+    listed = paths(write_tar(tmp_path / "a.tar", [(name, b"") for name in names]))
+    assert listed == ["a.tar/../../4.jpg", "a.tar//5.jpg", "a.tar/x/./6.jpg", "a.tar/7.jpg"]
     names = ["a.tar/4.jpg", "a.tar/5.jpg", "a.tar/x/6.jpg", "a.tar/7.jpg", "b.parquet/7.png"]
-    assert [copy_name(path) for path in [*found, "b.parquet#7"]] == names
+    assert [copy_name(path) for path in [*listed, "b.parquet#7"]] == names
 
 
 def test_folders_and_archives_are_listed_side_by_side_in_order(tmp_path):
@@ -265,38 +229,27 @@ def test_compressed_tar_files_are_refused(tmp_path, name):
     assert "unpack it" in refusal(str(tmp_path))
 
 
-def cut(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """A tar of two images and what damage can make of it, with the reason that is expected."""
-    yield "cut off", data[:700]
-    yield "cut off", data[:1000]
-    yield "end mark is missing", data[:2048]
-    yield "end mark is missing", b""
-    yield "no header of a tar file at byte 1024", data[:1024] + b"x" + data[1025:]
-    yield "behind its end mark", data + data
-    yield "no header", b"\x89PNG" + bytes(600)
-    yield "no header", b"PK\x03\x04" + bytes(600)
-    yield (
-        "cut off",
-        data[:124] + b"77777777777\0" + data[136:148] + checksum(data, b"77777777777\0") + data[156:],
-    )
-
-
-def checksum(data: bytes, size: bytes) -> bytes:
-    """Of a header with another size."""
-    header = data[:124] + size + data[136:148] + b" " * 8 + data[156:512]
-    return b"%06o\0 " % sum(header)
-
-
-@pytest.mark.parametrize("number", range(9))
-def test_a_damaged_tar_fails_the_listing(tmp_path, number):
-    whole = Path(write_tar(tmp_path / "a.tar", [("1.jpg", b"x" * 300), ("2.jpg", b"y" * 300)])).read_bytes()
-    assert len(paths(str(tmp_path / "a.tar"))) == 2
-    reason, data = list(cut(whole))[number]
-    (tmp_path / "a.tar").write_bytes(data)
-    for uri in (tmp_path / "a.tar", tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:700], "cut off"),
+        (lambda data: data[:1000], "cut off"),
+        (lambda data: data[:2048], "end mark is missing"),
+        (lambda _: b"", "end mark is missing"),
+        (lambda data: data[:1024] + b"x" + data[1025:], "no header of a tar file at byte 1024"),
+        (lambda data: data + data, "behind its end mark"),
+        (lambda _: b"\x89PNG" + bytes(600), "no header"),
+    ],
+)
+def test_a_damaged_tar_fails_the_listing(tmp_path, damage, reason):
+    path = tmp_path / "a.tar"
+    write_tar(path, [("1.jpg", b"x" * 300), ("2.jpg", b"y" * 300)])
+    assert len(paths(str(path))) == 2
+    path.write_bytes(damage(path.read_bytes()))
+    for uri in (path, tmp_path):
         message = refusal(str(uri))
         assert reason in message
-        assert f"'{tmp_path}/a.tar'" in message
+        assert f"'{path}'" in message
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path):
@@ -311,12 +264,9 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path):
 def test_a_name_that_comes_twice_is_refused(tmp_path):
     twice = [("1.jpg", b"a"), ("2.jpg", b"b"), ("./1.jpg", b"c")]
     assert "has the member '1.jpg' twice" in refusal(write_tar(tmp_path / "a.tar", twice))
-    assert "has the key 'x' twice" in refusal(
-        write_parquet(tmp_path / "b.parquet", image=[b"", b""], key=["x", "x"])
-    )
-    assert "row 1 has no 'key'" in refusal(
-        write_parquet(tmp_path / "c.parquet", image=[b"", b""], key=["x", None])
-    )
+    for last, reason in (("x", "has the key 'x' twice"), (None, "row 1 has no 'key'")):
+        uri = write_parquet(tmp_path / "b.parquet", image=[b"", b""], key=["x", last])
+        assert reason in refusal(uri)
 
 
 @pytest.mark.parametrize(
@@ -343,14 +293,9 @@ def test_a_column_that_is_there_twice_and_metadata_that_say_nothing(tmp_path):
     twice = pa.table([pa.array([b""]), pa.array(["x"]), pa.array(["y"])], ["image", "label", "label"])
     pq.write_table(twice, tmp_path / "a.parquet")
     assert "the column 'label' twice" in refusal(str(tmp_path))
-    for said in (
-        "[1]",
-        "{",
-        "[" * 100_000,
-        '{"info": []}',
-        '{"info": {"features": {"label": {"names": 7}}}}',
-    ):
-        table = pa.table({"image": [b""], "label": [1]}).replace_schema_metadata({"huggingface": said})
+    features = '{"info": {"features": {"label": {"names": 7}}}}'
+    for metadata in ("[1]", "{", "[" * 100_000, '{"info": []}', features):
+        table = pa.table({"image": [b""], "label": [1]}).replace_schema_metadata({"huggingface": metadata})
         pq.write_table(table, tmp_path / "a.parquet")
         assert "a.parquet" in refusal(str(tmp_path))
 
@@ -361,13 +306,10 @@ def test_damaged_parquet_fails_the_listing_or_is_error_rows(tmp_path):
     (tmp_path / "a.parquet").write_bytes(whole[:-10])
     assert "a.parquet" in refusal(uri)
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(1000) + whole[1004:])
-    images = Images.open(uri)
-    assert len(list(images)) == 6
-    read = Reader(images.root)
-    for row in list(images)[:2]:
-        assert fault(read, row)[0] == "Damaged"
-    last = list(images)[-1]
-    assert read(last.path, last.offset) == b"\x05" * 1000
+    listed, read = list(Images.open(uri)), Reader(Folder.open(str(tmp_path)))
+    assert len(listed) == 6
+    assert [fault(read, row)[0] for row in listed[:2]] == ["Damaged"] * 2
+    assert read(*listed[-1].place) == b"\x05" * 1000
 
 
 # Hostile archives
@@ -380,24 +322,24 @@ def raw(name: bytes, size: int, kind: bytes = b"0") -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+def pax(records: bytes) -> bytes:
+    """An extended header of these records."""
+    return raw(b"x", len(records), b"x") + records + bytes(-len(records) % 512)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
         (raw(b"1.jpg", 1 << 62), "extends beyond its end"),
         (raw(b"x", 1 << 19, b"L"), "cut off"),
-        (raw(b"x", 512, b"x") + b"10 size=5\n".ljust(512, b"\0") + raw(b"x", -512, b"L"), "a size of -512"),
+        (pax(b"10 size=5\n") + raw(b"x", -512, b"L"), "a size of -512"),
         (raw(b"1.jpg", -5), "a size of -5"),
         (raw(b"x", 1 << 40, b"x"), "header of more than"),
         (raw(b"x", 1 << 40, b"L"), "header of more than"),
         (raw(b"x", 0, b"L") * 5000, "header of more than"),
-        (raw(b"x", 512, b"x") + b"9 no end".ljust(512), "pax header"),
-        (raw(b"x", 512, b"x") + b"99999999999999999 path=x\n".ljust(512), "pax header"),
-        (raw(b"x", 512, b"x") + b"0 path=x\n".ljust(512), "pax header"),
-        (
-            raw(b"x", 512, b"x") + b"18 size=999999999\n".ljust(512, b"\0") + raw(b"1.jpg", 0),
-            "beyond its end",
-        ),
-        (raw(b"x", 512, b"x") + b"11 size=-1\n".ljust(512, b"\0") + raw(b"1.jpg", 0), "a size of -1"),
+        *((pax(record), "pax header") for record in (b"9 no end\n", b"9" * 17 + b" path=x\n", b"0 path=x\n")),
+        (pax(b"18 size=999999999\n") + raw(b"1.jpg", 0), "beyond its end"),
+        (pax(b"11 size=-1\n") + raw(b"1.jpg", 0), "a size of -1"),
     ],
 )
 def test_headers_that_do_harm(tmp_path, data, expected):
@@ -412,11 +354,12 @@ def test_headers_that_do_harm(tmp_path, data, expected):
 def test_damage_of_any_kind_is_refused_or_an_error_row_and_never_another_image(tmp_path, kind):
     chance = random.Random(0)
     given = {f"{number}{'x' * 40 * number}.jpg": chance.randbytes(600) for number in range(5)}
+    uri = tmp_path / f"a.{kind}"
     if kind == "tar":
-        uri = Path(write_tar(tmp_path / "a.tar", [*given.items(), ("4.cls", b"x")]))
+        write_tar(uri, [*given.items(), ("4.cls", b"x")])
     else:
-        uri = Path(write_parquet(tmp_path / "a.parquet", 2, image=[*given.values()], key=[*given]))
-    whole, listed, told = uri.read_bytes(), list(Images.open(str(uri))), Counter[str]()
+        write_parquet(uri, 2, image=[*given.values()], key=[*given])
+    whole, listed, outcomes = uri.read_bytes(), list(Images.open(str(uri))), Counter[str]()
     for _ in range(200):
         damaged = bytearray(whole)
         for _ in range(chance.choice((1, 5, 50))):
@@ -426,36 +369,29 @@ def test_damage_of_any_kind_is_refused_or_an_error_row_and_never_another_image(t
         try:
             rows = listed + list(Images.open(str(uri)))
         except UserError:
-            told["refused"] += 1
+            outcomes["refused"] += 1
         read = Reader(Folder.open(str(tmp_path)))
         for row in rows:
             try:
                 data = read(row.path, row.offset)
             except BadImage:
-                told["bad"] += 1
+                outcomes["bad"] += 1
                 continue
-            told["read"] += 1
+            outcomes["read"] += 1
             others = [other for name, other in given.items() if not row.path.endswith(name)]
             assert data not in others or row not in listed
-    assert min(told[outcome] for outcome in ("refused", "bad", "read")) > 50
+    assert min(outcomes[outcome] for outcome in ("refused", "bad", "read")) > 50
 
 
 def test_a_long_pax_header_takes_no_time(tmp_path):
-    records = b"5 a=\n" * 200_000
-    data = (
-        raw(b"x", len(records), b"x") + records + bytes(-len(records) % 512) + raw(b"1.jpg", 0) + bytes(1024)
-    )
-    (tmp_path / "a.tar").write_bytes(data)
+    (tmp_path / "a.tar").write_bytes(pax(b"5 a=\n" * 200_000) + raw(b"1.jpg", 0) + bytes(1024))
     assert paths(str(tmp_path)) == ["a.tar/1.jpg"]
 
 
 @pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_of_any_kind(tmp_path, style):
     names = ["a b/new\nline.jpg", "größe/日本 🐈.jpg", "-rf.jpg", "%41#?.jpg"]
-    names += (
-        ["x" * 99 + ".jpg", "y/" * 60 + "z.jpg"] if style == tarfile.USTAR_FORMAT else ["x" * 3000 + ".jpg"]
-    )
-    names = [name for name in names if style != tarfile.USTAR_FORMAT or len(name) < 100 or "/" in name]
+    names += ["y/" * 60 + "z.jpg" if style == tarfile.USTAR_FORMAT else "x" * 3000 + ".jpg"]
     members = [(name, name.encode()) for name in names]
     uri = write_tar(tmp_path / "a.tar", members, format=style)
     assert contents(uri) == {f"a.tar/{name}": name.encode() for name in names}
@@ -478,10 +414,10 @@ def test_members_that_are_no_files_are_error_rows(tmp_path):
     folder = tarfile.TarInfo("folder.jpg")
     folder.type = b"5"
     uri = Path(write_tar(tmp_path / "a.tar", [*members, folder, ("1.jpg", b"good")]))
-    sparse = raw(b"x", 512, b"x") + b"22 GNU.sparse.major=1\n".ljust(512, b"\0") + raw(b"sparse.jpg", 0)
+    sparse = pax(b"22 GNU.sparse.major=1\n") + raw(b"sparse.jpg", 0)
     uri.write_bytes(sparse + raw(b"old.jpg", 0, b"S") + uri.read_bytes())
     images = Images.open(str(uri))
-    *bad, good = list(images)
+    *bad, good = images
     read = Reader(images.root)
     assert [row.path.partition("/")[2] for row in bad] == [
         *("sparse.jpg", "old.jpg", "hard.jpg", "soft.jpg", "device.jpg", "pipe.jpg")
@@ -507,18 +443,18 @@ def test_what_is_too_large_or_missing_is_an_error_row(tmp_path, monkeypatch):
 def test_the_name_decides_in_a_tar_that_was_written_anew(tmp_path):
     uri = write_tar(tmp_path / "a.tar", [("1.jpg", b"one"), ("2.jpg", b"two"), ("3.jpg", b"three")])
     images = Images.open(uri)
-    one, two, three = images
+    first, second, third = images
     write_tar(tmp_path / "a.tar", [("3.jpg", b"3"), ("0.jpg", b"0"), ("1.jpg", b"1" * 1000)])
     read = Reader(images.root)
-    assert read(one.path, one.offset) == b"1" * 1000
-    assert read(three.path, three.offset) == b"3"
-    assert fault(read, two) == ("FileNotFoundError", "removed since it was listed")
+    assert read(*first.place) == b"1" * 1000
+    assert read(*third.place) == b"3"
+    assert fault(read, second) == ("FileNotFoundError", "removed since it was listed")
     (tmp_path / "a.tar").unlink()
-    assert fault(Reader(images.root), one) == ("FileNotFoundError", "removed since it was listed")
+    assert fault(Reader(images.root), first) == ("FileNotFoundError", "removed since it was listed")
 
 
 def test_keys_decide_in_parquet_and_rows_without_a_key_are_refused_after_a_change(tmp_path):
-    keyed = write_parquet(tmp_path / "a.parquet", image=[b"1", b"2"], key=["x", "y"])
+    write_parquet(tmp_path / "a.parquet", image=[b"1", b"2"], key=["x", "y"])
     plain = write_parquet(tmp_path / "b.parquet", image=[b"1", b"2"])
     x, y, *numbered = Images.open(str(tmp_path))
     write_parquet(tmp_path / "a.parquet", image=[b"3", b"4"], key=["z", "x"])
@@ -532,20 +468,16 @@ def test_keys_decide_in_parquet_and_rows_without_a_key_are_refused_after_a_chang
     assert [fault(Reader(read.root), row)[0] for row in numbered] == ["Replaced", "Replaced"]
     write_parquet(tmp_path / "a.parquet", path=["x.jpg"])
     assert fault(Reader(Folder.open(str(tmp_path))), x)[0] == "Damaged"
-    assert keyed
 
 
 def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, monkeypatch):
     uri = write_parquet(tmp_path / "a.parquet", 10, image=[str(i).encode() for i in range(57)])
-    begun: list[int] = []
-    batches = parquet.Parquet._batches
-    monkeypatch.setattr(
-        parquet.Parquet, "_batches", lambda self, *how: begun.append(how[1]) or batches(self, *how)
-    )
+    batches = Mock(side_effect=parquet.Parquet._batches)
+    monkeypatch.setattr(parquet.Parquet, "_batches", lambda *arguments: batches(*arguments))
     images = Images.open(uri)
     listed, read = list(images), Reader(images.root)
     assert [read(row.path, row.offset) for row in listed] == [str(i).encode() for i in range(57)]
-    assert begun == [0, 1, 2, 3, 4, 5]
+    assert [call.args[2] for call in batches.call_args_list] == [0, 1, 2, 3, 4, 5]
     for row in (56, 3, 3, 2, 19, 20, 0, 55):
         assert read(f"a.parquet#{row}") == str(row).encode()
     for name in ("57", "-1", "x", "1" * 30, "", "0x1"):

@@ -1,38 +1,24 @@
 """Every odd file is decided on purpose, and no file brings the job down."""
 
 import atexit
-import gc
 import io
 import os
-import pickle
 import re
 import resource
 import signal
 import struct
 import tempfile
 import warnings
-import weakref
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
-import fsspec
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
-from tests.support.bad_files import (
-    encode,
-    flip,
-    grey16,
-    photo,
-    png,
-    png_chunk,
-    tiff,
-    with_exif,
-    write_bad_files,
-)
+from tests.support.bad_files import encode, flip, photo, png, png_chunk, tiff, with_exif, write_bad_files
 from tlray.core.storage import Folder
 from tlray.images import reader
 from tlray.images.bad_image import MAX_BYTES, BadImage
@@ -46,18 +32,24 @@ OUTCOMES = write_bad_files(FOLDER)
 ROOT = Folder.open(HOLDER.name)
 BOMBS = sorted(name for name in OUTCOMES if name.startswith("bomb"))
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PPM": {}}
+REASONS = {
+    **{"empty.jpg": "EmptyFile", "wrong_header.png": "BrokenHeader"},
+    **dict.fromkeys(["page.png", "eps.jpg", "pdf.jpg", "drawing.png"], "NotAnImage"),
+    **dict.fromkeys(["half.jpg", "input_output_error.jpg"], "OSError"),
+    "wrong_checksum.png": "SyntaxError",
+    **dict.fromkeys(["float.tif", "grey_32_bit.tif", "signed.tif"], "UnsupportedMode"),
+    **dict.fromkeys(["pipe.jpg", "socket.jpg", "device.jpg"], "NotAFile"),
+    **dict.fromkeys(BOMBS, "DecompressionBomb"),
+}
+"""For some of the bad files, the name of the error."""
 
 
-def decode_files(root: Folder, paths: list[str], image_size: int) -> tuple[np.ndarray, list[BadImage | None]]:
-    """The pixels of many files and what is wrong with each, as the pipeline keeps them."""
-    pixels = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
-    bad: list[BadImage | None] = [None] * len(paths)
-    for row, path in enumerate(paths):
-        try:
-            pixels[row] = decode(read_image(root, path), image_size)
-        except BadImage as error:
-            bad[row] = BadImage(error.stage, error.error, error.message)
-    return pixels, bad
+def outcome(name: str) -> np.ndarray | BadImage:
+    """The pixels of a file, or what is wrong with it."""
+    try:
+        return decode(read_image(ROOT, name), 8)
+    except BadImage as bad:
+        return bad
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -105,54 +97,23 @@ def little_memory(megabytes: int = 64) -> Iterator[None]:
 # Every file.
 
 
-@pytest.mark.parametrize(("name", "outcome"), OUTCOMES.items())
+@pytest.mark.parametrize(("name", "expected"), OUTCOMES.items())
 def test_each_file_has_its_outcome(
-    name: str, outcome: str, alarm: None, recwarn: pytest.WarningsRecorder
+    name: str, expected: str, alarm: None, recwarn: pytest.WarningsRecorder
 ) -> None:
-    rows, (bad,) = decode_files(ROOT, [name], 8)
-    assert rows.shape == (1, 8, 8, 3)
-    assert rows.dtype == np.uint8
-    assert (bad.stage if bad else "ok") == outcome, bad
+    result = outcome(name)
     assert not recwarn.list
-    if bad:
-        assert not rows.any()
-        assert bad.error.isidentifier()
-        assert bad.message
-        assert bad.message.isprintable()
-        assert len(bad.message) <= 500
-        assert "0x" not in bad.message
-        assert HOLDER.name not in bad.message
-
-
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        ("empty.jpg", "EmptyFile"),
-        ("page.png", "NotAnImage"),
-        ("eps.jpg", "NotAnImage"),
-        ("pdf.jpg", "NotAnImage"),
-        ("drawing.png", "NotAnImage"),
-        ("wrong_header.png", "BrokenHeader"),
-        ("half.jpg", "OSError"),
-        ("wrong_checksum.png", "SyntaxError"),
-        ("float.tif", "UnsupportedMode"),
-        ("grey_32_bit.tif", "UnsupportedMode"),
-        ("signed.tif", "UnsupportedMode"),
-        ("pipe.jpg", "NotAFile"),
-        ("socket.jpg", "NotAFile"),
-        ("device.jpg", "NotAFile"),
-        ("input_output_error.jpg", "OSError"),
-        *((bomb, "DecompressionBomb") for bomb in BOMBS),
-    ],
-)
-def test_the_error_has_a_name_to_filter_by(name: str, error: str, alarm: None) -> None:
-    bad = decode_files(ROOT, [name], 8)[1][0]
-    assert bad is not None
-    assert bad.error == error, bad
-
-
-def test_bad_files_are_of_many_kinds() -> None:
-    assert len([outcome for outcome in OUTCOMES.values() if outcome != "ok"]) >= 30
+    if isinstance(result, BadImage):
+        assert (result.stage, result.error) == (expected, REASONS.get(name, result.error)), result
+        assert result.error.isidentifier()
+        assert result.message
+        assert result.message.isprintable()
+        assert len(result.message) <= 500
+        assert "0x" not in result.message
+        assert HOLDER.name not in result.message
+    else:
+        assert expected == "ok"
+        assert (result.shape, result.dtype) == ((8, 8, 3), np.uint8)
 
 
 # Reading.
@@ -186,13 +147,6 @@ def test_a_name_that_only_looks_as_if_it_were_not_utf_8_is_read(tmp_path: Path) 
     assert read_image(root, os.fsdecode(b"caf\xe9.jpg")) == b"other"
 
 
-def test_an_absolute_path_stands_for_itself(tmp_path: Path) -> None:
-    assert (
-        read_image(Folder.open(str(tmp_path)), str(FOLDER / "plain.jpg"))
-        == (FOLDER / "plain.jpg").read_bytes()
-    )
-
-
 def test_a_file_that_became_a_pipe_is_not_waited_for(
     tmp_path: Path, alarm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,29 +166,20 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     assert (caught.value.stage, caught.value.error) == ("read", "FileTooLarge")
 
 
-def test_other_storage_is_read_too() -> None:
-    root = Folder.open("memory://images")
-    root.write("a.jpg", (FOLDER / "plain.jpg").read_bytes())
-    rows, bad = decode_files(root, ["a.jpg", "gone.jpg"], 8)
-    assert bad[0] is None
-    assert rows[0].any()
-    assert bad[1] is not None
-    assert (bad[1].stage, bad[1].message) == ("read", "removed since it was listed")
-
-
-def open_files() -> Counter[str]:
-    """What this process has open, and how often; what ends meanwhile is no concern of a test."""
-    places = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            places.append(os.readlink(entry))
-    return Counter(place for place in places if not place.endswith("/fd"))
+def test_images_are_read_from_other_storage_and_from_outside_the_folder(tmp_path: Path) -> None:
+    local, remote = Folder.open(str(tmp_path)), Folder.open("memory://images")
+    remote.write("sub/a.png", b"bytes")
+    for root, folder in ((remote, "sub"), (local, "memory://images/sub")):
+        assert read_image(root, f"{folder}/a.png") == b"bytes"
+        with pytest.raises(BadImage, match="removed since it was listed"):
+            read_image(root, f"{folder}/b.png")
+    assert read_image(local, str(FOLDER / "plain.jpg")) == (FOLDER / "plain.jpg").read_bytes()
 
 
 def test_no_file_stays_open() -> None:
-    before = open_files()
-    decode_files(ROOT, list(OUTCOMES), 8)
-    assert not open_files() - before
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(list(map(outcome, OUTCOMES))) > 90
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # What the pixels are.
@@ -264,21 +209,15 @@ def test_other_modes_become_rgb_as_in_pillow(mode: str) -> None:
     np.testing.assert_array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_cmyk_has_the_colours_of_rgb() -> None:
-    red = encode(Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK"), "JPEG", quality=100)
-    assert np.abs(pixels(red).astype(int) - (250, 10, 10)).max() < 6
-
-
 def test_alpha_is_composited_over_white() -> None:
     colour = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    rgba = Image.fromarray(np.dstack([colour, alpha]))
+    grey = colour[..., 0]
     for kind in ("PNG", "TIFF"):
-        np.testing.assert_array_equal(pixels(encode(rgba, kind)), over_white(colour, alpha))
-    grey_alpha = Image.fromarray(np.dstack([colour[..., 0], alpha]), "LA")
-    for kind in ("PNG", "TIFF"):
-        got = pixels(encode(grey_alpha, kind))
-        np.testing.assert_array_equal(got, over_white(colour[..., [0, 0, 0]], alpha))
+        rgba = encode(Image.fromarray(np.dstack([colour, alpha])), kind)
+        np.testing.assert_array_equal(pixels(rgba), over_white(colour, alpha))
+        grey_alpha = encode(Image.fromarray(np.dstack([grey, alpha]), "LA"), kind)
+        np.testing.assert_array_equal(pixels(grey_alpha), over_white(np.dstack([grey] * 3), alpha))
 
 
 def test_palette_transparency_is_composited_over_white() -> None:
@@ -288,8 +227,8 @@ def test_palette_transparency_is_composited_over_white() -> None:
     several = encode(image, "PNG", transparency=bytes([0, 100, 200, 255]))
     np.testing.assert_array_equal(pixels(several), over_white(colour, np.array([[0, 100, 200, 255]])))
     for kind in ("PNG", "GIF"):
-        one = encode(image, kind, transparency=1)
-        np.testing.assert_array_equal(pixels(one), over_white(colour, np.array([[255, 0, 255, 255]])))
+        single = encode(image, kind, transparency=1)
+        np.testing.assert_array_equal(pixels(single), over_white(colour, np.array([[255, 0, 255, 255]])))
 
 
 def test_a_transparent_colour_becomes_white() -> None:
@@ -312,11 +251,6 @@ def test_16_bit_grey_is_scaled_not_clipped(kind: str, dtype: str) -> None:
     wide = np.arange(65536).reshape(256, 256)
     got = pixels(encode(Image.fromarray(wide.astype(dtype)), kind))
     np.testing.assert_array_equal(got, np.round(wide / 257).astype(np.uint8)[..., None].repeat(3, -1))
-
-
-def test_compressed_16_bit_grey() -> None:
-    data = encode(Image.fromarray(grey16()), "TIFF", compression="tiff_lzw")
-    np.testing.assert_array_equal(pixels(data)[..., 0], np.round(grey16() / 257))
 
 
 def test_16_bit_grey_with_zero_as_white_is_inverted() -> None:
@@ -363,25 +297,19 @@ TURNED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*((kind, "RGB") for kind in ("PNG", "WEBP", "TIFF")), ("PNG", "P"), ("PNG", "RGBA"), ("JPEG", "CMYK")],
+)
 @pytest.mark.parametrize("orientation", TURNED)
-def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_once(kind: str, mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upright = open_image(encode(photo(), kind, exif=exif, **LOSSLESS[kind]))
-    expected = TURNED[orientation](np.asarray(photo()))
+    options = LOSSLESS.get(kind, {})
+    expected = TURNED[orientation](pixels(encode(photo(mode), kind, **options)))
+    upright = open_image(encode(photo(mode), kind, exif=exif, **options))
     np.testing.assert_array_equal(np.asarray(upright), expected)
-    np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(upright)), expected)
     np.testing.assert_array_equal(pixels(encode(upright, "PNG")), expected)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_exif_orientation_is_applied_in_every_mode(mode: str) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    kind = "JPEG" if mode == "CMYK" else "PNG"
-    plain = pixels(encode(photo(mode), kind))
-    np.testing.assert_array_equal(pixels(encode(photo(mode), kind, exif=exif)), np.rot90(plain, -1))
 
 
 def test_a_broken_exif_block_does_not_make_a_good_picture_bad() -> None:
@@ -404,10 +332,7 @@ def test_a_broken_exif_block_does_not_make_a_good_picture_bad() -> None:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_before_its_pixels_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
-        raise AssertionError("pixels are read")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=AssertionError("pixels are read")))
     data = (FOLDER / name).read_bytes()
     with little_memory():
         assert refused(data).error == "DecompressionBomb"
@@ -418,16 +343,16 @@ def test_a_bomb_is_refused_before_its_pixels_are_read(name: str, monkeypatch: py
 def test_the_limit_is_ours_alone(kind: str, theirs: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", theirs)
     data = encode(photo(size=(61, 41)), kind)
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert open_image(data, max_pixels=61 * 41).size == (61, 41)
         with pytest.raises(BadImage, match="DecompressionBomb"):
             open_image(data, max_pixels=61 * 41 - 1)
-    assert not heard
+    assert not caught
     assert theirs == Image.MAX_IMAGE_PIXELS
 
 
-def test_a_gif_frame_larger_than_its_screen_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gif_frame_larger_than_its_screen_counts() -> None:
     screen = struct.pack("<6sHHBBB", b"GIF89a", 1, 1, 0, 0, 0)
     frame = b"," + struct.pack("<4HB", 0, 0, 50000, 50000, 0) + b"\x02\x02D\x01\0;"
     with little_memory():
@@ -472,52 +397,21 @@ def test_no_damage_to_a_png_goes_unseen(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "raised",
-    [
-        OSError("a"),
-        SyntaxError(),
-        struct.error("c"),
-        MemoryError(),
-        EOFError(),
-        KeyError(1),
-        RecursionError(),
-    ],
+    "raised", [OSError("a"), SyntaxError(), MemoryError(), KeyError(1), RecursionError()]
 )
 def test_whatever_pillow_raises_is_a_bad_image(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
-        raise raised
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=raised))
     bad = refused((FOLDER / "plain.jpg").read_bytes())
     assert bad.error == type(raised).__name__
     assert bad.message
 
 
 def test_an_interrupt_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=KeyboardInterrupt))
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(KeyboardInterrupt):
         open_image((FOLDER / "plain.jpg").read_bytes())
     assert before == Image.MAX_IMAGE_PIXELS
-
-
-def test_a_bad_image_holds_no_pixels_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
-    load = ImageFile.ImageFile.load
-
-    def spy(image: ImageFile.ImageFile) -> object:
-        opened.append(weakref.ref(image))
-        return load(image)
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", spy)
-    _, bad = decode_files(ROOT, ["half.jpg", "half.gif"], 8)
-    gc.collect()
-    assert all(bad)
-    assert opened
-    assert not [ref for ref in opened if ref() is not None]
 
 
 # The error itself.
@@ -533,53 +427,26 @@ def test_a_message_is_one_printable_line() -> None:
     assert str(bad) == f"OSError: {bad.message}"
 
 
-def test_a_bad_image_travels_between_processes() -> None:
-    bad = pickle.loads(pickle.dumps(BadImage(stage="read", error="OSError", message="b\n")))
-    assert (bad.stage, bad.error, bad.message) == ("read", "OSError", "b\\n")
-
-
-def test_a_table_may_name_an_image_by_its_uri(tmp_path):
-    with fsspec.open("memory://uris/sub/a.png", "wb") as file:
-        file.write(b"bytes")
-    assert reader.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/a.png") == b"bytes"
-    with pytest.raises(BadImage, match="removed"):
-        reader.read_image(Folder.open(str(tmp_path)), "memory://uris/sub/b.png")
-
-
 # Scaled decoding
 
 
-def difference(data: bytes, size: int) -> np.ndarray:
-    """Against the whole picture, resized."""
-    whole = np.asarray(open_image(data).resize((size, size), Image.Resampling.BILINEAR), int)
-    return np.abs(decode(data, size) - whole)
-
-
-def test_a_large_jpeg_is_decoded_scaled_and_hardly_differs():
-    large = photo().resize((2400, 1800))
-    data = encode(large, "JPEG", quality=92)
-    assert open_image(data, 200).size == (300, 225)
-    assert open_image(data, 226).size == (600, 450)
-    assert difference(data, 100).mean() < 0.5
-    assert open_image(data).size == (2400, 1800)
-
-
-def test_what_is_not_twice_as_large_as_needed_is_decoded_whole():
-    data = encode(photo().resize((399, 399)), "JPEG", quality=92)
-    assert difference(data, 100).max() == 0
-
-
-def test_other_formats_are_decoded_whole():
-    data = encode(photo().resize((1200, 900)), "PNG")
-    assert open_image(data, 100).size == (1200, 900)
-    assert difference(data, 50).max() == 0
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_scaled_decoding_keeps_the_colours(mode):
-    data = encode(photo().resize((1600, 1200)).convert(mode), "JPEG", quality=92)
-    assert open_image(data, 150).size == (200, 150)
-    assert difference(data, 60).mean() < 1
+@pytest.mark.parametrize(
+    ("mode", "kind", "size", "image_size", "decoded", "difference"),
+    [
+        ("RGB", "JPEG", (2400, 1800), 100, (300, 225), 0.5),
+        ("RGB", "JPEG", (2400, 1800), 113, (600, 450), 0.5),
+        ("RGB", "JPEG", (399, 399), 100, (399, 399), 0),
+        ("RGB", "PNG", (1200, 900), 50, (1200, 900), 0),
+        *((mode, "JPEG", (1600, 1200), 60, (200, 150), 1) for mode in ("L", "CMYK")),
+    ],
+)
+def test_a_large_jpeg_is_decoded_scaled_and_hardly_differs(mode, kind, size, image_size, decoded, difference):
+    data = encode(photo().resize(size).convert(mode), kind, quality=92)
+    assert open_image(data, 2 * image_size).size == decoded
+    whole = open_image(data)
+    assert whole.size == size
+    expected = np.asarray(whole.resize((image_size, image_size), Image.Resampling.BILINEAR), int)
+    assert np.abs(decode(data, image_size) - expected).mean() <= difference
 
 
 def test_a_large_jpeg_that_was_cut_is_refused_all_the_same():

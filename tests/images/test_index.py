@@ -1,6 +1,5 @@
 """The list of a job's images: every one in exactly one shard, and the job known again."""
 
-import errno
 import itertools
 import pickle
 import time
@@ -8,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from operator import length_hint
 from pathlib import Path
 from threading import Event
 
@@ -32,11 +32,6 @@ SMALL = (1, JOB, 128)
 """Batch size, job and copies of an index whose shards have 1 image at first, and later 8."""
 PIECE, NEXT = 64, 64 * 8
 """Images in its first piece, and in each that follows."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder.open(str(tmp_path / "features"))
 
 
 def listing(count: int) -> list[Listed]:
@@ -74,7 +69,7 @@ def forbidden() -> Iterable[Listed]:
 # Shards
 
 
-@pytest.mark.parametrize("batch_size", [1, 20, 128, 129, 1000])
+@pytest.mark.parametrize("batch_size", [1, 20, 129, 1000])
 @pytest.mark.parametrize("count", [1, 128, 129, 1001])
 def test_every_row_is_in_one_shard_in_order(folder, batch_size, count):
     images = listing(count)
@@ -95,33 +90,16 @@ def test_shards_grow_with_the_set(folder, batch_size, first, later):
     assert index.shard_sizes == [first] * 64 + [later] * full + ([rest] if rest else [])
 
 
-def test_the_rows_of_a_shard_are_a_slice_of_the_listing(folder):
+def test_a_shard_is_a_slice_of_the_listing_and_is_left_out_when_it_is_done(folder):
     images = listing(LARGE)
     index = start(folder, images)
     assert len(index.shard_sizes) == 67
-    assert rows(index) == images
-    for shard, table in enumerate(index.shards(())):
-        at = sum(index.shard_sizes[:shard])
-        expected = [image.path for image in images[at : at + index.shard_sizes[shard]]]
+    left = sorted(set(range(67)) - {0, 3, 64, 66})
+    for shard, table in zip(left, index.shards({0, 3, 64, 66}), strict=True):
+        first = sum(index.shard_sizes[:shard])
+        expected = [image.path for image in images[first : first + index.shard_sizes[shard]]]
         assert table["path"].to_pylist() == expected
         assert set(table["shard"].to_pylist()) == {shard}
-    assert shard == 66
-
-
-def test_shards_that_are_done_are_left_out(folder):
-    index = start(folder, listing(LARGE))
-    done = {0, 3, 64, 66}
-    left = [table["shard"][0].as_py() for table in index.shards(done)]
-    assert left == sorted(set(range(67)) - done)
-
-
-def test_a_piece_is_64_shards(folder):
-    images = listing(64 * 128 + 64 * 1024 + 1)
-    index = start(folder, images)
-    assert index.count("label") == Counter((image.label,) for image in images)
-    sizes = [pq.read_metadata(folder.join(piece_name(piece))).num_rows for piece in range(3)]
-    assert sizes == [64 * 128, 64 * 1024, 1]
-    assert folder.names("index") == [piece_name(piece).removeprefix("index/") for piece in range(3)]
 
 
 def test_all_values_come_back(folder):
@@ -137,27 +115,12 @@ def test_all_values_come_back(folder):
     assert rows(Index.open(folder)) == images
 
 
-def test_the_file_is_plain_parquet(folder):
-    start(folder, listing(300))
-    table = pq.read_table(folder.join(NAME))
-    assert table.schema.names == ["path", "split", "label", "size", "modified", "offset", "shard"]
-    assert table.num_rows == 300
-    assert Counter(table["shard"].to_pylist()) == {0: 128, 1: 128, 2: 44}
-
-
 def test_work_begins_when_the_first_piece_is_listed(folder):
     """No more is looked at than tells that another piece follows; the rest is listed on demand."""
-    seen = 0
-
-    def images() -> Iterable[Listed]:
-        nonlocal seen
-        for image in listing(64 * 128 + 64 * 1024 + 5):
-            seen += 1
-            yield image
-
-    writer = IndexWriter.start(folder, images(), 32, JOB)
+    images = iter(listing(64 * 128 + 64 * 1024 + 5))
+    writer = IndexWriter.start(folder, images, 32, JOB)
     index = writer.index
-    assert seen == 64 * 128 + 1
+    assert length_hint(images) == 64 * 1024 + 4
     assert (index.images, index.complete) == (64 * 128, False)
     shards = index.shards(())
     assert [next(shards)["shard"][0].as_py() for _ in range(64)] == list(range(64))
@@ -172,11 +135,11 @@ def test_work_begins_when_the_first_piece_is_listed(folder):
 
 def test_a_reader_waits_for_what_is_being_listed(folder):
     writer = IndexWriter.start(folder, listing(PIECE + 5), *SMALL)
-    found = ThreadPoolExecutor(1).submit(lambda: [table.num_rows for table in writer.index.shards(())])
+    sizes = ThreadPoolExecutor(1).submit(lambda: [table.num_rows for table in writer.index.shards(())])
     time.sleep(0.5)
-    assert not found.done()
+    assert not sizes.done()
     writer.finish()
-    assert found.result(timeout=10) == writer.index.shard_sizes
+    assert sizes.result(timeout=10) == writer.index.shard_sizes
 
 
 def test_a_reader_is_told_that_a_listing_was_stopped(folder):
@@ -202,11 +165,11 @@ def test_a_listing_in_another_thread_is_stopped_at_its_next_image(folder):
         yield from (Listed(f"z{number}", None, None, None, None) for number in itertools.count())
 
     writer = IndexWriter.start(folder, images(), 32, JOB)
-    found = ThreadPoolExecutor(1).submit(writer.finish)
+    listed = ThreadPoolExecutor(1).submit(writer.finish)
     assert going.wait(30)
     writer.stop()
     with pytest.raises(JobError, match="was stopped"):
-        found.result(timeout=30)
+        listed.result(timeout=30)
 
 
 def test_an_index_is_sent_as_its_place(folder):
@@ -224,69 +187,57 @@ def test_count(folder):
     index = start(folder, images)
     assert index.count("split", "label") == Counter((image.split, image.label) for image in images)
     assert index.count("label") == Counter((image.label,) for image in images)
-    assert index.count("label", "split")["0", "train"] == index.count("split", "label")["train", "0"]
 
 
 # A job is started, and known again
 
 
-def test_start(folder):
-    index = start(folder, listing(3))
-    assert index.job == JOB
+def test_a_job_in_an_empty_folder_starts_with_plain_parquet(folder):
+    Path(folder.path).mkdir()
+    assert start(folder, listing(300)).job == JOB
     assert folder.names() == ["index"]
     assert folder.names("index") == [Path(NAME).name]
+    table = pq.read_table(folder.join(NAME))
+    assert table.schema.names == ["path", "split", "label", "size", "modified", "offset", "shard"]
+    assert Counter(table["shard"].to_pylist()) == {0: 128, 1: 128, 2: 44}
 
 
-def test_the_same_job_goes_on_without_listing(folder):
-    images = listing(200)
-    start(folder, images)
-    index = start(folder, forbidden())
-    assert rows(index) == images
-    assert vars(index).keys() == vars(Index.open(folder)).keys()
-    assert Index.open(folder).shard_sizes == index.shard_sizes
-    assert Index.open(folder).job == JOB
-
-
-def test_the_same_job_with_another_batch_keeps_its_shards(folder):
-    sizes = start(folder, listing(1001), 20).shard_sizes
-    assert start(folder, forbidden(), 64).shard_sizes == sizes
+@pytest.mark.parametrize("batch_size", [20, 64])
+def test_the_same_job_keeps_its_shards_and_is_not_listed_again(folder, batch_size):
+    images = listing(1001)
+    sizes = start(folder, images, 20).shard_sizes
+    for index in (start(folder, forbidden(), batch_size), Index.open(folder)):
+        assert (index.shard_sizes, index.images, index.complete, index.job) == (sizes, 1001, True, JOB)
+        assert rows(index) == images
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "words"),
     [
         ({"source": "/other"}, ["source", "/images", "/other"]),
         ({"seed": 7}, ["seed", "7"]),
         ({"provenance": {"cut": "middle", "weights_sha256": "ab"}}, ["cut", "end", "middle"]),
-        ({"provenance": {"cut": "end", "weights_sha256": "cd"}}, ["weights_sha256", "ab", "cd"]),
         ({"more": 1}, ["more", "1"]),
     ],
 )
-def test_another_job_is_refused_with_the_difference(folder, changed, said):
+def test_another_job_is_refused_with_the_difference(folder, changed, words):
     start(folder, listing(3))
     before = folder.read(NAME)
     with pytest.raises(UserError) as caught:
         start(folder, forbidden(), **changed)
     message = str(caught.value)
-    assert all(word in message for word in [folder.uri, *said])
-    same = {"source", "seed", "cut", "weights_sha256", "more"} - {said[0]}
-    assert not any(f"{name} is" in message for name in same)
+    assert all(word in message for word in [folder.uri, *words])
+    assert not any(f"{name} " in message for name in {"source", "seed", "cut", "weights_sha256"} - {words[0]})
     assert folder.read(NAME) == before
 
 
 @pytest.mark.parametrize("stranger", ["notes.txt", "photos/a.jpg", "manifest.json", ".hidden"])
 def test_a_folder_of_something_else_is_refused(folder, stranger):
     folder.write(stranger, b"mine")
-    with pytest.raises(UserError) as caught:
+    name = stranger.partition("/")[0]
+    with pytest.raises(UserError, match=rf"{folder.uri} is not empty .*it holds {name}"):
         start(folder, forbidden())
-    assert folder.uri in str(caught.value)
-    assert stranger.partition("/")[0] in str(caught.value)
-    assert folder.names() == [stranger.partition("/")[0]]
-
-
-def test_an_empty_folder_is_as_good_as_none(folder):
-    Path(folder.path).mkdir()
-    assert start(folder, listing(3)).images == 3
+    assert folder.names() == [name]
 
 
 def test_without_an_image_nothing_is_written(folder, tmp_path):
@@ -297,22 +248,14 @@ def test_without_an_image_nothing_is_written(folder, tmp_path):
 
 
 def test_the_first_image_is_looked_for_in_the_listing_that_goes_on(folder):
-    images, seen = listing(300), []
-
-    def once() -> Iterator[Listed]:
-        for image in images:
-            seen.append(image)
-            yield image
-
-    listed = listing_for(folder, once())
-    assert seen == images[:1]
+    images = listing(300)
+    rest = iter(images)
+    listed = listing_for(folder, rest)
+    assert length_hint(rest) == 299
     assert not folder.exists()
-    assert rows(start(folder, listed)) == images == seen
-
-
-def test_no_image_is_looked_for_where_there_is_an_index(folder):
-    start(folder, listing(3))
-    assert start(folder, listing_for(folder, forbidden())).images == 3
+    assert rows(start(folder, listed)) == images
+    # Where there is an index, no image is looked for.
+    assert start(folder, listing_for(folder, forbidden())).images == 300
 
 
 def test_a_listing_that_fails_on_its_way_leaves_nothing(folder):
@@ -376,17 +319,7 @@ def test_a_job_that_was_killed_while_listing_starts_again(folder):
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"1")
     folder = Folder.open(str(tmp_path / "file" / "features"))
-    with pytest.raises(UserError, match="features") as caught:
-        start(folder, listing(3))
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_full_disk(folder, monkeypatch):
-    def full(*paths: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match=r"^cannot write to .*/file/features: Not a directory$"):
         start(folder, listing(3))
 
 
@@ -408,14 +341,12 @@ def test_new_images_come_in_shards_behind_the_others(folder, count):
     assert index.shard_sizes[: len(sizes)] == sizes
     assert rows(index) == rows(Index.open(folder)) == [*images, *sorted(new)]
     assert index.images == Index.open(folder).images == count + 200
-    assert [shard for table in index.shards(()) for shard in set(table["shard"].to_pylist())] == list(
-        range(len(index.shard_sizes))
-    )
+    shards = [shard for table in index.shards(()) for shard in set(table["shard"].to_pylist())]
+    assert shards == list(range(len(index.shard_sizes)))
     assert writer.diff.changes() == Changes(added=200)
     again = small(folder, [*images, *new], extend=True)
-    assert again.index.complete
+    assert (again.index.complete, again.index.shard_sizes) == (True, index.shard_sizes)
     assert again.diff.changes() == Changes(added=0)
-    assert again.index.shard_sizes == index.shard_sizes
 
 
 def test_many_small_additions(folder):
@@ -482,11 +413,8 @@ def test_a_damaged_index(folder, how):
 def test_parquet_that_is_no_index(folder):
     start(folder, listing(3))
     table = pq.read_table(folder.join(NAME))
-    for other in (
-        table.drop_columns(["shard"]),
-        table.replace_schema_metadata(),
-        table.select(SCHEMA.names[::-1]),
-    ):
+    unstamped, reversed_columns = table.replace_schema_metadata(), table.select(SCHEMA.names[::-1])
+    for other in (table.drop_columns(["shard"]), unstamped, reversed_columns):
         pq.write_table(other, folder.join(NAME))
         with pytest.raises(JobError):
             Index.open(folder)
@@ -505,31 +433,25 @@ def test_an_index_made_to_do_harm(folder, values):
 
 
 def test_an_index_on_remote_storage():
-    import fsspec
-
-    folder = Folder.open("memory://index-test")
+    folder, images = Folder.open("memory://index-test"), listing(300)
     try:
-        images = listing(300)
         assert rows(start(folder, images)) == images
         assert start(folder, forbidden()).images == 300
     finally:
-        fsspec.filesystem("memory").rm("/index-test", recursive=True)
+        folder.remove()
 
 
 def test_pieces_are_asked_for_side_by_side(tmp_path):
-    images = listing(64 + 10 * 64 * 8)
-    writer = IndexWriter.start(Folder.open(str(tmp_path)), images, 1, JOB, 128)
-    writer.finish()
-    storage = SlowStorage()
+    written, storage = small(Folder.open(str(tmp_path)), listing(PIECE + 10 * NEXT)).index, SlowStorage()
     index = Index.open(storage.folder(tmp_path))
-    assert (index.shard_sizes, index.complete) == (writer.index.shard_sizes, True)
+    assert (index.shard_sizes, index.complete) == (written.shard_sizes, True)
     assert storage.most["open"] > 5
 
 
-@pytest.mark.parametrize("count", [64 + 2 * 64 * 8, 64 + 2 * 64 * 8 + 3])
+@pytest.mark.parametrize("count", [PIECE + 2 * NEXT, PIECE + 2 * NEXT + 3])
 def test_pieces_that_are_done_are_not_read(folder, count):
-    IndexWriter.start(folder, listing(count), 1, JOB, 128).finish()
+    small(folder, listing(count))
     folder.remove(piece_name(0))
     folder.remove(piece_name(1))
     left = pa.concat_tables([SCHEMA.empty_table(), *Index(folder, JOB).shards(range(192))])
-    assert left["path"].to_pylist() == [image.path for image in listing(count)[64 + 2 * 64 * 8 :]]
+    assert left["path"].to_pylist() == [image.path for image in listing(count)[PIECE + 2 * NEXT :]]
