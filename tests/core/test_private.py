@@ -1,5 +1,6 @@
 """What is private in other packages still does what tlray needs, in the versions that are here."""
 
+import json
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import files
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,42 +32,37 @@ def test_flatten_layers_finds_layers_at_any_depth_and_in_layers_that_are_no_mode
     inputs = keras.Input((4, 3), name="inputs")
     x = layers.Bidirectional(layers.LSTM(2, name="lstm"), name="both")(inner(inputs))
     model = keras.Model(inputs, layers.Dense(1, name="last")(x), name="model")
-    found = private.flatten_layers(model)
-    names = [layer.name for layer in found]
-    assert [name for name in names if name in [layer.name for layer in model.layers]] == [
-        "inputs",
-        "inner",
-        "both",
-        "last",
-    ], "the layers of the model itself are no longer in their order"
+    flat = private.flatten_layers(model)
+    names = [layer.name for layer in flat]
+    own = ["inputs", "inner", "both", "last"]
+    assert [name for name in names if name in own] == own, "the model's layers are no longer in their order"
     assert names[0] == "model"
     inside = {"deep", "forward_lstm", "backward_lstm"}
     assert inside <= set(names), "the layers inside a model or a Bidirectional are not found"
     assert names.index("inner") < names.index("deep") < names.index("both")
-    assert len({id(layer) for layer in found}) == len(found)
-    assert all(isinstance(layer, keras.Layer) for layer in found)
+    assert len({id(layer) for layer in flat}) == len(flat)
+    assert all(isinstance(layer, keras.Layer) for layer in flat)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_replace_moments_decides_what_a_batch_is_normalised_by(keras, dtype):
-    mean, variance, seen = np.array([1.0, 2.0], np.float32), np.array([4.0, 9.0], np.float32), []
-
-    def moments(inputs, mask):
-        seen.append((inputs.dtype.name, mask))
-        return mean, variance
-
+    mean, variance = np.array([1.0, 2.0], np.float32), np.array([4.0, 9.0], np.float32)
+    moments = Mock(return_value=(mean, variance))
     layer = keras.layers.BatchNormalization(momentum=0.0, epsilon=0.0, dtype=dtype)
     layer.build((None, 2))
     private.replace_moments(layer, moments)
     rows = np.array([[3.0, 8.0], [5.0, 2.0]], np.float32)
     outputs = keras.ops.convert_to_numpy(keras.ops.cast(layer(rows, training=True), "float32"))
-    assert seen == [("float32", None)], "batch normalisation no longer asks _moments, or with other arguments"
+    calls = [(inputs.dtype.name, mask) for (inputs, mask), _ in moments.call_args_list]
+    assert calls == [("float32", None)], (
+        "batch normalisation no longer asks _moments, or with other arguments"
+    )
     np.testing.assert_allclose(outputs, [[1, 2], [2, 0]], rtol=1e-2)
     np.testing.assert_allclose(layer.moving_mean.numpy(), mean)
     np.testing.assert_allclose(layer.moving_variance.numpy(), variance)
     layer(rows, training=False)
-    assert len(seen) == 1, "inference asks for the moments of the batch"
+    assert moments.call_count == 1, "inference asks for the moments of the batch"
 
 
 @pytest.mark.slow
@@ -78,15 +75,12 @@ def test_seed_states_are_all_that_dropout_depends_on(keras):
         return keras.ops.convert_to_numpy(model(rows, training=True))
 
     states = private.seed_states(model)
-    assert [tuple(state.shape) for state in states] == [(2,), (2,)], (
-        "the random states have another name or shape"
-    )
+    assert [tuple(state.shape) for state in states] == [(2,), (2,)], "the states have another name or shape"
     before = [state.numpy() for state in states]
     first, second = drop(), drop()
     assert not np.array_equal(first, second)
-    assert [int(state.numpy()[1] - was[1]) for state, was in zip(states, before, strict=True)] == [2, 2]
-    assert [int(state.numpy()[0]) for state in states] == [int(was[0]) for was in before]
     for state, was in zip(states, before, strict=True):
+        assert state.numpy().tolist() == [was[0], was[1] + 2]
         state.assign(was)
     np.testing.assert_array_equal(drop(), first)
     for state, was in zip(states, before, strict=True):
@@ -97,9 +91,8 @@ def test_seed_states_are_all_that_dropout_depends_on(keras):
 @pytest.mark.slow
 def test_weighted_sum_is_what_the_mean_is_made_of(keras):
     metric = keras.metrics.MeanMetricWrapper(lambda true, predicted: predicted[:, 0])
-    metric.update_state(
-        np.zeros((3, 1)), np.array([[1.0], [2.0], [6.0]]), sample_weight=np.array([1.0, 1.0, 0.5])
-    )
+    values, weights = np.array([[1.0], [2.0], [6.0]]), np.array([1.0, 1.0, 0.5])
+    metric.update_state(np.zeros((3, 1)), values, sample_weight=weights)
     assert private.weighted_sum(metric) == (6.0, 2.5)
     metric.update_state(np.zeros((1, 1)), np.array([[4.0]]))
     assert private.weighted_sum(metric) == (10.0, 3.5)
@@ -130,24 +123,14 @@ for step in range(3):
 
 @pytest.mark.slow
 def test_sum_over_processes_adds_what_two_processes_have():
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    workers = ",".join(f'"127.0.0.1:{port}"' for port in ports)
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        workers = [f"127.0.0.1:{server.getsockname()[1]}" for server in (first, second)]
     running = []
     for rank in range(2):
-        task = f'{{"cluster": {{"worker": [{workers}]}}, "task": {{"type": "worker", "index": {rank}}}}}'
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", ADD, str(rank)],
-                env={**os.environ, "TF_CONFIG": task},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        command, pipe = [sys.executable, "-c", ADD, str(rank)], subprocess.PIPE
+        running.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
     try:
         for process in running:
             try:
@@ -223,11 +206,8 @@ def test_silence_job_client_reaches_the_loggers_of_rays_client(monkeypatch):
     pytest.importorskip("aiohttp")
     from ray.job_submission import JobSubmissionClient
 
-    loggers = [
-        logging.getLogger(kind.__module__)
-        for kind in JobSubmissionClient.__mro__
-        if kind.__module__ != "builtins"
-    ]
+    modules = [kind.__module__ for kind in JobSubmissionClient.__mro__]
+    loggers = [logging.getLogger(module) for module in modules if module != "builtins"]
     assert len(loggers) == 2
     for logger in loggers:
         monkeypatch.setattr(logger, "level", logging.INFO)
@@ -235,17 +215,10 @@ def test_silence_job_client_reaches_the_loggers_of_rays_client(monkeypatch):
     assert [logger.level for logger in loggers] == [logging.ERROR] * 2, f"the client logs to {loggers}"
 
 
-DOCUMENTED = {
-    "RAY_AUTH_MODE",
-    "RAY_AUTH_TOKEN",
-    "RAY_BACKEND_LOG_LEVEL",
-    "RAY_USAGE_STATS_ENABLED",
-    "TF_CPP_MIN_LOG_LEVEL",
-}
-
-
 def test_environment_variables_without_documentation_are_listed_and_ray_reads_them():
-    used = set(re.findall(r'"((?:RAY|TF)_\w+)"', Path(session.__file__).read_text())) - DOCUMENTED
+    documented = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_BACKEND_LOG_LEVEL", "RAY_USAGE_STATS_ENABLED"}
+    documented |= {"TF_CPP_MIN_LOG_LEVEL"}
+    used = set(re.findall(r'"((?:RAY|TF)_\w+)"', Path(session.__file__).read_text())) - documented
     listed = set(re.findall(r"\bRAY_\w+", private.__doc__))
     assert listed == used
     # Those of Ray's C++ code are made of RAY_ and the name of a setting.
@@ -257,23 +230,23 @@ def test_environment_variables_without_documentation_are_listed_and_ray_reads_th
     assert not wanted, "Ray no longer reads these"
 
 
-def in_new_process(code: str, **environment: str) -> str:
-    """What some code prints in a process that has imported Ray with these environment variables."""
+@pytest.mark.parametrize(
+    ("variable", "code", "printed"),
+    [
+        (
+            "RAY_ENABLE_AUTO_CONNECT",
+            "try:\n    ray.put(1)\nexcept ray.exceptions.RaySystemError:\n    print('no Ray')",
+            "no Ray\n",
+        ),
+        # Ray then takes the loopback address, as on systems without clusters.
+        ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "print(ray.util.get_node_ip_address())", "127.0.0.1\n"),
+    ],
+)
+def test_ray_obeys_a_variable_without_documentation(variable, code, printed):
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    code = f"import ray.util\n{code}"
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**outer, **environment}, capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_ray_does_not_start_by_itself_when_auto_connect_is_off():
-    code = "try:\n    ray.put(1)\nexcept ray.exceptions.RaySystemError:\n    print('no Ray')"
-    assert in_new_process(code, RAY_ENABLE_AUTO_CONNECT="0") == "no Ray\n"
-
-
-def test_ray_takes_the_loopback_address_as_on_systems_without_clusters():
-    code = "print(ray.util.get_node_ip_address())"
-    assert in_new_process(code, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0") == "127.0.0.1\n"
+    command, environment = [sys.executable, "-c", f"import ray.util\n{code}"], {**outer, variable: "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == printed
 
 
 # PyArrow and Typer
@@ -304,16 +277,14 @@ def busy_server() -> Iterator[tuple[int, list[str]]]:
 @pytest.mark.parametrize("retries", [0, 4])
 def test_with_retries_keeps_all_else(busy_server, retries):
     port, requests = busy_server
-    place = f"http%3A%2F%2F127.0.0.1%3A{port}"
-    filesystem, path = fs.FileSystem.from_uri(
-        f"s3://my-key:my-secret@bucket/name?region=eu-west-3&endpoint_override={place}"
-    )
+    options = f"region=eu-west-3&endpoint_override=http%3A%2F%2F127.0.0.1%3A{port}"
+    filesystem, path = fs.FileSystem.from_uri(f"s3://my-key:my-secret@bucket/name?{options}")
     patient = private.with_retries(filesystem, retries)
     assert patient.region == "eu-west-3"
     with pytest.raises(OSError, match="503"):
         patient.get_file_info(path)
     assert len(requests) == retries + 1
-    assert all("Credential=my-key/" in one and "/eu-west-3/s3/" in one for one in requests)
+    assert all("Credential=my-key/" in given and "/eu-west-3/s3/" in given for given in requests)
 
 
 def test_show_prints_usage_and_error(capsys):

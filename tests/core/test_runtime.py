@@ -41,7 +41,7 @@ def test_an_error_ends_the_muting(capfd):
 
 @pytest.mark.slow
 def test_keras_comes_without_what_it_does_not_need():
-    """And that can be imported afterwards, by another thread even meanwhile."""
+    """It can be imported afterwards, and by another thread even meanwhile."""
     code = (
         "import sys, threading\n"
         "from tlray.core.runtime import prepare_keras\n"

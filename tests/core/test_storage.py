@@ -18,38 +18,26 @@ from tlray.core.storage import Folder
 @pytest.fixture(params=["local", "file", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     """A folder that does not exist yet."""
-    if request.param == "memory":
-        yield Folder.open("memory://storage")
-        memory = fsspec.filesystem("memory")
-        if memory.exists("/storage"):
-            memory.rm("/storage", recursive=True)
-    else:
-        yield Folder.open(f"{'file://' if request.param == 'file' else ''}{tmp_path}/new")
+    uris = {"memory": "memory://storage", "file": f"file://{tmp_path}/new", "local": f"{tmp_path}/new"}
+    folder = Folder.open(uris[request.param])
+    yield folder
+    folder.remove()
 
 
 def everything(folder: Folder) -> list[str]:
     """All files, the hidden and the temporary ones too."""
     gc.collect()  # A stream that was given up may still finish its file when it is collected.
-    if folder.is_local:
-        return sorted(
-            os.path.relpath(Path(place, name), folder.path)
-            for place, _, names in os.walk(folder.path)
-            for name in names
-        )
-    return sorted(
-        os.path.relpath(name, folder.path) for name in fsspec.filesystem("memory").find(folder.path)
-    )
+    filesystem = fsspec.filesystem("file" if folder.is_local else "memory")
+    return sorted(os.path.relpath(path, folder.path) for path in filesystem.find(folder.path))
 
 
 # Opening
 
 
 def test_what_is_local_and_what_is_not(tmp_path):
-    folder = Folder.open(str(tmp_path))
-    assert folder.path == folder.uri == str(tmp_path)
-    assert Folder.open(f"file://{tmp_path}/").path == str(tmp_path)
-    assert folder.is_local
-    assert Folder.open(f"file://{tmp_path}/").is_local
+    assert Folder.open(str(tmp_path)).uri == str(tmp_path)
+    for uri in (str(tmp_path), f"file://{tmp_path}/"):
+        assert (Folder.open(uri).path, Folder.open(uri).is_local) == (str(tmp_path), True)
     folder = Folder.open("memory://bucket/deep/")  # fsspec opens what pyarrow does not.
     assert not folder.is_local
     assert folder.uri == "memory://bucket/deep"
@@ -58,7 +46,7 @@ def test_what_is_local_and_what_is_not(tmp_path):
 
 def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = Folder.open("some/../where/")
+    folder = Folder.open("over/../where/")
     monkeypatch.chdir("/")
     folder.write("a", b"1")
     assert (tmp_path / "where" / "a").read_bytes() == b"1"
@@ -154,12 +142,6 @@ def test_a_local_file_appears_at_the_end_and_two_writers_of_it_do_not_mix(tmp_pa
     assert everything(folder) == ["name"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_bytes(b"1")
-    with pytest.raises(OSError, match="file"):
-        Folder.open(str(tmp_path / "file")).write("name", b"1")
-
-
 # Names
 
 
@@ -172,10 +154,8 @@ def test_join_and_child(folder):
 
 def test_an_absolute_name_stands_for_itself(tmp_path):
     (tmp_path / "file").write_bytes(b"1")
-    elsewhere = Folder.open("/nowhere")
-    assert elsewhere.join(str(tmp_path / "file")) == str(tmp_path / "file")
-    assert elsewhere.read(str(tmp_path / "file")) == b"1"
-    assert elsewhere.is_file(str(tmp_path / "file"))
+    elsewhere, name = Folder.open("/nowhere"), str(tmp_path / "file")
+    assert (elsewhere.join(name), elsewhere.read(name), elsewhere.is_file(name)) == (name, b"1", True)
     assert elsewhere.child(str(tmp_path)).names() == ["file"]
 
 
@@ -190,10 +170,8 @@ def test_a_folder_is_locked_for_one_command_and_free_when_that_is_killed(tmp_pat
         try:
             assert other.stdout is not None
             assert other.stdout.readline() == "locked\n"
-            with (
-                pytest.raises(UserError, match=r"another command is writing to .*out: wait for it"),
-                folder.locked(),
-            ):
+            message = r"another command is writing to .*out: wait for it"
+            with pytest.raises(UserError, match=message), folder.locked():
                 pass
         finally:
             other.kill()
@@ -213,12 +191,13 @@ def test_a_folder_made_for_nothing_is_removed(tmp_path):
     assert folder.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(UserError, match=r"cannot write to .*file/out"),
-        Folder.open(f"{tmp_path}/file/out").locked(),
-    ):
+    for path in ("file", "file/out"):
+        with pytest.raises(OSError, match="file"):
+            Folder.open(f"{tmp_path}/{path}").write("name", b"1")
+    folder = Folder.open(f"{tmp_path}/file/out")
+    with pytest.raises(UserError, match=r"cannot write to .*file/out"), folder.locked():
         pass
 
 
