@@ -8,34 +8,16 @@ import pytest
 from tlray.core.results import InferenceCounts, TrainingSummary, TrainingTime
 from tlray.features.bottleneck import ShardTiming, inference_time, judge, judge_training, sentence
 
-SHARD = ShardTiming(
-    rows=100,
-    errors=0,
-    read_seconds=0.5,
-    decode_seconds=1.0,
-    network_seconds=9.0,
-    write_seconds=0.5,
-    actor="a",
-    node="1",
-    host="here",
-    device="CPU",
-    started=1000.0,
-    ended=1010.0,
-)
+SECONDS = {"read_seconds": 0.5, "decode_seconds": 1.0, "network_seconds": 9.0, "write_seconds": 0.5}
+WORKER = {"actor": "a", "node": "1", "host": "here", "device": "CPU"}
+SHARD = ShardTiming(rows=100, errors=0, **SECONDS, **WORKER, started=1000.0, ended=1010.0)
 
 
 def counts(*shards: ShardTiming, seconds: float = 12.0) -> InferenceCounts:
     """The result of a job with these shards."""
     time = inference_time(shards)
-    return InferenceCounts(
-        images=0,
-        rows=0,
-        errors=0,
-        seconds=seconds,
-        images_per_second=0.0,
-        limited_by=judge(time, seconds),
-        time=time,
-    )
+    values: dict[str, Any] = {"limited_by": judge(time, seconds), "time": time, "seconds": seconds}
+    return InferenceCounts(images=0, rows=0, errors=0, images_per_second=0.0, **values)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +76,7 @@ def test_a_job_of_seconds_is_limited_by_its_start():
     assert sentence(result).startswith("limited by start-up: the work itself took 10.0 of 21.0 s")
 
 
-def test_what_each_node_did_is_said():
+def test_the_sentence_lists_what_each_node_did():
     """Two nodes on one machine, and one on another."""
     others = [
         replace(SHARD, actor="b", node="2", rows=1500, errors=2),

@@ -15,18 +15,15 @@ from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, Rows
 from tlray.features.part_files import part_name
 
 
-def load(data: FeatureSet, split: str | None = None) -> Rows:
-    """All labelled rows of a split."""
-    return Rows.join(list(data.batches(split, labelled=True)), (0, *SHAPE))
+def load(data: FeatureSet) -> list[Rows]:
+    return list(data.batches(labelled=True))
 
 
 def test_open(folder):
     write_set(folder)
-    found = FeatureSet.open(folder.uri)
-    assert found.provenance == PROVENANCE
-    assert found.shape == SHAPE
-    assert found.classes == ["a", "b"]
-    assert found.splits == {"train": 40, "test": 40}
+    data = FeatureSet.open(folder.uri)
+    assert (data.provenance, data.shape, data.classes) == (PROVENANCE, SHAPE, ["a", "b"])
+    assert data.splits == {"train": 40, "test": 40}
 
 
 def test_no_set(folder, tmp_path):
@@ -46,19 +43,15 @@ def test_an_unfinished_set_is_told_apart(folder):
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"\xff\xfe",
-        b'"text"',
-        b"{}",
+        *(b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"', b"{}", b"[" * 100_000),
         json.dumps({"format": FORMAT}).encode(),
-        json.dumps({"format": FORMAT, "provenance": None}).encode(),
-        json.dumps({"format": FORMAT, "provenance": {"backbone": "vgg16"}}).encode(),
-        json.dumps({"format": FORMAT, "provenance": {**asdict(PROVENANCE), "image_size": "32"}}).encode(),
-        json.dumps({"format": FORMAT, "provenance": {**asdict(PROVENANCE), "cut": 5}}).encode(),
-        b"[" * 100_000,
+        *(
+            json.dumps({"format": FORMAT, "provenance": provenance}).encode()
+            for provenance in (
+                *(None, {"backbone": "vgg16"}),
+                *({**asdict(PROVENANCE), "image_size": "32"}, {**asdict(PROVENANCE), "cut": 5}),
+            )
+        ),
     ],
 )
 def test_a_damaged_manifest(folder, data):
@@ -102,33 +95,33 @@ def test_a_part_made_to_do_harm(folder, column, kind):
         load(FeatureSet.open(folder.uri))
 
 
-def test_a_manifest_of_something_else(folder):
-    write_set(folder, format="tlray-model/1")
-    with pytest.raises(UserError, match=r"is a model; expected a feature set \(did you swap the two\?\)"):
-        FeatureSet.open(folder.uri)
-    write_set(folder, format="tlray-features/9")
-    with pytest.raises(
-        UserError, match=r"the format tlray-features/9; .* make a new one with `tlray extract`"
-    ):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("tlray-model/1", r"is a model; expected a feature set \(did you swap the two\?\)"),
+        ("tlray-features/9", "the format tlray-features/9; .* make a new one with `tlray extract`"),
+    ],
+)
+def test_a_manifest_of_something_else(folder, given, message):
+    write_set(folder, format=given)
+    with pytest.raises(UserError, match=message):
         FeatureSet.open(folder.uri)
 
 
 @pytest.mark.parametrize("split", ["train", "test", None, "validation"])
 def test_batches_are_the_labelled_rows_of_a_split(folder, split):
     features = write_set(folder)
-    all_rows = rows(120).to_pylist()
     chosen = [
-        i for i, row in enumerate(all_rows) if row["label"] is not None and split in (None, row["split"])
+        (number, row)
+        for number, row in enumerate(rows(120).to_pylist())
+        if row["label"] is not None and split in (None, row["split"])
     ]
-    data = FeatureSet.open(folder.uri)
-    found = list(data.batches(split, labelled=True))
-    assert all(batch.paths for batch in found)
-    together = load(data, split)
-    assert (
-        together.paths == [all_rows[i]["path"] for i in chosen] == [p for batch in found for p in batch.paths]
-    )
-    assert together.labels == [all_rows[i]["label"] for i in chosen]
-    np.testing.assert_array_equal(together.features, features[chosen])
+    batches = list(FeatureSet.open(folder.uri).batches(split, labelled=True))
+    assert all(batch.paths for batch in batches)
+    together = Rows.join(batches, (0, *SHAPE))
+    for column, values in (("path", together.paths), ("split", together.splits), ("label", together.labels)):
+        assert values == [row[column] for _, row in chosen]
+    np.testing.assert_array_equal(together.features, features[[number for number, _ in chosen]])
     assert together.features.shape[1:] == SHAPE
 
 
@@ -137,8 +130,7 @@ def test_a_set_without_labels(folder):
     write_set(folder, (5,))
     unlabelled = listed([str(i) for i in range(5)], [None] * 5, [None] * 5)
     part_files.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
-    found = load(FeatureSet.open(folder.uri))
-    assert (found.paths, found.features.shape) == ([], (0, *SHAPE))
+    assert load(FeatureSet.open(folder.uri)) == []
 
 
 def test_a_part_of_another_job_is_never_mixed_in(folder):
@@ -158,26 +150,17 @@ def test_features_of_another_shape_than_the_manifest(folder):
 # Rows
 
 
-def test_where():
-    found = Rows(["a", "b", "c"], ["train", None, "test"], ["x", "y", "z"], numbers(3))
-    some = found.where(np.array([True, False, True]))
-    assert (some.paths, some.splits, some.labels) == (["a", "c"], ["train", "test"], ["x", "z"])
-    np.testing.assert_array_equal(some.features, found.features[[0, 2]])
-    none = found.where(np.zeros(3, bool))
-    assert (none.paths, none.labels, none.features.shape) == ([], [], (0, *SHAPE))
-
-
-def test_where_wants_a_choice_for_every_row():
-    with pytest.raises(IndexError):
-        Rows(["a", "b"], [None, None], ["x", "y"], numbers(2)).where(np.array([True]))
-
-
-def test_join():
-    one = Rows(["a"], ["train"], ["x"], numbers(1))
-    two = Rows(["b", "c"], [None, "test"], ["y", "z"], numbers(2, start=7))
-    both = Rows.join([one, two], (0, *SHAPE))
-    assert (both.paths, both.splits) == (["a", "b", "c"], ["train", None, "test"])
-    assert both.labels == ["x", "y", "z"]
-    np.testing.assert_array_equal(both.features, np.concatenate([one.features, two.features]))
-    none = Rows.join([], (0, *SHAPE))
-    assert (none.paths, none.labels, none.features.shape) == ([], [], (0, *SHAPE))
+def test_where_and_join():
+    left = Rows(["a", "b", "c"], ["train", None, "test"], ["x", "y", "z"], numbers(3))
+    chosen = left.where(np.array([True, False, True]))
+    assert (chosen.paths, chosen.splits, chosen.labels) == (["a", "c"], ["train", "test"], ["x", "z"])
+    np.testing.assert_array_equal(chosen.features, left.features[[0, 2]])
+    both = Rows.join([chosen, Rows(["d"], [None], ["w"], numbers(1, start=7))], (0, *SHAPE))
+    assert (both.paths, both.splits, both.labels) == (
+        ["a", "c", "d"],
+        ["train", "test", None],
+        ["x", "z", "w"],
+    )
+    np.testing.assert_array_equal(both.features, np.concatenate([chosen.features, numbers(1, start=7)]))
+    for empty in (left.where(np.zeros(3, bool)), Rows.join([], (0, *SHAPE))):
+        assert (empty.paths, empty.labels, empty.features.shape) == ([], [], (0, *SHAPE))

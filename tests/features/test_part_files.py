@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -31,9 +30,8 @@ def test_what_is_written_is_read(folder, store, shape, count):
     write(folder, features, store=store)
     table = read(folder)
     assert table.select(["path", "split", "label"]).to_pylist() == rows(count).to_pylist()
-    found = Rows.of(table)
-    assert found.features.dtype == store
-    np.testing.assert_array_equal(found.features, features.astype(store))
+    assert Rows.of(table).features.dtype == store
+    np.testing.assert_array_equal(Rows.of(table).features, features.astype(store))
 
 
 def test_one_file_is_written_of_this_schema(folder):
@@ -88,45 +86,33 @@ def test_parts_are_counted_and_read_in_their_order(folder):
     features = write_set(folder)
     assert part_files.count_rows(folder, [2, 0, 1], JOB) == [70, 50, 0]
     assert part_files.count_rows(folder, [], JOB) == []
-    tables = list(part_files.read_parts(folder, 3, JOB))
-    found = Rows.join([Rows.of(table) for table in tables], (0, *SHAPE))
-    assert found.paths == [f"{i:05d}.png" for i in range(120)]
-    np.testing.assert_array_equal(found.features, features)
+    parts = Rows.join([Rows.of(table) for table in part_files.read_parts(folder, 3, JOB)], (0, *SHAPE))
+    assert parts.paths == [f"{i:05d}.png" for i in range(120)]
+    np.testing.assert_array_equal(parts.features, features)
 
 
 # Other readers
 
 
-def pyarrow(files: str) -> tuple[list[str], np.ndarray]:
-    table = pq.read_table(files)
-    return table["path"].to_pylist(), table["features"].combine_chunks().to_numpy_ndarray()
-
-
-def pandas(files: str) -> tuple[list[str], np.ndarray]:
-    frame = pd.read_parquet(files)
-    return frame["path"].tolist(), np.stack(frame["features"].to_list())
-
-
-def polars(files: str) -> tuple[list[str], np.ndarray]:
-    frame = pl.read_parquet(files)
-    return frame["path"].to_list(), np.array(frame["features"].to_list())
-
-
-def ducks(files: str) -> tuple[list[str], np.ndarray]:
-    found = duckdb.sql(f"SELECT path, features FROM '{files}'").fetchall()
-    return [path for path, _ in found], np.array([row for _, row in found])
+READERS: dict[str, Callable[[str], pd.DataFrame]] = {
+    "pyarrow": lambda file: pq.read_table(file).to_pandas(),
+    "pandas": pd.read_parquet,
+    "polars": lambda file: pl.read_parquet(file).to_pandas(),
+    "duckdb": lambda file: duckdb.sql(f"SELECT * FROM '{file}'").df(),
+}
 
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
-@pytest.mark.parametrize("reader", [pyarrow, pandas, polars, ducks])
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.filterwarnings("ignore")  # polars says that it does not know the tensor type.
-def test_everyone_reads_the_same_numbers(folder, store, reader: Callable[..., Any]):
+def test_everyone_reads_the_same_numbers(folder, store, reader):
     features = numbers(40)
     write(folder, features, store=store)
-    paths, found = reader(folder.join(part_name(0)))
-    assert paths == rows(40)["path"].to_pylist()
-    assert found.dtype.kind == "f"
-    np.testing.assert_array_equal(found.reshape(40, -1), features.astype(store).reshape(40, -1))
+    frame = READERS[reader](folder.join(part_name(0)))
+    assert frame["path"].tolist() == rows(40)["path"].to_pylist()
+    values = np.stack([np.asarray(row) for row in frame["features"]])
+    assert values.dtype.kind == "f"
+    np.testing.assert_array_equal(values.reshape(40, -1), features.astype(store).reshape(40, -1))
 
 
 # Files that are not of this set
@@ -171,21 +157,16 @@ def test_errors_come_back_with_their_shard(folder):
     part_files.write_errors(folder, 0, errors(), METADATA)
     part_files.write_errors(folder, 3, errors("x", "new\nline"), METADATA)
     part_files.write_errors(folder, 100000, errors("日本"), METADATA)
+    assert pq.read_table(folder.join("errors")).schema.names == ERRORS.names
+    assert json.loads(pq.read_schema(folder.join(error_name(3))).metadata[b"tlray"]) == METADATA
     folder.write("errors/.part-00001.parquet.0123abcd.tmp", b"half")  # Nobody reads it.
-    found = part_files.read_errors(folder, 100001)
-    assert found["path"].to_pylist() == ["x", "new\nline", "日本"]
-    assert found["shard"].to_pylist() == [3, 3, 100000]
-    assert found["message"].to_pylist()[0] == "message of x"
-    assert found.schema.names == part_files.read_errors(folder, 1).schema.names == [*ERRORS.names, "shard"]
+    table = part_files.read_errors(folder, 100001)
+    assert table["path"].to_pylist() == ["x", "new\nline", "日本"]
+    assert table["shard"].to_pylist() == [3, 3, 100000]
+    assert table["message"].to_pylist()[0] == "message of x"
+    assert table.schema.names == part_files.read_errors(folder, 1).schema.names == [*ERRORS.names, "shard"]
     # Those of shards that are being added do not count yet.
     assert part_files.read_errors(folder, 4)["path"].to_pylist() == ["x", "new\nline"]
-
-
-def test_errors_open_as_one_table(folder):
-    part_files.write_errors(folder, 0, errors(), METADATA)
-    part_files.write_errors(folder, 1, errors("a", "b"), METADATA)
-    assert pq.read_table(folder.join("errors")).schema.names == ERRORS.names
-    assert json.loads(pq.read_schema(folder.join(error_name(1))).metadata[b"tlray"]) == METADATA
 
 
 def test_errors_without_split_and_label(folder):
@@ -213,10 +194,8 @@ def test_a_copy_of_another_shard_is_noticed(folder):
 def test_errors_are_read_side_by_side(tmp_path):
     folder, storage = Folder.open(str(tmp_path)), SlowStorage()
     for shard in range(12):
-        table = pa.table({name: [f"{name} {shard}"] for name in ERRORS.names})
-        part_files.write_errors(folder, shard, table, METADATA)
-    found = part_files.read_errors(storage.folder(tmp_path), 11)
-    assert dict(zip(found["shard"].to_pylist(), found["path"].to_pylist(), strict=True)) == {
-        shard: f"path {shard}" for shard in range(11)
-    }
+        part_files.write_errors(folder, shard, errors(f"path {shard}"), METADATA)
+    table = part_files.read_errors(storage.folder(tmp_path), 11)
+    assert table["shard"].to_pylist() == list(range(11))
+    assert table["path"].to_pylist() == [f"path {shard}" for shard in range(11)]
     assert storage.most["open"] > 5

@@ -35,14 +35,14 @@ def node(cpus: float, gpus: float = 0, actors: int = 1) -> Kind:
     ],
 )
 def test_the_rate_of_a_cluster(tried, pool, rate, limited_by, gpus):
-    found = estimate(tried, pool)
-    assert found.images_per_second == pytest.approx(rate, abs=0.001)
-    assert (found.limited_by, found.gpus) == (limited_by, gpus)
+    result = estimate(tried, pool)
+    assert result.images_per_second == pytest.approx(rate, abs=0.001)
+    assert (result.limited_by, result.gpus) == (limited_by, gpus)
 
 
-def test_each_kind_of_node_is_told():
-    found = estimate({node(8, 1): (2, cost(0.002)), node(4, actors=0): (3, cost(None))}, GPUS)
-    assert [kind.to_json() for kind in found.kinds] == [
+def test_each_kind_of_node_is_described():
+    result = estimate({node(8, 1): (2, cost(0.002)), node(4, actors=0): (3, cost(None))}, GPUS)
+    assert [kind.to_json() for kind in result.kinds] == [
         {
             **{"nodes": 2, "cpus": 8, "gpus": 1, "accelerator": "L4", "actors": 1},
             **{"read_ms": 2.0, "decode_ms": 8.0, "network_ms": 2.0},
