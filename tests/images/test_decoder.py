@@ -3,6 +3,7 @@
 import atexit
 import io
 import os
+import pickle
 import re
 import resource
 import signal
@@ -425,6 +426,8 @@ def test_a_message_is_one_printable_line() -> None:
     assert bad.message.isprintable()
     assert len(bad.message) == 500
     assert str(bad) == f"OSError: {bad.message}"
+    copy = pickle.loads(pickle.dumps(BadImage(stage="read", error="OSError", message="b\n")))
+    assert (copy.stage, copy.error, copy.message) == ("read", "OSError", "b\\n")
 
 
 # Scaled decoding
