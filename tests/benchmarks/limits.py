@@ -50,11 +50,11 @@ def network(precision: str) -> float:
 
 def main() -> None:
     paths = sorted(path for path in Path(sys.argv[1]).rglob("*") if path.is_file())
-    found = {"decoding": decoding(paths)}
+    rates = {"decoding": decoding(paths)}
     prepare_keras()
     for precision in {"float32", fastest_precision()}:
-        found[precision] = network(precision)
-    print(json.dumps(found))
+        rates[precision] = network(precision)
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

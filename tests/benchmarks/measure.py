@@ -81,10 +81,14 @@ def _watch(
     while not over.wait(0.1):
         if watch is not None and run.first != run.first and next(watch.glob("part-*"), None):
             run.first = time.perf_counter() - started
-        for process in _family(pid) if memory else ():
+        try:
+            driver = psutil.Process(pid)
+            processes = [driver, *driver.children(recursive=True)] if memory else []
+        except psutil.Error:
+            continue
+        for process in processes:
             try:
-                used, times = process.memory_info(), process.cpu_times()
-                name = _kind(process, pid)
+                used, times, name = process.memory_info(), process.cpu_times(), _kind(process, pid)
             except psutil.Error:
                 continue
             private = (used.rss - used.shared) / 1e6
@@ -92,14 +96,6 @@ def _watch(
             spent = times.user + times.system
             run.cpu[name] = run.cpu.get(name, 0) + spent - seconds.get(process.pid, 0)
             seconds[process.pid] = spent
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        driver = psutil.Process(pid)
-        return [driver, *driver.children(recursive=True)]
-    except psutil.Error:
-        return []
 
 
 def _kind(process: psutil.Process, driver: int) -> str:

@@ -1,7 +1,10 @@
-"""Photographs to measure with: the user's, or crops of those that scikit-learn ships."""
+"""Images to measure with: the user's photographs or crops of scikit-learn's two, and Fashion-MNIST."""
 
+import gzip
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,11 +15,9 @@ SIZE = (500, 375)
 
 
 def write(target: Path, count: int, source: Path | None) -> Path:
-    """A folder of so many photographs in two classes.
+    """Write `count` photographs in two classes to `target`, and return it.
 
     Args:
-        target: the folder.
-        count: how many.
         source: a folder with two classes, whose images are linked, again and again if there are fewer;
             None: crops of scikit-learn's two photographs, which differ in place and scale.
     """
@@ -36,9 +37,16 @@ def write(target: Path, count: int, source: Path | None) -> Path:
         for number in range(count // 2):
             scale = draw.uniform(0.5, 1)
             width, height = int(whole.width * scale), int(whole.height * scale)
-            left, top = (
-                int(draw.integers(0, room + 1)) for room in (whole.width - width, whole.height - height)
-            )
+            left = int(draw.integers(0, whole.width - width + 1))
+            top = int(draw.integers(0, whole.height - height + 1))
             crop = whole.crop((left, top, left + width, top + height)).resize(SIZE)
             crop.save(target / name / f"{number:06d}.jpg", quality=92)
     return target
+
+
+def fashion_mnist(source: Path, split: str) -> Iterator[tuple[Any, int]]:
+    """Read the pixels (28, 28) and the class of each image of Debian's package `dataset-fashion-mnist`."""
+    files = [source / f"{split}-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
+    images, labels = (gzip.decompress(path.read_bytes()) for path in files)
+    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
+    return zip(pixels, np.frombuffer(labels, np.uint8, offset=8), strict=True)

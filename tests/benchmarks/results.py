@@ -1,11 +1,10 @@
-"""`make results`: runs every recipe on real photographs, and writes RESULTS.md beside this file.
+"""`make results`: runs every recipe on real photographs, and writes the table of RESULTS.md.
 
 The data are not part of the project, so the options name their folders. The work folder keeps every run;
 a run that is there already is not repeated.
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -15,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from tests.benchmarks.bench import machine, versions
+from tests.benchmarks import photographs
+from tests.benchmarks.bench import rewrite, table
 
 HERE = Path(__file__).parent
 NO_TEST = ["--set", "report.split=validation"]
@@ -35,31 +34,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="recipes to run now, in this order; all if not given")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    data: dict[str, Callable[[], Path]] = {
-        "all": lambda: given.cats_dogs,
-        "part": lambda: _part(given.cats_dogs, given.work / "part"),
-        "three": lambda: _three(given.cats_dogs, given.hymenoptera, given.work / "three"),
-        "few": lambda: _few(data["three"](), given.work / "few"),
-        "fashion": lambda: _fashion(given.fashion_mnist, given.work / "fashion"),
-    }
     for name in given.only or dict.fromkeys(run[0] for run in RUNS):
         for recipe, where, options, _ in RUNS:
             if recipe == name:
-                _run(recipe, data[where](), options, given.work / f"{recipe}-{where}")
+                _run(recipe, _images(where, given), options, given.work / f"{recipe}-{where}")
     rows = []
     for recipe, where, options, scores in RUNS:
         done = given.work / f"{recipe}-{where}" / "result.json"
         if done.exists():
-            found = json.loads(done.read_text())
-            published = found["published"]
+            result = json.loads(done.read_text())
             command = " ".join(["tlray run", recipe, "IMAGES --out DIR", *options])
-            rows.append(
-                f"| `{recipe}` | {published} | {scores(found['stages'])} | {found['seconds']:.0f} | "
-                f"{DATA[where]} | `{command}` |"
-            )
-    text = TEMPLATE.format(rows="\n".join(rows), machine=machine(), versions=versions())
-    (HERE / "RESULTS.md").write_text(text)
-    print(text)
+            measured = f"{scores(result['stages'])} | {result['seconds']:.0f}"
+            rows.append(f"`{recipe}` | {result['published']} | {measured} | {DATA[where]} | `{command}`")
+    head = "recipe | published | measured here | seconds | data | command"
+    rewrite(HERE / "RESULTS.md", {"Results of the recipes": table(head, rows)})
 
 
 def _run(recipe: str, images: Path, options: list[str], out: Path) -> None:
@@ -70,11 +58,11 @@ def _run(recipe: str, images: Path, options: list[str], out: Path) -> None:
     started = time.perf_counter()
     command = [*tlray, "run", recipe, str(images), "--out", str(out), "--json", *options]
     print(*command, file=sys.stderr, flush=True)
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    found["seconds"] = time.perf_counter() - started
+    result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    result["seconds"] = time.perf_counter() - started
     shown = subprocess.run([*tlray, "recipes", "show", recipe, "--json"], stdout=subprocess.PIPE, check=True)
-    found["published"] = json.loads(shown.stdout)["published"]
-    done.write_text(json.dumps(found, indent=1))
+    result["published"] = json.loads(shown.stdout)["published"]
+    done.write_text(json.dumps(result, indent=1))
 
 
 def _by_name(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -82,9 +70,8 @@ def _by_name(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _validation(stages: list[dict[str, Any]]) -> str:
-    stage = _by_name(stages)
-    metrics = stage["model"]["metrics"]
-    return f"validation accuracy {metrics['val_accuracy']:.3f} after {stage['model']['epochs']} epochs"
+    model = _by_name(stages)["model"]
+    return f"validation accuracy {model['metrics']['val_accuracy']:.3f} after {model['epochs']} epochs"
 
 
 def _tested(stages: list[dict[str, Any]]) -> str:
@@ -136,31 +123,32 @@ DATA = {
 }
 
 
-def _part(source: Path, target: Path) -> Path:
-    """The first images of every class of every split, as links."""
-    for folder in sorted(source.glob("*/*")):
-        for path in sorted(folder.iterdir())[: 40 if folder.parent.name == "train" else 60]:
+def _images(name: str, given: argparse.Namespace) -> Path:
+    """The folder of the images that DATA describes; it is made if it is not there."""
+    target = given.work / name
+    match name:
+        case "all":
+            return given.cats_dogs
+        case "part":
+            _link_first(40, given.cats_dogs, "train/*", target)
+            _link_first(60, given.cats_dogs, "validation/*", target)
+        case "three":
+            for path in given.cats_dogs.glob("*/*/*"):
+                _link(path, target / path.parent.name / f"{path.parent.parent.name}-{path.name}")
+            for path in given.hymenoptera.glob("train/*/*"):
+                _link(path, target / "insects" / path.name)
+        case "few":
+            _link_first(200, _images("three", given), "*", target)
+        case "fashion":
+            _write_fashion(given.fashion_mnist, target)
+    return target
+
+
+def _link_first(count: int, source: Path, classes: str, target: Path) -> None:
+    """Link the first images of each class."""
+    for folder in source.glob(classes):
+        for path in sorted(folder.iterdir())[:count]:
             _link(path, target / path.relative_to(source))
-    return target
-
-
-def _three(cats_dogs: Path, hymenoptera: Path, target: Path) -> Path:
-    """Cats, dogs and insects without splits, as links."""
-    for name in ("cats", "dogs"):
-        for path in cats_dogs.glob(f"*/{name}/*"):
-            _link(path, target / name / f"{path.parent.parent.name}-{path.name}")
-    for path in hymenoptera.glob("train/*/*"):
-        if path.parent.name in ("ants", "bees"):
-            _link(path, target / "insects" / path.name)
-    return target
-
-
-def _few(source: Path, target: Path) -> Path:
-    """The first 200 images of every class, as links."""
-    for folder in sorted(source.iterdir()):
-        for path in sorted(folder.iterdir())[:200]:
-            _link(path, target / path.relative_to(source))
-    return target
 
 
 def _link(path: Path, target: Path) -> None:
@@ -169,37 +157,15 @@ def _link(path: Path, target: Path) -> None:
         target.symlink_to(path.resolve())
 
 
-def _fashion(source: Path, target: Path) -> Path:
-    """The images of Debian's package `dataset-fashion-mnist` as PNG files."""
+def _write_fashion(source: Path, target: Path) -> None:
+    """Write the images of Fashion-MNIST as PNG files."""
     for name, split in (("train", "train"), ("t10k", "test")):
-        pixels = np.frombuffer(_read(source / f"{name}-images-idx3-ubyte"), np.uint8, offset=16)
-        labels = np.frombuffer(_read(source / f"{name}-labels-idx1-ubyte"), np.uint8, offset=8)
-        for number, (picture, label) in enumerate(zip(pixels.reshape(-1, 28, 28), labels, strict=True)):
+        for number, (pixels, label) in enumerate(photographs.fashion_mnist(source, name)):
             path = target / split / str(label) / f"{number:05d}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path)
-    return target
+                Image.fromarray(pixels).save(path)
 
-
-def _read(path: Path) -> bytes:
-    zipped = path.with_name(f"{path.name}.gz")
-    return gzip.decompress(zipped.read_bytes()) if zipped.exists() else path.read_bytes()
-
-
-TEMPLATE = """# Results of the recipes
-
-Each row is one command, run by `make results`. Seconds count from the start of the command to its end, with
-the start of Ray, on a machine that other programs used too. The published figures come from other, mostly
-larger sets of photographs. The photographs here have no test split, so all scores of cats and dogs are those
-of the validation images. The recipes with early stopping also use these images to decide when to stop.
-
-| recipe | published | measured here | seconds | data | command |
-|---|---|---|---|---|---|
-{rows}
-
-{machine}. {versions}.
-"""
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -6,26 +6,25 @@ The figures of docs/scale.md come from here. Only `runs` needs the images themse
 import argparse
 import io
 import os
-import tarfile
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.benchmarks import photographs
-from tests.benchmarks.bench import machine, table, versions
+from tests.benchmarks.bench import machine, table
 from tests.benchmarks.measure import Run, python, tlray
+from tests.support.archives import write_parquet, write_tar
 from tests.support.s3_server import running
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig
@@ -90,20 +89,24 @@ class Scale:
     def listing(self) -> str:
         """Finding images, and writing them down."""
         few = self.count // 10
-        loose, tars = self.work / "loose", self.work / "tars"
+        loose, tars, table = self.work / "loose", self.work / "tars", self.work / "table.parquet"
+        keys = self.work / "keys" / "images.parquet"
         write_loose(loose, few)
         write_tars(tars, few)
-        write_table(self.work / "table.parquet", self.count)
-        write_keys(self.work / "keys" / "images.parquet", self.count)
-        rows = []
-        for what, place, count in (
-            (f"{few:,} loose files, {_PER_FOLDER:,} in a folder", loose, few),
-            (f"{few:,} members of tar files", tars, few),
-            (f"{self.count:,} rows of a Parquet file of images", self.work / "keys", self.count),
-            (f"{self.count:,} rows of a table of paths", self.work / "table.parquet", self.count),
-        ):
-            rows.append(_row(what, alone(list_images, place), count))
-        return _section("Listing", ["what", *_COST], rows)
+        images = [_png(np.zeros((8, 8), np.uint8))] * self.count
+        write_parquet(keys, 1000, key=[f"{number:09d}" for number in range(self.count)], image=images)
+        paths, labels = zip(*((image.path, image.label) for image in synthetic(self.count)), strict=True)
+        write_parquet(table, 100_000, path=paths, label=labels)
+        rows = [
+            _row(what, alone(list_images, place), count)
+            for what, place, count in (
+                (f"{few:,} loose files, {_PER_FOLDER:,} in a folder", loose, few),
+                (f"{few:,} members of tar files", tars, few),
+                (f"{self.count:,} rows of a Parquet file of images", keys.parent, self.count),
+                (f"{self.count:,} rows of a table of paths", table, self.count),
+            )
+        ]
+        return _section("Listing", f"what | {_COST.format('an image')}", rows)
 
     def index(self) -> str:
         """An index: written, read, gone on with."""
@@ -112,26 +115,30 @@ class Scale:
         shards = first.value
         rows = [_row("written", first, self.rows)]
         for what, work, arguments in (
-            ("opened", opened, ()),
+            ("opened", Index.open, ()),
             ("read shard by shard", read_shards, (0,)),
             ("the same, all but the last shard done", read_shards, (shards - 1,)),
-            ("counted by label", counted, ()),
-            ("listed again (`--extend`, or a listing that was killed): taken in", take_in, ()),
+            ("counted by label", count_labels, ()),
+            ("listed again (`--extend`, or a listing that was killed): taken in", compare, (0,)),
             ("the same, and compared with as many", compare, (self.rows,)),
         ):
             rows.append(_row(what, alone(work, self.folder, *arguments), self.rows))
         text = f"{self.rows:,} images, {shards:,} shards, {size / self.rows:.1f} bytes an image."
-        return _section("Index", ["what", *_COST], rows, text)
+        return _section("Index", f"what | {_COST.format('an image')}", rows, text)
 
     def files(self) -> str:
         """The files of a feature set."""
         folder, shards = Folder.open(str(self.work / "files")), self.rows // 1024
         sizes = [8] * shards
-        written = alone(write_files, folder, sizes)
-        rows = [_row(f"{shards:,} files of 8 rows written, every second with an error", written, shards)]
-        for what, work in (("named", named), ("reconciled", reconciled)):
-            rows.append(_row(what, alone(work, folder, sizes), shards))
-        return _section("Files", ["what", *_COST_OF_FILE], rows)
+        rows = [
+            _row(what, alone(work, folder, *arguments), shards)
+            for what, work, arguments in (
+                (f"{shards:,} files of 8 rows written, every second with an error", write_files, (sizes,)),
+                ("named", named, (sizes,)),
+                ("reconciled", part_files.reconcile, (sizes, JOB)),
+            )
+        ]
+        return _section("Files", f"what | {_COST.format('a file')}", rows)
 
     def images(self) -> str:
         """Decoding, the network, and the bytes of features, in the time of one core."""
@@ -142,15 +149,15 @@ class Scale:
             files = [_resized(data, size) for data in small[::4]]
             kilobytes = sum(map(len, files)) / len(files) / 1e3
             times = [f"{alone(decode_all, files, side).value:.1f}" for side in (150, 224)]
-            rows.append([f"{size[0]:,} x {size[1]:,}, {kilobytes:,.0f} kB", *times])
-        text = _section("Decoding", ["photographs", "ms of a core, for 150 px", "for 224 px"], rows)
+            rows.append(f"{size[0]:,} x {size[1]:,}, {kilobytes:,.0f} kB | {' | '.join(times)}")
+        text = _section("Decoding", "photographs | ms of a core, for 150 px | for 224 px", rows)
         rows = [
-            [f"{backbone}, {side} px", *alone(compute, small, backbone, side, precision).value]
+            f"{backbone}, {side} px | {alone(compute, small, backbone, side, precision).value}"
             for backbone, side in (("vgg16", 150), ("vgg16", 224), ("efficientnet-lite0", 224))
             for precision in ("float32", "auto")
         ]
-        head = ["network", "precision", "s of a core", "shape", "bytes, float32", "float16"]
-        return text + "\n" + _section("Networks", [*head, "averaged, float32", "float16"], rows)
+        head = "network | precision | s of a core | shape | bytes, float32 | float16"
+        return f"{text}\n{_section('Networks', f'{head} | averaged, float32 | float16', rows)}"
 
     def runs(self) -> str:
         """All of `tlray extract`, on images of 8 x 8 pixels in tar files."""
@@ -161,36 +168,33 @@ class Scale:
             command = ("extract", images, "--out", out, *TINY)
             rows.append(_run(f"{count:,} images", tlray(*command, watch=out, memory=True)))
             rows.append(_run("the same again", tlray(*command, memory=True)))
-        return _section("Runs", _RUN, rows)
+        head = "what | seconds | first row | images/s, steady | driver: ms of CPU a shard | MB | actor: MB"
+        return _section("Runs", f"{head} | decoding: MB | Ray's processes: ms of CPU a shard", rows)
 
     def requests(self) -> str:
         """What an object store is asked, with files of 100 kB."""
         data = np.random.default_rng(0).bytes(101_000)
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            for number in range(2048):
-                member = tarfile.TarInfo(f"{number:06d}.jpg")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+        archive = self.work / "a.tar"
+        write_tar(archive, ((f"{number:06d}.jpg", data) for number in range(2048)))
         with running() as server:
             os.environ.update(server.environment)
             loose = [(f"bucket/loose/{number}.jpg", data) for number in range(64)]
-            server.put([("bucket", b""), ("bucket/tar/a.tar", archive.getvalue()), *loose])
+            server.put([("bucket", b""), ("bucket/tar/a.tar", archive.read_bytes()), *loose])
             rows = []
 
             def asked(what: str, count: int, work: Callable[..., Any], *arguments: Any) -> Any:
                 server.requests()
                 value = work(*arguments)
                 kinds = Counter(request.partition(" ")[0] for request in server.requests())
-                told = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
-                rows.append([what, told, f"{kinds.total() / count:.3f}"])
+                counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+                rows.append(f"{what} | {counts} | {kinds.total() / count:.3f}")
                 return value
 
             for kind, count in (("loose", 64), ("tar", 2048)):
                 images = Images.open(f"s3://bucket/{kind}")
                 listed = asked(f"{count} images listed, {kind}", count, list, images)
-                some = listed[:1024]
-                asked(f"{len(some)} of them read", len(some), read_all, images.root, some)
+                first = listed[:1024]
+                asked(f"{len(first)} of them read", len(first), read_all, images.root, first)
             out = Folder.open("s3://bucket/out")
             features = np.random.default_rng(0).random((1024, 1700), np.float32)  # 7 MB: VGG16 at 150 px
             names = pa.table({name: [""] * 1024 for name in ("path", "split", "label")})
@@ -200,22 +204,17 @@ class Scale:
             writer = IndexWriter.start(out.child("index-of"), synthetic(9000), 32, JOB)
             asked("a piece of the index written", 1, writer.finish)
             asked("two pieces opened", 2, Index.open, writer.index.folder)
-        return _section("Requests", ["what", "requests", "for each"], rows)
+        return _section("Requests", "what | requests | for each", rows)
 
     def shards(self) -> str:
         """What Ray Data costs the driver: shards of one image, through stages that do nothing."""
         command = ("-m", "tests.benchmarks.scale", "--idle", self.rows // 1024, self.work / "idle")
-        found = [tuple(map(float, line.split())) for line in python(*command).output.splitlines()]
-        rows = [
-            [
-                f"{before[0]:,.0f} to {after[0]:,.0f}",
-                f"{1e3 * (after[1] - before[1]) / (after[0] - before[0]):.1f}",
-                f"{1e3 * (after[2] - before[2]) / (after[0] - before[0]):.1f}",
-                f"{after[2]:.0f}",
-            ]
-            for before, after in pairwise(found)
-        ]
-        return _section("Shards", ["shards", "ms of CPU a shard", "kB a shard", "MB in all"], rows)
+        progress = [tuple(map(float, line.split())) for line in python(*command).output.splitlines()]
+        rows = []
+        for before, after in pairwise(progress):
+            cpu, memory = (1e3 * (after[n] - before[n]) / (after[0] - before[0]) for n in (1, 2))
+            rows.append(f"{before[0]:,.0f} to {after[0]:,.0f} | {cpu:.1f} | {memory:.1f} | {after[2]:.0f}")
+        return _section("Shards", "shards | ms of CPU a shard | kB a shard | MB in all", rows)
 
 
 def synthetic(count: int) -> Iterator[Listed]:
@@ -236,8 +235,7 @@ def read_all(root: Folder, images: list[Listed]) -> None:
 
 
 def list_images(place: Path) -> None:
-    for _ in Images.open(str(place)):
-        pass
+    deque(Images.open(str(place)), maxlen=0)
 
 
 def start(folder: Folder, count: int) -> int:
@@ -246,21 +244,12 @@ def start(folder: Folder, count: int) -> int:
     return len(writer.index.shard_sizes)
 
 
-def opened(folder: Folder) -> None:
-    Index.open(folder)
-
-
 def read_shards(folder: Folder, done: int) -> None:
-    for _ in map(inference_tasks.pack, Index.open(folder).shards(frozenset(range(done)))):
-        pass
+    deque(map(inference_tasks.pack, Index.open(folder).shards(frozenset(range(done)))), maxlen=0)
 
 
-def counted(folder: Folder) -> None:
+def count_labels(folder: Folder) -> None:
     Index.open(folder).count("split", "label")
-
-
-def take_in(folder: Folder) -> None:
-    IndexDiff(Index.open(folder).tables(*COLUMNS))
 
 
 def compare(folder: Folder, count: int) -> None:
@@ -284,10 +273,6 @@ def named(folder: Folder, sizes: list[int]) -> None:
     assert len([name for name in folder.names() if part_files.shard_of(name) is not None]) == len(sizes)
 
 
-def reconciled(folder: Folder, sizes: list[int]) -> None:
-    part_files.reconcile(folder, sizes, JOB)
-
-
 def decode_all(files: list[bytes], side: int) -> float:
     """Milliseconds of a core for one."""
     decoder.decode(files[0], side)
@@ -297,8 +282,8 @@ def decode_all(files: list[bytes], side: int) -> float:
     return 1e3 * (time.process_time() - started) / (4 * len(files))
 
 
-def compute(files: list[bytes], backbone: str, side: int, precision: Any) -> list[str]:
-    """What one row of the networks says."""
+def compute(files: list[bytes], backbone: str, side: int, precision: Any) -> str:
+    """Measure a network; the cells of its row."""
     frozen = FrozenPart.decide(ExtractConfig(backbone=backbone, image_size=side, precision=precision))
     prepare_keras()
     run = compile_network(frozen.build(), side, frozen.provenance.precision)
@@ -310,8 +295,8 @@ def compute(files: list[bytes], backbone: str, side: int, precision: Any) -> lis
     seconds = (time.process_time() - started) / (4 * len(files))
     pooled = features.mean(axis=(1, 2)) if features.ndim == 4 else features
     sizes = [row_bytes(values, store) for values in (features, pooled) for store in ("float32", "float16")]
-    shape = " x ".join(map(str, features.shape[1:]))
-    return [frozen.provenance.precision, f"{seconds:.3f}", shape, *(f"{size:,.0f}" for size in sizes)]
+    cells = [frozen.provenance.precision, f"{seconds:.3f}", " x ".join(map(str, features.shape[1:]))]
+    return " | ".join([*cells, *(f"{size:,.0f}" for size in sizes)])
 
 
 def _resized(data: bytes, size: tuple[int, int]) -> bytes:
@@ -323,16 +308,12 @@ def _resized(data: bytes, size: tuple[int, int]) -> bytes:
 
 def write_tars(target: Path, count: int) -> None:
     """Tar files of 10,000 grey PNG files of 8 x 8 pixels, a tenth of them different."""
-    target.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (1000, 8, 8), np.uint8)
     files = [_png(picture) for picture in pixels]
     for first in range(0, count, _PER_TAR):
-        with tarfile.open(target / f"{first // _PER_TAR:06d}.tar", "w") as archive:
-            for number in range(min(_PER_TAR, count - first)):
-                member = tarfile.TarInfo(f"{number:08d}.png")
-                data = files[number % len(files)]
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
+        numbers = range(min(_PER_TAR, count - first))
+        members = ((f"{number:08d}.png", files[number % len(files)]) for number in numbers)
+        write_tar(target / f"{first // _PER_TAR:06d}.tar", members)
 
 
 def write_loose(target: Path, count: int) -> None:
@@ -344,27 +325,6 @@ def write_loose(target: Path, count: int) -> None:
         whole.write_bytes(_png(np.zeros((8, 8), np.uint8)))
         for number in range(1, min(_PER_FOLDER, count - first)):
             os.link(whole, folder / f"{number:04d}.png")
-
-
-def write_keys(target: Path, count: int) -> None:
-    """A Parquet file with a column of keys and one of images."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    image = _png(np.zeros((8, 8), np.uint8))
-    with pq.ParquetWriter(target, pa.schema([("key", pa.string()), ("image", pa.binary())])) as writer:
-        for first in range(0, count, 1000):
-            keys = [f"{number:09d}" for number in range(first, min(count, first + 1000))]
-            writer.write_table(pa.table({"key": keys, "image": pa.array([image] * len(keys), pa.binary())}))
-
-
-def write_table(target: Path, count: int) -> None:
-    """A table of the paths of images that are not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([("path", pa.string()), ("label", pa.string())])
-    images = synthetic(count)
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        while some := list(islice(images, 100_000)):
-            columns = [[image.path for image in some], [image.label for image in some]]
-            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _png(pixels: Any) -> bytes:
@@ -415,36 +375,26 @@ class _Idle:
         return pa.Table.from_pylist([vars(ShardTiming(1, 0, 0.0, 0.0, 0.0, 0.0, *place, now, now))])
 
 
-_COST = ("seconds", "CPU seconds", "µs of CPU an image", "MB", "bytes of memory an image")
-_COST_OF_FILE = ("seconds", "CPU seconds", "µs of CPU a file", "MB", "bytes of memory a file")
-_RUN = [
-    *("what", "seconds", "first row", "images/s, steady", "driver: ms of CPU a shard", "MB"),
-    *("actor: MB", "decoding: MB", "Ray's processes: ms of CPU a shard"),
-]
+_COST = "seconds | CPU seconds | µs of CPU {0} | MB | bytes of memory {0}"
 
 
-def _row(what: str, cost: Cost, count: int) -> list[str]:
-    each = f"{1e6 * cost.cpu / count:.2f}", f"{cost.megabytes:.0f}", f"{1e6 * cost.megabytes / count:.1f}"
-    return [what, f"{cost.seconds:.1f}", f"{cost.cpu:.1f}", *each]
+def _row(what: str, cost: Cost, count: int) -> str:
+    each = f"{1e6 * cost.cpu / count:.2f} | {cost.megabytes:.0f} | {1e6 * cost.megabytes / count:.1f}"
+    return f"{what} | {cost.seconds:.1f} | {cost.cpu:.1f} | {each}"
 
 
-def _run(what: str, run: Run) -> list[str]:
+def _run(what: str, run: Run) -> str:
     shards = run.json.get("shards") or run.json["images"] / 1024
     steady = (run.json["time"] or {}).get("steady_images_per_second")
-    return [
-        what,
-        f"{run.seconds:.1f}",
-        f"{run.first:.1f}" if run.first == run.first else "",
-        f"{steady:,.0f}" if steady else "",
-        f"{1e3 * run.cpu['driver'] / shards:.1f}",
-        f"{run.peaks['driver']:.0f}",
-        *(f"{run.peaks.get(name, 0):.0f}" for name in ("actor", "task")),
-        f"{1e3 * run.cpu.get('other', 0) / shards:.1f}",
-    ]
+    first = f"{run.first:.1f}" if run.first == run.first else ""
+    memory = " | ".join(f"{run.peaks.get(name, 0):.0f}" for name in ("driver", "actor", "task"))
+    cpu, others = (f"{1e3 * run.cpu.get(name, 0) / shards:.1f}" for name in ("driver", "other"))
+    rate = f"{steady:,.0f}" if steady else ""
+    return f"{what} | {run.seconds:.1f} | {first} | {rate} | {cpu} | {memory} | {others}"
 
 
-def _section(title: str, head: list[str], rows: list[list[str]], text: str = "") -> str:
-    return "\n".join(["", f"## {title}", "", *([text, ""] if text else []), table(list(head), rows)])
+def _section(title: str, head: str, rows: list[str], text: str = "") -> str:
+    return "\n".join(["", f"## {title}", "", *([text, ""] if text else []), table(head, rows)])
 
 
 def main() -> None:
@@ -462,7 +412,7 @@ def main() -> None:
         scale = Scale(given.work or Path(temporary), given.images, given.rows)
         for name in given.only:
             print(getattr(scale, name)(), flush=True)
-    print(f"\n{machine()}. {versions()}.")
+    print(f"\n{machine()}")
 
 
 if __name__ == "__main__":

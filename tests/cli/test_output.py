@@ -76,31 +76,22 @@ def test_a_result_as_text_and_as_json(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("counts", "lines"),
+    ("counts", "text"),
     [
-        ((0, 0, 0), []),
-        ((1200, 0, 0), ["changes since the images were listed: 1,200 new"]),
-        (
-            (0, 1, 2),
-            [
-                "changes since the images were listed: 1 with another size or time (a), 2 removed; "
-                "their stored features are kept"
-            ],
-        ),
-        (
-            (0, 4, 0),
-            [
-                "changes since the images were listed: 4 with another size or time (a, b, c, ...); "
-                "their stored features are kept"
-            ],
-        ),
+        ((1200, 0, 0), "1,200 new"),
+        ((0, 1, 2), "1 with another size or time (a), 2 removed; their stored features are kept"),
+        ((0, 4, 0), "4 with another size or time (a, b, c, ...); their stored features are kept"),
     ],
 )
-def test_what_has_changed_among_the_images(counts, lines):
+def test_what_has_changed_among_the_images(counts, text):
     added, replaced, removed = counts
     paths = ["a", "b", "c"][:replaced]
     changes = Changes(added=added, replaced=replaced, removed=removed, replaced_paths=paths)
-    assert summaries.changes(changes) == lines
+    assert summaries.changes(changes) == [f"changes since the images were listed: {text}"]
+
+
+def test_no_changes():
+    assert summaries.changes(Changes(added=0, replaced=0, removed=0, replaced_paths=[])) == []
     assert summaries.changes(None) == []
 
 

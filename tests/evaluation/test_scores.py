@@ -16,11 +16,11 @@ def test_interval_is_wilson(right, count, low, high):
 
 
 def test_confusions_and_weakest_come_worst_first():
-    found = evaluation("abc", [[5, 3, 2], [0, 9, 4], [0, 4, 6]])
-    assert found.confusions() == [(4, 10, "c", "b"), (4, 13, "b", "c"), (3, 10, "a", "b"), (2, 10, "a", "c")]
-    assert [score.label for score in found.weakest(2)] == ["c", "b"]
+    result = evaluation("abc", [[5, 3, 2], [0, 9, 4], [0, 4, 6]])
+    assert result.confusions() == [(4, 10, "c", "b"), (4, 13, "b", "c"), (3, 10, "a", "b"), (2, 10, "a", "c")]
+    assert [score.label for score in result.weakest(2)] == ["c", "b"]
 
 
 def test_a_class_never_predicted_is_among_the_weakest_and_an_absent_one_is_not():
-    found = evaluation("abc", [[9, 0, 1], [3, 0, 0], [0, 0, 0]])
-    assert [score.label for score in found.weakest()] == ["b", "a"]
+    result = evaluation("abc", [[9, 0, 1], [3, 0, 0], [0, 0, 0]])
+    assert [score.label for score in result.weakest()] == ["b", "a"]

@@ -23,20 +23,18 @@ def test_summary_is_the_whole_result():
 
 
 @pytest.mark.parametrize(
-    "found",
+    "result",
     [
         evaluation(["猫" * 80, "x" * 300]),
         evaluation([HOSTILE, "[red]b[/red]"], model="m" * 400),
-        many(20),
         many(20, mistakes=(Mistake(path="p/" * 99, label="猫" * 40, predicted="é" * 60, probability=0.5),)),
-        many(30),
         many(120),
         evaluation(stages=(stage(head="h" * 200), stage(head="猫" * 80, **{"from": "x" * 300}))),
         evaluation([f"{n}" for n in range(20)], np.eye(20, dtype=int) * 123456),
     ],
 )
-def test_summary_fits_a_terminal(found):
-    assert max(cell_len(line) for line in summary(found).splitlines()) <= 100
+def test_summary_fits_a_terminal(result):
+    assert max(cell_len(line) for line in summary(result).splitlines()) <= 100
 
 
 def test_summary_is_aligned_with_wide_names():
@@ -89,8 +87,7 @@ def test_summary_has_a_line_for_each_stage():
 def test_summary_shows_the_five_worst():
     mistakes = tuple(Mistake(path=f"{n}.jpg", label="a", predicted="b", probability=0.9) for n in range(9))
     text = summary(evaluation(mistakes=mistakes))
-    assert "4.jpg" in text
-    assert "5.jpg" not in text
+    assert ("4.jpg" in text, "5.jpg" in text) == (True, False)
     assert "confidently wrong" not in summary(evaluation(mistakes=()))
 
 

@@ -43,10 +43,6 @@ OPTIMIZERS = {"dense-800": ("adam", 1e-3), "simple-nn": ("sgd", 0.01)}
 """Of the heads that do not have the one of `tlray.models.interfaces.Head`."""
 
 
-def built_in(kind: str) -> list[str]:
-    return [point.name for point in entry_points(group=f"tlray.{kind}") if point.dist.name == "tlray"]
-
-
 every_head = pytest.mark.parametrize("name", HEADS)
 
 
@@ -61,12 +57,6 @@ def features(name: str, images: np.ndarray) -> np.ndarray:
 
 def noise(rows: int, size: int) -> np.ndarray:
     return RNG.integers(0, 256, (rows, size, size, 3), np.uint8)
-
-
-def shake(model) -> None:
-    """Give biases and batch norms random values: fresh ones do nothing."""
-    arrays = model.get_weights()
-    model.set_weights([RNG.uniform(0.5, 1, a.shape) if a.ndim == 1 else a for a in arrays])
 
 
 # Backbones
@@ -92,13 +82,9 @@ def test_small_vggnet_is_the_published_network(keras):
             published.add(layers.BatchNormalization(axis=-1))
         published.add(layers.MaxPooling2D(pool_size=(2, 2)))
         published.add(layers.Dropout(0.25))
-    published.add(layers.Flatten())
-    published.add(layers.Dense(512))
-    published.add(layers.Activation("relu"))
-    published.add(layers.BatchNormalization())
-    published.add(layers.Dropout(0.5))
-    published.add(layers.Dense(3))
-    published.add(layers.Activation("softmax"))
+    hidden = [layers.Dense(512), layers.Activation("relu"), layers.BatchNormalization(), layers.Dropout(0.5)]
+    for layer in (layers.Flatten(), *hidden, layers.Dense(3), layers.Activation("softmax")):
+        published.add(layer)
 
     backbone = registry.backbone("small-vggnet").build(64)
     head = registry.head("dense-512").build(backbone.output_shape[1:], 3)
@@ -108,8 +94,10 @@ def test_small_vggnet_is_the_published_network(keras):
     norms = 4 * (32 + 2 * 64 + 3 * 128)
     assert backbone.count_params() == convolutions + norms == 427_520
     assert head.count_params() == (8192 * 512 + 512) + 4 * 512 + (512 * 3 + 3) == 4_198_403
-    shake(published)
-    ours.set_weights(published.get_weights())
+    # Fresh biases and batch norms would do nothing.
+    arrays = [RNG.uniform(0.5, 1, a.shape) if a.ndim == 1 else a for a in published.get_weights()]
+    for model in (published, ours):
+        model.set_weights(arrays)
     # As different as can be, or random layers give nearly the same for all.
     images = RNG.random((4, 64, 64, 3), np.float32) * np.float32([0, 0.1, 1, 3])[:, None, None, None]
     expected = published.predict(images, verbose=0)
@@ -135,30 +123,27 @@ def test_pixels_are_the_resized_image(keras):
     picture.save(file, "PNG")
     small = picture.resize((32, 32), Image.Resampling.BILINEAR)
     expected = [value / 255 for y in range(32) for x in range(32) for value in small.getpixel((x, y))]
-    (found,) = features("pixels", decode(file.getvalue(), 32)[None])
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    (pixels,) = features("pixels", decode(file.getvalue(), 32)[None])
+    np.testing.assert_allclose(pixels, expected, atol=1e-7)
 
 
 @pytest.mark.slow
-def test_grey_pixels_of_a_grey_picture_are_its_pixels(keras):
+def test_grey_pixels_are_those_of_a_grey_picture_and_of_pillow(keras):
     grey = np.resize(np.arange(256, dtype=np.uint8), (1, 28, 28))
-    found = features("grey-pixels", np.stack([grey] * 3, axis=-1))
-    np.testing.assert_allclose(found, grey.reshape(1, 784) / 255, atol=2e-7)
-
-
-@pytest.mark.slow
-def test_grey_pixels_of_colours_are_those_of_pillow(keras):
+    pixels = features("grey-pixels", np.stack([grey] * 3, axis=-1))
+    np.testing.assert_allclose(pixels, grey.reshape(1, 784) / 255, atol=2e-7)
     (colours,) = noise(1, 28)
     expected = np.array(Image.fromarray(colours).convert("L"), np.float32).ravel()
-    (found,) = features("grey-pixels", colours[None])
-    np.testing.assert_allclose(found * 255, expected, atol=0.501)  # Pillow rounds to whole numbers.
+    (pixels,) = features("grey-pixels", colours[None])
+    np.testing.assert_allclose(pixels * 255, expected, atol=0.501)  # Pillow rounds to whole numbers.
 
 
 # Heads
 
 
 def test_every_built_in_head_is_checked():
-    assert set(built_in("heads")) == set(HEADS)
+    points = entry_points(group="tlray.heads")
+    assert {point.name for point in points if point.dist.name == "tlray"} == set(HEADS)
 
 
 @every_head
@@ -169,10 +154,8 @@ def test_the_defaults_of_a_head(name):
 
 
 def described(layer) -> tuple:
-    found = (type(layer).__name__,)
-    if hasattr(layer, "units"):
-        found += (layer.units, layer.activation.__name__)
-    return (*found, layer.rate) if hasattr(layer, "rate") else found
+    dense = (layer.units, layer.activation.__name__) if hasattr(layer, "units") else ()
+    return (type(layer).__name__, *dense, *([layer.rate] if hasattr(layer, "rate") else []))
 
 
 @pytest.mark.slow

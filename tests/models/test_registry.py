@@ -8,7 +8,6 @@ from tlray.core.config import NetworkConfig
 from tlray.core.errors import UserError
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
-from tlray.models.interfaces import Backbone, Head
 from tlray.models.weights import digest
 
 pytestmark = pytest.mark.usefixtures("keras_home")
@@ -25,21 +24,10 @@ def message(kind: str, name: str) -> str:
 # Finding
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "base"),
-    [
-        ("backbones", "vgg16", Backbone),
-        ("heads", "dense-256", Head),
-        ("heads", "dense-1024", Head),
-        ("heads", "linear", Head),
-    ],
-)
-def test_the_built_ins_come_through_entry_points(kind, name, base):
-    plugin = registry.find(kind, name)
-    assert plugin.package == "tlray"
-    loaded = plugin.load()
-    assert isinstance(loaded, base)
-    assert loaded.name == name
+def test_the_built_ins_come_through_entry_points():
+    for kind, name in (("backbones", "vgg16"), ("heads", "dense-256")):
+        plugin = registry.find(kind, name)
+        assert (plugin.package, plugin.load().name) == ("tlray", name)
 
 
 def test_an_installed_plugin_is_found(package):
@@ -63,16 +51,8 @@ def test_nothing_is_imported_before_it_is_used(package):
     assert registry.head("linear").name == "linear"
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "nearest"), [("backbones", "vg16", "vgg16"), ("heads", "dense-265", "dense-256")]
-)
-def test_an_unknown_name_brings_the_nearest(kind, name, nearest):
-    text = message(kind, name)
-    assert repr(name) in text
-    assert nearest in text
-
-
-def test_an_unknown_name_near_to_none_brings_all():
+def test_an_unknown_name_brings_the_nearest_or_all():
+    assert "'dense-265': did you mean dense-256" in message("heads", "dense-265")
     text = message("heads", "qqqqqqqq")
     assert all(name in text for name in ("dense-256", "dense-1024", "linear"))
 
@@ -96,10 +76,8 @@ def test_a_clash_names_both_packages(package):
     ("source", "reasons"),
     [
         ("import no_such_module_at_all", ["no_such_module_at_all"]),
-        ("x = 1 +", ["SyntaxError"]),
         ("raise RuntimeError('the licence has run out')", ["the licence has run out"]),
         ("class Other: pass", ["Top"]),
-        ("class Top:\n    def __init__(self): raise OSError('no such file')", ["no such file"]),
         (GOOD.replace("class Top", "def Top(): raise ValueError('why')\nclass _Top"), ["why"]),
         ("class Top:\n    name = 'top'", ["expected a subclass of tlray.Head"]),
         (GOOD.replace("class Top(Head)", "class Top(Backbone)"), ["Top"]),
