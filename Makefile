@@ -4,7 +4,8 @@ BIN := .venv/bin
 PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-applications vgg16-weights)
 PACKAGES := . $(PLUGINS)
 ROOMS := tests --ignore=tests/jobs --ignore=tests/cluster_jobs
-PLUGIN_TESTS := tests/plugins/installed.py tests/packaging/guides.py $(addsuffix /tests,$(PLUGINS))
+# The guides take minutes, so they begin first; by itself pytest-xdist would begin a file with few tests last.
+PLUGIN_TESTS := --no-loadscope-reorder tests/packaging/guides.py tests/plugins/installed.py $(addsuffix /tests,$(PLUGINS))
 # Two processes run the tests, and each test file runs in one of them.
 PARALLEL := -n 2 --dist loadfile
 
