@@ -4,7 +4,8 @@ BIN := .venv/bin
 PLUGINS := $(addprefix plugins/tlray-,attention-head efficientnet-lite keras-applications vgg16-weights)
 PACKAGES := . $(PLUGINS)
 ROOMS := tests --ignore=tests/jobs --ignore=tests/cluster_jobs
-PLUGIN_TESTS := tests/plugins/installed.py tests/packaging/plugin_guide.py $(addsuffix /tests,$(PLUGINS))
+# The guides take minutes, so they begin first; by itself pytest-xdist would begin a file with few tests last.
+PLUGIN_TESTS := --no-loadscope-reorder tests/packaging/guides.py tests/plugins/installed.py $(addsuffix /tests,$(PLUGINS))
 # Two processes run the tests, and each test file runs in one of them.
 PARALLEL := -n 2 --dist loadfile
 
@@ -32,7 +33,7 @@ test-fast: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ROOMS)
 
 # Runs the plugins' own tests, checks plugins against the contract (of the networks one of each kind), and follows
-# the guide to writing one.
+# README.md and the guide to writing a plugin.
 test-plugins: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "not every_network" $(PLUGIN_TESTS)
 

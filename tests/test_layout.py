@@ -32,9 +32,10 @@ def imports() -> dict[str, set[str]]:
     for name, path in modules.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module in modules:
-                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} - {"tlray.__version__"}
                 imported[name] |= {other if other in modules else node.module for other in inner}
-        imported[name].discard("tlray")  # For its version.
+            elif isinstance(node, ast.Import):
+                imported[name] |= modules.keys() & {alias.name for alias in node.names}
     return imported
 
 
@@ -47,10 +48,15 @@ def test_a_room_imports_only_rooms_below_it(room):
         (name.removeprefix("tlray.").replace(".", "/") + ".py", other.split(".")[1])
         for name, others in IMPORTS.items()
         if name.split(".")[1:2] == [room]
-        for other in others
+        for other in others - {"tlray"}
         if other.split(".")[1] not in {room, *BELOW[room]}
     }
     assert upward == set()
+
+
+def test_only_the_users_of_tlray_import_its_public_api():
+    """A room would import all others with it; the version is no part of a room."""
+    assert [name for name, others in IMPORTS.items() if "tlray" in others] == []
 
 
 def test_every_room_has_its_floor():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -91,8 +92,8 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    """Two nodes, which stay; a test may add others."""
+def cluster(server) -> Iterator[RayCluster]:
+    """Two nodes, which stay and have an s3://bucket; a test may add others."""
     with ray_cluster([2, 1]) as cluster:
         yield cluster
     assert left(cluster.folder) == []
@@ -296,6 +297,16 @@ def test_a_plan_says_how_an_extraction_would_spread(job):
 
 
 # Sending jobs
+
+
+def test_the_command_of_the_readme(tlray, cluster, server, images):
+    """As it stands, but for the address; on S3 the nodes find a server on this machine."""
+    (line,) = re.findall(r"^tlray (submit .*)", (ROOT / "README.md").read_text(), re.M)
+    pictures = [*images.glob("validation/[38]/*.png")][:6]
+    server.put((f"bucket/photos/{path.relative_to(images)}", path.read_bytes()) for path in pictures)
+    done = tlray(*shlex.split(line.replace("http://HEAD:8265", cluster.dashboard)))
+    assert "6 of 6 images" in done.stderr
+    assert len(read("bucket/features", server.filesystem())) == len(pictures) == 6
 
 
 ON_EACH_NODE = """

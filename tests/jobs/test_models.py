@@ -70,20 +70,25 @@ for size in (64, 64), (200, 120), (31, 47):
 
 
 def test_predictions_are_one_table_with_every_image(digits, model, ray, tmp_path):
-    folder = tmp_path / "images"
+    """Beside the true class, for the images of which it is known; copies and a single image say the same."""
+    folder, truth = tmp_path / "images", {"bad.png": "3"}
     folder.mkdir()
-    for path in digits.glob("test/*/*.png"):
+    for number, path in enumerate(digits.glob("test/*/*.png")):
         (folder / path.name).symlink_to(path)
+        truth[path.name] = path.parent.name if number % 2 else None
     (folder / "bad.png").write_bytes(b"")
+    listed = folder / "labels.parquet"
+    pq.write_table(pa.table({"path": list(truth), "label": list(truth.values())}), listed)
     out, copies = tmp_path / "predictions.parquet", tmp_path / "copies"
     config = PredictConfig(precision="float32", annotate=str(copies))
-    found = predict(str(model), str(folder), str(out), config)
+    found = predict(str(model), str(listed), str(out), config)
     assert (found.images, found.rows, found.errors) == (61, 60, 1)
     table = pq.read_table(out).to_pandas()
     assert list(table.columns[:5]) == ["path", "split", "label", "predicted", "probability"]
     assert list(table.columns[5:]) == [f"probability_{digit}" for digit in range(10)]
-    assert table["label"].isna().all()
-    assert sorted(table["path"]) == sorted(path.name for path in folder.iterdir() if path.name != "bad.png")
+    labels = pq.read_table(out, columns=["path", "label"]).to_pydict()
+    assert {**dict(zip(*labels.values(), strict=True)), "bad.png": "3"} == truth
+    assert np.mean(table["predicted"] == table["label"]) > 0.3  # Half of them have a label.
     values = table.iloc[:, 5:].to_numpy()
     np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
     assert list(table["predicted"]) == [str(best) for best in values.argmax(axis=1)]
@@ -96,12 +101,25 @@ def test_predictions_are_one_table_with_every_image(digits, model, ray, tmp_path
     with pytest.raises(UserError, match="folder of the images"):
         predict(str(model), str(folder), str(out) + ".csv", PredictConfig(annotate=str(folder)))
     top = tmp_path / "top.csv"
-    predict(str(model), str(folder), str(top), PredictConfig(precision="float32", top=2))
+    predict(str(model), str(listed), str(top), PredictConfig(precision="float32", top=2))
     rows = pa.csv.read_csv(top).to_pandas()
     assert list(rows.columns[5:]) == ["predicted_1", "probability_1", "predicted_2", "probability_2"]
     np.testing.assert_allclose(rows["probability_1"], table["probability"], atol=1e-6)
     with pytest.raises(UserError, match="already exists"):
         predict(str(model), str(folder), str(out), PredictConfig())
+
+    # A single image: its JSON and its copy say what the row of the table says.
+    row = max(pq.read_table(out).to_pylist(), key=lambda row: row["probability"])
+    config = replace(config, annotate=str(tmp_path / "copy"))
+    one = predict(model, folder / row["path"], config=config).to_json()
+    assert {name: one[name] for name in row if name in one} == {
+        **{"path": row["path"], "split": None, "label": None, "predicted": row["predicted"]},
+        "probability": pytest.approx(row["probability"], abs=1e-5),
+    }
+    assert one["probabilities"] == pytest.approx(
+        {digit: row[f"probability_{digit}"] for digit in one["probabilities"]}, abs=1e-5
+    )
+    assert (tmp_path / "copy" / row["path"]).read_bytes() == (copies / row["path"]).read_bytes()
 
 
 def test_predicting_bad_images_only_is_a_failed_job(model, ray, tmp_path, monkeypatch):

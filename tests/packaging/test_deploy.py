@@ -12,11 +12,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-import typer
 import yaml
 
 from tests import ROOT
-from tlray.cli import app
+from tests.support.command_line import check_command
 
 DEPLOY = ROOT / "deploy"
 SCHEMAS = ROOT.parent / "shared" / "schemas"
@@ -42,21 +41,6 @@ def find(content: Any, name: str) -> Iterator[Any]:
     elif isinstance(content, list):
         for value in content:
             yield from find(value, name)
-
-
-def check_command(line: str) -> None:
-    """Whether there is such a tlray command with such options; nothing is run."""
-    words = shlex.split(line, comments=True)
-    assert words[0] == "tlray", line
-    command = typer.main.get_command(app)
-    context = command.make_context("tlray", words[1:])
-    while hasattr(command, "commands"):
-        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        context = command.make_context(name, rest, parent=context)
-    if name == "submit":
-        words = context.params["words"]
-        for one in words[0].split("&&") if len(words) == 1 else [shlex.join(["tlray", *words])]:
-            check_command(one)
 
 
 def check_ray(line: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line, run in this process or as the user runs it."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,21 @@ def commands(group: Any, above: str = "") -> dict[str, Any]:
 
 
 COMMANDS = commands(typer.main.get_command(app))
+
+
+def check_command(line: str) -> None:
+    """Whether there is such a tlray command with such options; nothing is run."""
+    words = shlex.split(line, comments=True)
+    assert words[0] == "tlray", line
+    command = typer.main.get_command(app)
+    context = command.make_context("tlray", words[1:])
+    while hasattr(command, "commands"):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+    if name == "submit":
+        words = context.params["words"]
+        for one in words[0].split("&&") if len(words) == 1 else [shlex.join(["tlray", *words])]:
+            check_command(one)
 
 
 def invoke(*arguments: str) -> Any:
