@@ -60,7 +60,7 @@ def test_an_extraction_is_killed_then_interrupted_and_then_finished(many, tmp_pa
             _, errors = command.communicate(timeout=60)
             assert command.returncode == (130 if how == signal.SIGINT else -how), errors
             assert not (out / "manifest.json").exists()
-        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to finish"
+        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to continue"
         assert "Traceback" not in errors
         output, errors = (last := start()).communicate(timeout=240)
         assert last.returncode == 0, errors
