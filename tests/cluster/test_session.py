@@ -139,15 +139,6 @@ def test_weights_are_made_before_ray_starts(monkeypatch, tmp_path):
     assert log == ["weights", "Ray"]
 
 
-def test_without_an_image_ray_is_not_started(starts, monkeypatch, tmp_path):
-    monkeypatch.setattr(session, "import_ahead", lambda address: None)
-    (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match="no image in"):
-        extract(str(tmp_path / "images"), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
-    assert starts.log == []
-    assert not (tmp_path / "set").exists()
-
-
 def test_importing_ray_leaves_the_random_numbers_alone():
     """Random weights are made meanwhile, and must be those of the seed."""
     code = (

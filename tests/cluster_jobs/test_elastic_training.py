@@ -3,13 +3,10 @@
 import subprocess
 import sys
 
-import numpy as np
-
 from tests.support.numpy_network import installed
-from tests.support.outputs import head_weights
+from tests.support.outputs import assert_same_head
 from tests.support.processes import wait_for
 from tests.support.ray_cluster import ray_cluster
-from tlray.core.config import ExtractConfig, FitConfig
 from tlray.features.extract import extract
 from tlray.recipes.demo import write_digits
 from tlray.training.fit import fit
@@ -41,8 +38,8 @@ def test_training_goes_on_with_the_nodes_that_are_there(tmp_path):
     features, log, hold = str(tmp_path / "set"), tmp_path / "log", tmp_path / "hold"
     write_digits(str(tmp_path / "digits"))
     with installed():
-        extract(str(tmp_path / "digits"), features, ExtractConfig(backbone="grey-pixels"))
-    fit(features, str(tmp_path / "alone"), FitConfig(head="linear", batch_size=2, epochs=EPOCHS))
+        extract(tmp_path / "digits", features, backbone="grey-pixels")
+    fit(features, tmp_path / "alone", head="linear", batch_size=2, epochs=EPOCHS)
     words = ["fit", features, "--head", "linear", "--batch-size", "2", "--epochs", str(EPOCHS)]
     words += ["--out", str(tmp_path / "model"), "--workers", "2", "--min-workers", "1"]
 
@@ -81,5 +78,4 @@ def test_training_goes_on_with_the_nodes_that_are_there(tmp_path):
         wait_until({first}, begun + 1)
         hold.unlink()
         assert running.wait(600) == 0, log.read_text()
-    for one, other in zip(head_weights(tmp_path / "alone"), head_weights(tmp_path / "model"), strict=True):
-        np.testing.assert_allclose(other, one, atol=1e-3)
+    assert_same_head(tmp_path / "model", tmp_path / "alone", atol=1e-3)

@@ -6,17 +6,15 @@ import signal
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from tests.support.bad_files import encode, photo
 from tests.support.numpy_network import grey_pixels
-from tests.support.outputs import head_weights, read
-from tests.support.processes import of_session, tlray, wait_for
+from tests.support.outputs import assert_same_head, read
+from tests.support.processes import family, of_session, title, tlray, wait_for
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig, FinetuneConfig
 from tlray.core.errors import UserError
@@ -62,7 +60,7 @@ def test_an_extraction_is_killed_then_interrupted_and_then_finished(many, tmp_pa
             _, errors = command.communicate(timeout=60)
             assert command.returncode == (130 if how == signal.SIGINT else -how), errors
             assert not (out / "manifest.json").exists()
-        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to finish"
+        assert errors.strip().splitlines()[-1] == "tlray: stopped; run the same command again to continue"
         assert "Traceback" not in errors
         output, errors = (last := start()).communicate(timeout=240)
         assert last.returncode == 0, errors
@@ -70,11 +68,11 @@ def test_an_extraction_is_killed_then_interrupted_and_then_finished(many, tmp_pa
 
         def gone() -> bool:
             # Two of Ray's agents take up to a minute to notice a SIGKILL.
-            left = {command.pid: of_session(command.pid) for command in commands}
-            killed = [process for process in left.pop(commands[0].pid) if "Agent" not in process]
-            return not any(left.values()) and not killed
+            killed, *others = (of_session(command.pid) for command in commands)
+            return not any(others) and all("Agent" in title(process) for process in killed)
 
-        wait_for(gone, lambda: str([of_session(command.pid) for command in commands]), seconds=10)
+        sessions = [command.pid for command in commands]
+        wait_for(gone, lambda: str(of_session(*sessions)), seconds=10)
         assert [str(path) for path in home.rglob("*")] == []
         assert {path.name for path in Path(temporary).iterdir()} <= {"ray"}
     rows = read(out)
@@ -108,34 +106,22 @@ def pixels(ray, tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(photo(size=(20 + 20 * (number % 2), 20 + number)), "PNG"))
     config = ExtractConfig(backbone="small-vggnet", image_size=16, cut="input", precision="float32")
-    extract(str(folder / "images"), str(folder / "set"), config)
+    extract(folder / "images", folder / "set", config)
     return folder / "set"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(pixels, ray, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "model"
-    finetune(str(pixels), str(out), TUNE)
+    finetune(pixels, out, TUNE)
     return out
 
 
 def same(model: Path, expected: Path) -> None:
     """To the last bit."""
-    for one, other in zip(head_weights(model), head_weights(expected), strict=True):
-        np.testing.assert_array_equal(one, other)
-    histories = [
-        json.loads((folder / "manifest.json").read_text())["history"] for folder in (model, expected)
-    ]
-    assert histories[0] == histories[1]
-
-
-def workers() -> list[psutil.Process]:
-    """The training workers that this process has started."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
+    assert_same_head(model, expected)
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (model, expected)]
+    assert manifests[0]["history"] == manifests[1]["history"]
 
 
 def test_a_killed_worker_changes_nothing(pixels, undisturbed, ray, tmp_path):
@@ -148,13 +134,13 @@ def test_a_killed_worker_changes_nothing(pixels, undisturbed, ray, tmp_path):
 
             def kill() -> None:
                 time.sleep(0.3)
-                one, _ = workers()
-                one.kill()
-                killed.append(one)
+                worker, _ = (process for process in family(os.getpid()) if "RayTrainWorker" in title(process))
+                worker.kill()
+                killed.append(worker)
 
             threading.Thread(target=kill).start()
 
-    finetune(str(pixels), str(tmp_path / "model"), TUNE, report=report)
+    finetune(pixels, tmp_path / "model", TUNE, report=report)
     assert killed
     assert epochs.count(1) == 1  # It went on, and did not begin again.
     same(tmp_path / "model", undisturbed)
@@ -170,7 +156,7 @@ def test_a_killed_command_goes_on_where_it_was(pixels, undisturbed, tmp_path):
     first.communicate(timeout=60)
     assert not (out / "manifest.json").exists()
     with pytest.raises(UserError, match="holds another job, which is not finished"):
-        finetune(str(pixels), str(out), replace(TUNE, epochs=9))
+        finetune(pixels, out, TUNE, epochs=9)
     output, errors = (again := tlray(*command, "--json")).communicate(timeout=300)
     assert again.returncode == 0, errors
     assert json.loads(output)["epochs"] == 3

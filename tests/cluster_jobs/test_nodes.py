@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tlray.cluster import nodes, session
-from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.storage import Folder
@@ -43,14 +42,14 @@ def two_nodes(site):
 
     session._prepare(None)
     head = {"num_cpus": 1, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(site / "here"))
-        found.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(site / "there")})
-        ray.init(found.address, log_to_driver=False, logging_level="ERROR")
-        yield found
+        cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(site / "there")})
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
         ray.shutdown()
-        found.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -70,46 +69,39 @@ def memory():
     fsspec.filesystem("memory").rm("/", recursive=True)
 
 
-def test_nodes_that_are_as_they_should_be(two_nodes, images, tmp_path):
-    nodes.check(VERSIONS, Folder.open(str(tmp_path)), ImageProbe(Folder.open(str(images)), Place("000.png")))
+@pytest.mark.parametrize("image", ["000.png", "missing.png"])
+def test_nodes_that_are_as_they_should_be(two_nodes, images, tmp_path, image):
+    """An image that nobody can read is no fault of a node."""
+    nodes.check(VERSIONS, Folder.open(tmp_path), ImageProbe(Folder.open(images), Place(image)))
     assert os.listdir(tmp_path) == []
 
 
-def test_an_image_that_nobody_can_read_is_no_fault_of_a_node(two_nodes, images, tmp_path):
-    nodes.check(
-        VERSIONS, Folder.open(str(tmp_path)), ImageProbe(Folder.open(str(images)), Place("missing.png"))
-    )
-
-
 @pytest.mark.parametrize(
-    ("versions", "said"),
+    ("versions", "reason"),
     [
         ({PLUGIN: "1.0"}, f"has {PLUGIN} 2.0, and the job was started with 1.0: install the same there"),
         ({"tlray-other": "3"}, "has no tlray-other, and the job was started with 3: install the same there"),
     ],
 )
-def test_a_node_with_other_packages_is_refused(two_nodes, tmp_path, versions, said):
+def test_a_node_with_other_packages_is_refused(two_nodes, tmp_path, versions, reason):
     with pytest.raises(UserError) as caught:
-        nodes.check({**VERSIONS, **versions}, Folder.open(str(tmp_path)))
-    assert said in str(caught.value)
+        nodes.check({**VERSIONS, **versions}, Folder.open(tmp_path))
+    assert reason in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_folder_of_which_every_node_has_its_own_is_refused(two_nodes, memory, images):
     out = Folder.open("memory://out")
     with pytest.raises(UserError, match=r"another memory://out .* choose a place that all nodes share"):
-        nodes.check(VERSIONS, out, ImageProbe(Folder.open(str(images)), Place("000.png")))
+        nodes.check(VERSIONS, out, ImageProbe(Folder.open(images), Place("000.png")))
     assert out.names() == []
 
 
-def test_images_that_a_node_does_not_see_are_refused_and_nothing_is_written(
-    two_nodes, memory, images, tmp_path
-):
+def test_images_that_a_node_does_not_see_are_refused(two_nodes, memory, images, tmp_path):
     memory.put(f"{images}/", "/images", recursive=True)
-    with pytest.raises(
-        UserError, match=r"cannot read .*images/000\.png, which .* can .*every node sees them"
-    ):
-        extract("memory://images", str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
+    reason = r"cannot read .*images/000\.png, which .* can .*every node sees them"
+    with pytest.raises(UserError, match=reason):
+        extract("memory://images", tmp_path / "set", backbone="grey-pixels")
     assert os.listdir(tmp_path) == []
 
 
@@ -120,17 +112,13 @@ def train(storage: str, packages: Mapping[str, str]) -> None:
     def nothing(settings, worker) -> None:
         raise AssertionError("it has begun")
 
-    folder = Folder.open(storage)
-    given = {"storage": folder, "packages": packages, "streaming": False, "report": lambda metrics: None}
-    ray_workers.run(nothing, {}, workers=(2, 2), **given)
+    options = {"packages": packages, "streaming": False, "report": lambda metrics: None}
+    ray_workers.run(nothing, {}, storage=Folder.open(storage), workers=(2, 2), **options)
 
 
-def test_no_training_on_a_node_with_other_packages(two_nodes, tmp_path):
+def test_no_training_on_a_node_with_other_packages_or_a_folder_of_its_own(two_nodes, memory, tmp_path):
     with pytest.raises(UserError, match=f"node .* has {PLUGIN} 2.0, and the job was started with 1.0"):
         train(str(tmp_path), {**VERSIONS, PLUGIN: "1.0"})
-
-
-def test_no_training_where_every_node_has_its_own_folder(two_nodes, memory):
     with pytest.raises(UserError, match=r"another memory://model .* choose a place that all nodes share"):
         train("memory://model", VERSIONS)
 
@@ -145,7 +133,7 @@ def test_a_node_that_joins_later_with_other_packages_fails_the_job(two_nodes, im
     monkeypatch.setattr(nodes, "check", lambda *given: None)  # It was not there to be asked.
     monkeypatch.setattr("tlray.features.extract.package_versions", lambda *plugins: {"tlray": "0.0"})
     with pytest.raises(JobError, match=r"has tlray .*, and the job was started with 0\.0"):
-        extract(str(images), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
+        extract(images, tmp_path / "set", backbone="grey-pixels")
 
 
 def test_the_processes_that_hold_the_network(two_nodes):
@@ -162,8 +150,8 @@ def test_the_processes_that_hold_the_network(two_nodes):
 
 def test_two_nodes_extract(two_nodes, images, tmp_path):
     """Though none has a whole CPU left beside the network."""
-    found = extract(str(images), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels", actors="2"))
-    assert (found.images, found.rows, found.errors) == (300, 300, 0)
+    result = extract(images, tmp_path / "set", backbone="grey-pixels", actors="2")
+    assert (result.images, result.rows, result.errors) == (300, 300, 0)
     parts = (tmp_path / "set").glob("part-*")
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 300
 
@@ -179,4 +167,4 @@ def test_a_gpu_that_tensorflow_does_not_find(two_nodes, images, tmp_path):
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("there is a GPU")
     with pytest.raises(JobError, match=r"Ray has a GPU on node .*, and TensorFlow finds none"):
-        extract(str(images), str(tmp_path / "set"), ExtractConfig(backbone="grey-pixels"))
+        extract(images, tmp_path / "set", backbone="grey-pixels")

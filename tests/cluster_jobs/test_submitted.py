@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests import ROOT
 from tests.cluster.test_submit import ODD, PROJECT, SECRET, pip
-from tests.support.outputs import head_weights, read, same
+from tests.support.outputs import assert_same_head, read, same
 from tests.support.processes import wait_for
 from tests.support.ray_cluster import BIN, Node, RayCluster, left, ray_cluster
 from tlray.recipes.demo import write_digits
@@ -240,22 +239,14 @@ def test_a_node_that_comes_later_is_used(extracted, command, images, cluster, ad
 def job(tlray, extracted, images, cluster, tmp_path_factory) -> dict[str, Any]:
     """What each command of a chain has printed, by name; and its folder, and Ray's workers."""
     out = tmp_path_factory.mktemp("chain")
+    two = ("--workers", "2")
     training = ("--batch-size", "64", "--optimizer", "adam", "--learning-rate", "0.01", "--json")
     head = ("fit", str(extracted[0]), "--head", "linear", "--epochs", "10", *training)
     tuning = ("--model", f"{out}/head", "--from", "conv3", "--epochs", "1", "--max-bad-fraction", "0.1")
     lines = {
         "plan": ("plan", str(images), "--cluster", "--sample", "16", "--backbone", "third", "--json"),
-        "head": (*head, "--workers", "2", "--out", f"{out}/head"),
-        "tuned": (
-            "finetune",
-            f"{images}/train",
-            *tuning,
-            *training,
-            "--workers",
-            "2",
-            "--out",
-            f"{out}/tuned",
-        ),
+        "head": (*head, *two, "--out", f"{out}/head"),
+        "tuned": ("finetune", f"{images}/train", *tuning, *training, *two, "--out", f"{out}/tuned"),
         "score": ("evaluate", f"{out}/tuned", str(images), "--max-bad-fraction", "0.1", "--json"),
     }
     before = {actor["actor_id"] for actor in cluster.actors("RayTrainWorker")}
@@ -273,8 +264,7 @@ def test_two_workers_on_two_nodes_train_what_one_does(job, cluster):
         on[worker["job_id"]].add(worker["node_id"])
     assert list(map(len, on.values())) == [2, 2]  # In `fit` and in `finetune`.
     assert set.union(*on.values()) == {node.id for node in cluster.nodes[:2]}
-    for one, two in zip(head_weights(job["out"] / "alone"), head_weights(job["out"] / "head"), strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-5)
+    assert_same_head(job["out"] / "head", job["out"] / "alone", atol=1e-5)
 
 
 def test_what_two_nodes_trained_is_good(job):

@@ -1,6 +1,5 @@
 """One Ray for all jobs, and the images, features and model that many of them start from."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.bad_files import encode
 from tests.support.numpy_network import installed
 from tests.support.s3_server import Server
 from tlray.cluster import session
-from tlray.core.config import ExtractConfig, FitConfig
+from tlray.core.config import ExtractConfig
 from tlray.features.extract import extract
 from tlray.recipes.demo import write_digits
 from tlray.training.fit import fit
@@ -35,16 +35,23 @@ def numpy_network() -> Iterator[None]:
         yield
 
 
+def write_some_digits(folder: Path, counts: dict[str, int], classes: str = "0123456789") -> Path:
+    """Write so many handwritten digits of each split, of these classes only."""
+    write_digits(str(folder))
+    for split, count in counts.items():
+        files = sorted(folder.glob(f"{split}/*/*.png"), key=lambda path: path.name)
+        kept = [path for path in files if path.parent.name in classes][:count]
+        for path in set(files) - set(kept):
+            path.unlink()
+        for path in folder.glob(f"{split}/[!{classes}]"):
+            path.rmdir()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Handwritten digits, 301 for training, 60 each for validation and test."""
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(str(folder))
-    for split, count in KEPT.items():
-        files = sorted(folder.glob(f"{split}/*/*.png"), key=lambda path: path.name)
-        for path in files[count:]:
-            path.unlink()
-    return folder
+    return write_some_digits(tmp_path_factory.mktemp("digits"), KEPT)
 
 
 VGG16 = ExtractConfig(image_size=64, precision="float32", max_bad_fraction=0.5)
@@ -54,7 +61,7 @@ VGG16 = ExtractConfig(image_size=64, precision="float32", max_bad_fraction=0.5)
 def features(digits: Path, ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those of VGG16, of all digits."""
     out = tmp_path_factory.mktemp("features") / "set"
-    extract(str(digits), str(out), VGG16)
+    extract(digits, out, VGG16)
     return out
 
 
@@ -62,7 +69,7 @@ def features(digits: Path, ray: None, tmp_path_factory: pytest.TempPathFactory) 
 def model(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A head on them, trained for 8 epochs."""
     out = tmp_path_factory.mktemp("model") / "dense"
-    fit(str(features), str(out), FitConfig(epochs=8))
+    fit(features, out, epochs=8)
     return out
 
 
@@ -75,9 +82,8 @@ def pictures() -> dict[str, bytes]:
     noise, files = np.random.default_rng(0), {}
     for number in range(150):
         pixels = noise.integers(0, 60, (8, 8, 3)) + 90 * (number % 3)
-        stream = io.BytesIO()
-        Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
-        files[f"{'abc'[number % 3]}/{number:03d}.png"] = stream.getvalue()
+        data = encode(Image.fromarray(pixels.astype(np.uint8)), "PNG")
+        files[f"{'abc'[number % 3]}/{number:03d}.png"] = data
     return files
 
 
@@ -88,5 +94,5 @@ def grey(pictures: dict[str, bytes], ray: None, tmp_path_factory: pytest.TempPat
     for name, data in pictures.items():
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "images" / name).write_bytes(data)
-    extract(str(folder / "images"), str(folder / "set"), GREY)
+    extract(folder / "images", folder / "set", GREY)
     return folder

@@ -13,7 +13,6 @@ from tests.jobs.conftest import GREY
 from tests.support.archives import hugging_face, write_parquet, write_tar
 from tests.support.outputs import read, same
 from tests.support.s3_server import Server
-from tlray.core.config import FitConfig, PredictConfig
 from tlray.core.storage import Folder
 from tlray.evaluation.evaluate import _thumbnails
 from tlray.evaluation.predict import predict
@@ -27,85 +26,73 @@ from tlray.training.fit import fit
 
 CONFIG = replace(GREY, max_bad_fraction=0.1)
 KINDS = ("loose", "tar", "parquet")
+BAD = {"a/1.png": b"no image", "a/2.png": b""}
 
 
 def write(folder: Path, kind: str, pictures: dict[str, bytes]) -> dict[str, str]:
     """Write pictures as loose files or into an archive; return the path of each image, and its picture's."""
-    folder.mkdir(parents=True, exist_ok=True)
     if kind == "tar":
         write_tar(folder / "some.tar", pictures.items())
         return {f"some.tar/{name}": name for name in pictures}
     if kind == "parquet":
-        classes = [*"abc"]
-        labels = [classes.index(name[0]) for name in pictures]
-        hugging_face(folder / "some.parquet", list(pictures.values()), labels, classes)
+        labels = ["abc".index(name[0]) for name in pictures]
+        hugging_face(folder / "some.parquet", list(pictures.values()), labels, [*"abc"])
         return {f"some.parquet#{row}": name for row, name in enumerate(pictures)}
     for name, data in pictures.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return {name: name for name in pictures}
-
-
-def labels(out: Path) -> dict[str, str]:
-    """The label of each row."""
-    table = pq.read_table([str(path) for path in out.glob("part-*.parquet")], columns=["path", "label"])
-    return dict(zip(*table.to_pydict().values(), strict=True))
 
 
 @pytest.fixture(scope="module")
 def mixed(pictures, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """A third of the pictures as files, in a tar file and in a Parquet file each, and two bad ones."""
     folder, names = tmp_path_factory.mktemp("mixed"), list(pictures)
-    found = {}
+    paths = {}
     for third, kind in enumerate(KINDS):
-        some = {name: pictures[name] for name in names[50 * third : 50 * third + 50]}
-        found |= write(folder, kind, some)
-    write_tar(folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b"")])
-    return folder, found
+        paths |= write(folder, kind, {name: pictures[name] for name in names[50 * third : 50 * third + 50]})
+    write_tar(folder / "bad.tar", BAD.items())
+    return folder, paths
 
 
 def test_features_are_those_of_loose_files_and_later_ones_are_added(mixed, pictures, grey, ray, tmp_path):
-    folder, paths_of = tmp_path / "images", mixed[1]
-    shutil.copytree(mixed[0], folder)
+    folder, names = shutil.copytree(mixed[0], tmp_path / "images"), mixed[1]
     out, loose = tmp_path / "set", read(grey / "set")
-    found = extract(str(folder), str(out), CONFIG)
-    assert (found.images, found.rows, found.errors) == (152, 150, 2)
-    assert same(read(out), {path: loose[name] for path, name in paths_of.items()})
-    assert labels(out) == {path: name[0] for path, name in paths_of.items()}
+    result = extract(folder, out, CONFIG)
+    assert (result.images, result.rows, result.errors) == (152, 150, 2)
+    assert same(read(out), {path: loose[name] for path, name in names.items()})
+    table = pq.read_table(list(map(str, out.glob("part-*.parquet"))), columns=["path", "label"])
+    labels = zip(*table.to_pydict().values(), strict=True)
+    assert dict(labels) == {path: name[0] for path, name in names.items()}
     errors = pq.read_table(out / "errors").sort_by("path").to_pylist()
     assert [(row["path"], row["label"], row["error"]) for row in errors] == [
         ("bad.tar/a/1.png", "a", "NotAnImage"),
         ("bad.tar/a/2.png", "a", "EmptyFile"),
     ]
-    assert verify(str(out), str(folder), sample=40).largest_error < 1e-6
-    told = plan(str(folder), CONFIG, sample=30)
-    assert (told.images, told.bytes_read > 0) == (152, True)
+    assert verify(out, folder, sample=40).largest_error < 1e-6
+    planned = plan(folder, CONFIG, sample=30)
+    assert (planned.images, planned.bytes_read > 0) == (152, True)
     # A tar file that is new, and one that was written anew with a picture more.
     write_tar(folder / "later.tar", [("c/9.png", pictures["c/002.png"])])
-    write_tar(
-        folder / "bad.tar", [("a/1.png", b"no image"), ("a/2.png", b""), ("a/3.png", pictures["a/000.png"])]
-    )
-    found = extract(str(folder), str(out), CONFIG, extend=True)
+    write_tar(folder / "bad.tar", [*BAD.items(), ("a/3.png", pictures["a/000.png"])])
+    result = extract(folder, out, CONFIG, extend=True)
     paths = ["bad.tar/a/1.png", "bad.tar/a/2.png"]
-    assert (found.images, found.changes) == (154, Changes(added=2, replaced=2, replaced_paths=paths))
+    assert (result.images, result.changes) == (154, Changes(added=2, replaced=2, replaced_paths=paths))
     added = {"later.tar/c/9.png": loose["c/002.png"], "bad.tar/a/3.png": loose["a/000.png"]}
     assert same({path: read(out)[path] for path in added}, added)
 
 
 def test_predictions_and_copies_of_archives(mixed, grey, ray, tmp_path):
-    folder, paths_of = mixed
-    settings = FitConfig(head="linear", optimizer="adam", epochs=60, learning_rate=0.02)
-    fit(str(grey / "set"), str(tmp_path / "model"), settings)
-    config = PredictConfig(precision="float32", annotate=str(tmp_path / "copies"), max_bad_fraction=0.1)
-    predict(str(tmp_path / "model"), str(folder), str(tmp_path / "p.parquet"), config)
-    predicted = pq.read_table(tmp_path / "p.parquet")
-    assert sorted(predicted["path"].to_pylist()) == sorted(paths_of)
-    rows = zip(*predicted.select(["path", "predicted"]).to_pydict().values(), strict=True)
-    assert np.mean([paths_of[path][0] == label for path, label in rows]) > 0.9
-    assert {
-        path.relative_to(tmp_path / "copies").parts[0] for path in (tmp_path / "copies").rglob("*.png")
-    } == {*("a", "b", "c", "some.tar", "some.parquet")}
-    assert (tmp_path / "copies/some.parquet/7.png").exists()
+    folder, names = mixed
+    model, copies, out = tmp_path / "model", tmp_path / "copies", tmp_path / "p.parquet"
+    fit(grey / "set", model, head="linear", optimizer="adam", epochs=60, learning_rate=0.02)
+    predict(model, folder, out, precision="float32", annotate=str(copies), max_bad_fraction=0.1)
+    rows = pq.read_table(out, columns=["path", "predicted"]).to_pydict()
+    assert sorted(rows["path"]) == sorted(names)
+    assert np.mean([names[path][0] == label for path, label in zip(*rows.values(), strict=True)]) > 0.9
+    top = {path.relative_to(copies).parts[0] for path in copies.rglob("*.png")}
+    assert top == {"a", "b", "c", "some.tar", "some.parquet"}
+    assert (copies / "some.parquet" / "7.png").exists()
 
 
 # Object stores
@@ -132,22 +119,20 @@ def test_archives_in_a_bucket_are_read_with_few_requests(server, tmp_path):
     for row in images[100:228] + images[400:528]:
         assert read(row.path, row.offset, row.modified) == data[int(re.findall(r"\d+", row.path)[0]) :]
     asked = server.requests()
-    assert len([one for one in asked if "a.tar" in one]) <= 8
-    assert len([one for one in asked if "b.parquet" in one]) <= 8
+    for name in ("a.tar", "b.parquet"):
+        assert len([request for request in asked if name in request]) <= 8
 
 
 def test_features_from_a_bucket_with_faults_are_those_of_loose_files(mixed, grey, ray, server, tmp_path):
     upload(server, mixed[0], "bucket/mixed")
     with server.failing("500", "503", "reset", "cut", fraction=0.2, seed=3):
-        found = extract("s3://bucket/mixed", str(tmp_path / "set"), CONFIG)
-    assert (found.images, found.rows, found.errors) == (152, 150, 2)
+        result = extract("s3://bucket/mixed", tmp_path / "set", CONFIG)
+    assert (result.images, result.rows, result.errors) == (152, 150, 2)
     loose = read(grey / "set")
     assert same(read(tmp_path / "set"), {path: loose[name] for path, name in mixed[1].items()})
 
 
 def test_thumbnails_come_out_of_archives(tmp_path, pictures):
-    some = dict(list(pictures.items())[:3])
-    root = Folder.open(str(tmp_path))
     for kind in KINDS:
-        found = write(tmp_path, kind, some)
-        assert sorted(_thumbnails(root, [*found, "some.tar/none.png"])) == sorted(found)
+        paths = write(tmp_path, kind, dict(list(pictures.items())[:3]))
+        assert sorted(_thumbnails(Folder.open(tmp_path), [*paths, "some.tar/none.png"])) == sorted(paths)

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.conftest import KEPT
-from tests.support.bad_files import encode, photo, write_bad_files
+from tests.jobs.conftest import GREY, KEPT
+from tests.support.bad_files import FORMATS, encode, photo, write_bad_files
 from tests.support.numpy_network import grey_pixels
 from tests.support.outputs import read, same
 from tests.support.processes import wait_for
-from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features.extract import extract
@@ -31,7 +30,7 @@ from tlray.images.listing import Images, Listed
 
 pytestmark = pytest.mark.usefixtures("ray")
 
-CONFIG = ExtractConfig(backbone="grey-pixels", image_size=8, precision="float32", max_bad_fraction=0.5)
+CONFIG = replace(GREY, max_bad_fraction=0.5)
 IMAGES = sum(KEPT.values())
 
 
@@ -39,7 +38,7 @@ IMAGES = sum(KEPT.values())
 def whole(digits, ray, tmp_path_factory) -> Path:
     """A finished set of all digits, four shards."""
     out = tmp_path_factory.mktemp("whole") / "set"
-    extract(str(digits), str(out), CONFIG)
+    extract(digits, out, CONFIG)
     return out
 
 
@@ -57,20 +56,17 @@ def times(out: Path) -> dict[str, int]:
 
 
 def test_bad_files_become_errors_and_nothing_is_lost(digits, tmp_path):
-    mixed, out = shutil.copytree(digits / "test", tmp_path / "images"), str(tmp_path / "set")
+    mixed, out = shutil.copytree(digits / "test", tmp_path / "images"), tmp_path / "set"
     expected = write_bad_files(mixed / "3")
     with pytest.raises(JobError, match="max-bad-fraction"):
-        extract(str(mixed), out, replace(CONFIG, max_bad_fraction=0.01))
-    assert not (tmp_path / "set" / "manifest.json").exists()
-    found = extract(str(mixed), out, CONFIG)
-    rows = read(out)
-    errors = pq.read_table(tmp_path / "set" / "errors").to_pydict()
-    assert found.rows == len(rows)
-    assert found.errors == len(errors["path"])
-    assert found.images == found.rows + found.errors == KEPT["test"] + len(expected)
-    stages = dict(zip(errors["path"], errors["stage"], strict=True))
-    assert len(stages) == len(errors["path"])
-    assert stages == {f"3/{name}": what for name, what in expected.items() if what != "ok"}
+        extract(mixed, out, CONFIG, max_bad_fraction=0.01)
+    assert not (out / "manifest.json").exists()
+    result = extract(mixed, out, CONFIG)
+    rows, errors = read(out), pq.read_table(out / "errors").to_pydict()
+    assert (result.rows, result.errors) == (len(rows), len(errors["path"]))
+    assert result.images == result.rows + result.errors == KEPT["test"] + len(expected)
+    stages = sorted(zip(errors["path"], errors["stage"], strict=True))
+    assert stages == sorted((f"3/{name}", what) for name, what in expected.items() if what != "ok")
     assert all(errors["message"])
     for path, value in rows.items():
         data = (mixed / os.fsencode(path).decode()).read_bytes()
@@ -79,8 +75,7 @@ def test_bad_files_become_errors_and_nothing_is_lost(digits, tmp_path):
 
 def test_two_thousand_damaged_files_become_rows_or_errors(tmp_path):
     random = np.random.default_rng(0)
-    kinds = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-    whole = [encode(photo(size=(24, 20)), kind) for kind in kinds]
+    whole = [encode(photo(size=(24, 20)), kind) for kind in FORMATS.values()]
     images = tmp_path / "images"
     images.mkdir()
     for number in range(2000):
@@ -88,13 +83,13 @@ def test_two_thousand_damaged_files_become_rows_or_errors(tmp_path):
         data[random.integers(0, len(data), random.integers(0, 9))] ^= random.integers(1, 256, dtype=np.uint8)
         end = random.integers(0, len(data)) if random.random() < 0.2 else len(data)
         (images / f"{number:04d}.jpg").write_bytes(data[:end].tobytes())
-    found = extract(str(images), str(tmp_path / "set"), replace(CONFIG, max_bad_fraction=1))
+    result = extract(images, tmp_path / "set", CONFIG, max_bad_fraction=1)
     rows = read(tmp_path / "set")
     table = pq.read_table(tmp_path / "set" / "errors")
     errors = table["path"].to_pylist()
     assert all(map(str.isprintable, table["message"].to_pylist()))
     assert sorted([*rows, *errors]) == sorted(path.name for path in images.iterdir())
-    assert (found.rows, found.errors) == (len(rows), len(errors))
+    assert (result.rows, result.errors) == (len(rows), len(errors))
     assert min(len(rows), len(errors)) > 200
     for path in images.iterdir():
         try:
@@ -110,12 +105,11 @@ def test_the_largest_image_is_for_the_user_to_say(tmp_path):
     images.mkdir()
     for side in (20, 21):
         (images / f"{side}.png").write_bytes(encode(photo(size=(side, side)), "PNG"))
-    config = replace(CONFIG, max_pixels=400)
-    extract(str(images), str(out), config)
+    extract(images, out, CONFIG, max_pixels=400)
     errors = pq.read_table(out / "errors").to_pydict()
     assert (errors["path"], errors["error"]) == (["21.png"], ["DecompressionBomb"])
     with pytest.raises(UserError, match="max_pixels 400, not 500"):
-        extract(str(images), str(out), replace(config, max_pixels=500))
+        extract(images, out, CONFIG, max_pixels=500)
 
 
 # Run again
@@ -123,27 +117,20 @@ def test_the_largest_image_is_for_the_user_to_say(tmp_path):
 
 def test_finished_work_is_kept_and_the_rest_is_done(digits, whole, out):
     before = times(out)
-    assert extract(str(digits), str(out), CONFIG).was_complete
+    assert extract(digits, out, CONFIG).was_complete
     (out / "manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
     (out / ".part-00001.parquet.0.tmp").write_bytes(b"half a file")  # of a writer that was killed
-    extract(str(digits), str(out), CONFIG)
+    # That writer may have seen an image fail that can be read now.
+    schema = pq.read_schema(out / "errors" / "part-00000.parquet")
+    error = pa.table({name: ["x"] for name in schema.names}, schema=schema)
+    pq.write_table(error, out / "errors" / "part-00001.parquet")
+    assert extract(digits, out, CONFIG).errors == 0
     after = times(out)
     assert {name for name in before if before[name] != after[name]} == {"part-00001.parquet"}
     assert same(read(out), read(whole))
     with pytest.raises(UserError, match="preprocess imagenet, not raw"):
-        extract(str(digits), str(out), replace(CONFIG, preprocess="raw"))
-
-
-def test_an_error_file_of_a_writer_that_was_killed_does_no_harm(digits, out):
-    """It may have seen an image fail that can be read now; the part file is what counts."""
-    errors = pq.read_table(out / "errors" / "part-00000.parquet")
-    one = pa.table({name: pa.array(["x"]) for name in errors.schema.names}, schema=errors.schema)
-    (out / "manifest.json").unlink()
-    # Not the first shard, which writes its errors always.
-    (out / "part-00001.parquet").unlink()
-    pq.write_table(one, out / "errors" / "part-00001.parquet")
-    assert extract(str(digits), str(out), CONFIG).errors == 0
+        extract(digits, out, CONFIG, preprocess="raw")
 
 
 def test_a_missing_row_is_noticed(digits, out):
@@ -151,7 +138,7 @@ def test_a_missing_row_is_noticed(digits, out):
     pq.write_table(pq.read_table(part).slice(1), part)
     (out / "manifest.json").unlink()
     with pytest.raises(JobError, match=r"127 rows, and .* has 0, for 128 images"):
-        extract(str(digits), str(out), CONFIG)
+        extract(digits, out, CONFIG)
 
 
 def test_work_goes_on_while_images_are_listed_and_after_the_listing_failed(digits, tmp_path, monkeypatch):
@@ -173,10 +160,10 @@ def test_work_goes_on_while_images_are_listed_and_after_the_listing_failed(digit
     with monkeypatch.context() as patched:
         patched.setattr(Images, "__iter__", fails)
         with pytest.raises(JobError, match="cannot list the folder"):
-            extract(str(source), str(out), CONFIG)
+            extract(source, out, CONFIG)
     before = times(out)
-    found = extract(str(source), str(out), CONFIG)
-    assert (found.images, found.rows, found.errors) == (8300, 8300, 0)
+    result = extract(source, out, CONFIG)
+    assert (result.images, result.rows, result.errors) == (8300, 8300, 0)
     assert len(read(out)) == 8300
     assert before.items() <= times(out).items()
     assert sorted(os.listdir(out / "index")) == ["part-00000.parquet", "part-00001.parquet"]
@@ -184,32 +171,29 @@ def test_work_goes_on_while_images_are_listed_and_after_the_listing_failed(digit
 
 def test_images_that_came_later_are_extracted_alone(digits, whole, tmp_path):
     """And until they all are, a set that was finished is what it was."""
-    source, out = tmp_path / "images", tmp_path / "set"
-    shutil.copytree(digits, source)
+    source, out = shutil.copytree(digits, tmp_path / "images"), tmp_path / "set"
     late = sorted(source.glob("train/*/*.png"))[::4] + sorted(source.glob("test/3/*"))
     for path in late:
         path.rename(tmp_path / f"{path.parent.name}-{path.name}")
-    extract(str(source), str(out), CONFIG)
+    extract(source, out, CONFIG)
     before = {path: path.read_bytes() for path in out.glob("part-*")}
     (source / "train" / "0" / "bad.png").write_bytes(b"")
     for path in late:
         (tmp_path / f"{path.parent.name}-{path.name}").rename(path)
     replaced, removed = sorted(source.glob("validation/*/*.png"))[:2]
-    shutil.copy(digits / "test" / "1" / os.listdir(digits / "test" / "1")[0], replaced)
+    shutil.copy(next(digits.glob("test/1/*")), replaced)
     removed.unlink()
     changes = Changes(added=0, replaced=1, removed=1, replaced_paths=[str(replaced.relative_to(source))])
     job = json.loads((out / "manifest.json").read_text())["job"]
-    IndexWriter.start(
-        Folder.open(str(out)), Images.open(str(source)), 32, job, extend=True
-    )  # A run that is killed.
-    found = verify(str(out), str(source), sample=4)
-    assert (found.rows, found.changes) == (IMAGES - len(late), changes)
-    assert extract(str(source), str(out), CONFIG).errors == 1
+    IndexWriter.start(Folder.open(out), Images.open(source), 32, job, extend=True)  # A run that is killed.
+    verification = verify(out, source, sample=4)
+    assert (verification.rows, verification.changes) == (IMAGES - len(late), changes)
+    assert extract(source, out, CONFIG).errors == 1
     assert same(read(out), read(whole))
     assert {path: path.read_bytes() for path in before} == before
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["images"], manifest["rows"], manifest["errors"]) == (IMAGES + 1, IMAGES, 1)
-    again = extract(str(source), str(out), CONFIG, extend=True)
+    again = extract(source, out, CONFIG, extend=True)
     assert (again.changes, again.images_per_second, again.was_complete) == (changes, 0, True)
     assert json.loads((out / "manifest.json").read_text()) == manifest
 
@@ -217,25 +201,12 @@ def test_images_that_came_later_are_extracted_alone(digits, whole, tmp_path):
 # Beside all this
 
 
-def test_a_table_of_paths_with_labels_and_splits(digits, tmp_path):
-    paths = sorted(digits.glob("test/[37]/*.png"))
-    rows = "".join(
-        f"{path},seven-{path.parent.name},{'val' if n % 2 else 'train'}\n" for n, path in enumerate(paths)
-    )
-    (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
-    found = extract(str(tmp_path / "list.csv"), str(tmp_path / "set"), CONFIG)
-    assert found.rows == len(paths)
-    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
-    assert manifest["classes"] == ["seven-3", "seven-7"]
-    assert set(manifest["splits"]) == {"train", "validation"}
-
-
 def test_the_results_are_followed_where_the_command_runs(digits, tmp_path):
     """There Ctrl-C ends Ray Data; followed elsewhere it outlives Ray, which then ends the process."""
-    followed = set()
+    threads = set()
 
     def progress(done: int, total: int) -> None:
-        followed.add(threading.current_thread())
+        threads.add(threading.current_thread())
 
-    extract(str(digits / "test"), str(tmp_path / "set"), CONFIG, progress=progress)
-    assert followed == {threading.current_thread()}
+    extract(digits / "test", tmp_path / "set", CONFIG, progress=progress)
+    assert threads == {threading.current_thread()}

@@ -1,8 +1,7 @@
 """Features of a real network with real weights: they are those that a script with Keras makes."""
 
 import json
-import subprocess
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from PIL import Image
 from tests import ROOT
 from tests.jobs.conftest import KEPT, VGG16
 from tests.support.outputs import read, relative
-from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError
 from tlray.features.extract import extract
 from tlray.features.plan import plan
@@ -32,10 +30,8 @@ def reference(images: Path, paths: list[str]) -> np.ndarray:
     network = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
     network.set_weights(FrozenPart.decide(VGG16).arrays)
     assert registry.find("backbones", "vgg16").package == "tlray"
-    pixels = [
-        np.asarray(Image.open(images / path).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
-        for path in paths
-    ]
+    pictures = (Image.open(images / path).convert("RGB") for path in paths)
+    pixels = [np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR)) for picture in pictures]
     prepared = keras.applications.vgg16.preprocess_input(np.stack(pixels).astype("float32"))
     return network.predict(prepared, verbose=0)
 
@@ -64,12 +60,11 @@ def test_features_have_every_image_once_and_say_what_made_them(features, digits)
 
 def test_reduced_precision_is_near(features, digits, ray, tmp_path):
     out = tmp_path / "set"
-    extract(str(digits / "test"), str(out), replace(VGG16, precision="bfloat16", store="float16"))
+    extract(digits / "test", out, VGG16, precision="bfloat16", store="float16")
     rows, expected = read(out), read(features)
     both = zip(*((row, expected[f"test/{path}"]) for path, row in rows.items()), strict=True)
-    assert (
-        0 < relative(*map(np.stack, both)) < 2e-2
-    )  # Drawn digits are far from photographs: see the next test.
+    # Drawn digits are far from photographs: see the next test.
+    assert 0 < relative(*map(np.stack, both)) < 2e-2
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs the photographs beside the clone")
@@ -83,33 +78,22 @@ def test_bfloat16_of_photographs_is_within_5e_3(ray, tmp_path):
         (photographs / path.name).symlink_to(path.resolve())
     sets = {}
     for precision in ("float32", "bfloat16"):
-        config = ExtractConfig(precision=precision)
-        extract(str(photographs), str(tmp_path / precision), config)
+        extract(photographs, tmp_path / precision, precision=precision)
         rows = read(tmp_path / precision)
         sets[precision] = np.stack([rows[path] for path in sorted(rows)])
     assert 0 < relative(sets["bfloat16"], sets["float32"]) < 5e-3
 
 
-def test_any_layer_can_be_the_cut(digits, ray, tmp_path):
-    """In the contract each backbone is joined again at each of its cuts; here a job writes what is there."""
-    out = tmp_path / "set"
-    extract(str(digits / "test" / "3"), str(out), replace(VGG16, cut="block4_conv3"))
-    assert json.loads((out / "manifest.json").read_text())["feature_shape"] == [8, 8, 512]
-
-
 def test_verify_finds_a_changed_image_and_plan_adds_up(features, digits, tmp_path):
-    found = verify(str(features), str(digits), sample=40)
-    assert found.sample == 40
-    assert found.largest_error < 1e-5
-    changed = tmp_path / "images"
-    subprocess.run(["cp", "-r", digits, changed], check=True)
+    verification = verify(features, digits, sample=40)
+    assert (verification.sample, verification.largest_error < 1e-5) == (40, True)
+    changed = shutil.copytree(digits, tmp_path / "images")
     for path in changed.rglob("*.png"):
         Image.open(path).rotate(90).save(path)
     with pytest.raises(JobError, match="do not match their images"):
-        verify(str(features), str(changed), sample=40)
-    planned = plan(str(digits), VGG16, sample=16)
-    assert planned.images == sum(KEPT.values())
-    assert planned.sample == 16
+        verify(features, changed, sample=40)
+    planned = plan(digits, VGG16, sample=16)
+    assert (planned.images, planned.sample) == (sum(KEPT.values()), 16)
     assert planned.bytes_read == sum(path.stat().st_size for path in digits.rglob("*.png"))
     assert planned.seconds == pytest.approx(planned.images / planned.images_per_second, rel=0.02, abs=0.1)
     assert planned.gpu_hours == 0 or planned.gpus > 0

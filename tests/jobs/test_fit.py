@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.jobs.conftest import GREY
-from tests.support.outputs import head_weights
+from tests.support.outputs import assert_same_head
 from tests.support.processes import of_session, tlray
 from tlray.core.config import FitConfig
 from tlray.core.errors import UserError
@@ -37,22 +36,18 @@ def test_one_and_three_workers_give_the_same_weights(features, ray, tmp_path, mo
     """The moments of a batch, their gradients and the moving averages too, in a padded last batch as well."""
     monkeypatch.setattr("tlray.models.registry.head", lambda name: Normalised())
     config = FitConfig(head="normalised", epochs=2, batch_size=32, optimizer="sgd", learning_rate=1e-3)
-    history = {
-        workers: fit(str(features), str(tmp_path / str(workers)), replace(config, workers=workers)).history
-        for workers in (1, 3)
-    }
-    for one, three in zip(head_weights(tmp_path / "1"), head_weights(tmp_path / "3"), strict=True):
-        np.testing.assert_allclose(three, one, atol=1e-5, rtol=1e-4)
-    assert history[3] == [pytest.approx(epoch, rel=1e-4) for epoch in history[1]]
+    one, three = (fit(features, tmp_path / str(count), config, workers=count) for count in (1, 3))
+    assert_same_head(tmp_path / "3", tmp_path / "1", atol=1e-5, rtol=1e-4)
+    assert three.history == [pytest.approx(epoch, rel=1e-4) for epoch in one.history]
 
 
 def test_early_stopping_keeps_the_best_epoch_and_tensorboard_is_written(features, ray, tmp_path):
     config = FitConfig(head="linear", epochs=40, learning_rate=0.05, early_stopping=2, tensorboard=True)
-    found = fit(str(features), str(tmp_path / "model"), config)
-    losses = [epoch["val_loss"] for epoch in found.history]
-    assert found.epochs == len(losses) < 40
-    assert found.kept_epoch == 1 + int(np.argmin(losses)) == len(losses) - 2
-    assert found.metrics["val_loss"] == min(losses)
+    result = fit(features, tmp_path / "model", config)
+    losses = [epoch["val_loss"] for epoch in result.history]
+    assert result.epochs == len(losses) < 40
+    assert result.kept_epoch == 1 + int(np.argmin(losses)) == len(losses) - 2
+    assert result.metrics["val_loss"] == min(losses)
     # In a folder named by date and time, with the weights' histograms.
     (events,) = (tmp_path / "model" / "tensorboard").glob("20*-*/train/events.out.tfevents*")
     assert b"histogram" in events.read_bytes()
@@ -60,21 +55,18 @@ def test_early_stopping_keeps_the_best_epoch_and_tensorboard_is_written(features
 
 def test_validation_rows_are_held_out_after_a_split(digits, ray, tmp_path):
     """The two must not draw from the same hash: the training rows have its lower values."""
-    extract(str(digits / "train"), str(tmp_path / "set"), replace(GREY, split=0.75))
-    (tmp_path / "model" / ".training" / "training").mkdir(parents=True)  # of a run that was killed
-    found = fit(
-        str(tmp_path / "set"), str(tmp_path / "model"), FitConfig(head="linear", epochs=1, validation=0.2)
-    )
-    total = found.rows + found.validation_rows
-    assert total == json.loads((tmp_path / "set" / "manifest.json").read_text())["splits"]["train"]
-    assert 0.1 < found.validation_rows / total < 0.3
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
-        *("history.csv", "manifest.json", "model.keras")
-    ]
+    features, model = tmp_path / "set", tmp_path / "model"
+    extract(digits / "train", features, GREY, split=0.75)
+    (model / ".training" / "training").mkdir(parents=True)  # of a run that was killed
+    result = fit(features, model, head="linear", epochs=1, validation=0.2)
+    total = result.rows + result.validation_rows
+    assert total == json.loads((features / "manifest.json").read_text())["splits"]["train"]
+    assert 0.1 < result.validation_rows / total < 0.3
+    assert sorted(os.listdir(model)) == ["history.csv", "manifest.json", "model.keras"]
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "model.keras").write_bytes(b"of the user's own")
     with pytest.raises(UserError, match="is no model of tlray"):
-        fit(str(tmp_path / "set"), str(tmp_path / "own"), FitConfig(head="linear", epochs=1))
+        fit(features, tmp_path / "own", head="linear", epochs=1)
     assert (tmp_path / "own" / "model.keras").read_bytes() == b"of the user's own"
 
 
@@ -84,11 +76,11 @@ def test_the_model_folder_is_complete_and_repeats_its_result(features, model):
     header, *lines = (model / "history.csv").read_text().splitlines()
     assert header == "epoch,loss,accuracy,val_loss,val_accuracy"
     assert [line.partition(",")[0] for line in lines] == [str(epoch) for epoch in range(1, 9)]
-    again = fit(str(features), str(model), FitConfig(epochs=8))
+    again = fit(features, model, epochs=8)
     assert again.was_complete
     assert len(again.history) == 8
     with pytest.raises(UserError, match=r"a model of another job \(epochs 8, not 9\)"):
-        fit(str(features), str(model), FitConfig(epochs=9))
+        fit(features, model, epochs=9)
 
 
 ALONE = """
@@ -108,9 +100,8 @@ def test_one_worker_without_ray_gives_the_same_and_goes_on_after_a_kill(features
     killed = subprocess.run([sys.executable, "-c", ALONE, features, tmp_path / "model"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "model" / "manifest.json").exists()
-    again = tlray(
-        "fit", features, "--out", tmp_path / "model", "--epochs", 8, "--json", start_new_session=True
-    )
+    words = ("fit", features, "--out", tmp_path / "model", "--epochs", 8, "--json")
+    again = tlray(*words, start_new_session=True)
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     # It did not begin anew, and no Ray was started.
@@ -118,5 +109,4 @@ def test_one_worker_without_ray_gives_the_same_and_goes_on_after_a_kill(features
     assert of_session(again.pid) == []
     assert json.loads(output)["time"]["training"] > 0
     assert sorted(os.listdir(tmp_path / "model")) == ["history.csv", "manifest.json", "model.keras"]
-    for one, other in zip(head_weights(tmp_path / "model"), head_weights(model), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert_same_head(tmp_path / "model", model, atol=1e-6)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +10,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.conftest import KEPT, VGG16
+from tests.jobs.conftest import KEPT
 from tests.support.numpy_network import load_classes
 from tlray.cluster import session
-from tlray.core.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from tlray.core.errors import JobError, UserError
 from tlray.evaluation.evaluate import evaluate
 from tlray.evaluation.predict import predict
@@ -23,9 +21,8 @@ from tlray.training.finetune import finetune
 
 
 def test_evaluation_of_images_and_of_features_agree(features, digits, model, ray, tmp_path):
-    on_features = evaluate(str(model), str(features), EvaluateConfig(), out=str(tmp_path / "a"))
-    config = EvaluateConfig(precision="float32")
-    on_images = evaluate(str(model), str(digits), config, out=str(tmp_path / "b"))
+    on_features = evaluate(model, features, out=tmp_path / "a")
+    on_images = evaluate(model, digits, out=tmp_path / "b", precision="float32")
     assert on_features.split == on_images.split == "test"
     assert on_features.images == on_images.images == 60
     assert on_features.confusion_matrix == on_images.confusion_matrix
@@ -40,10 +37,9 @@ def test_evaluation_of_images_and_of_features_agree(features, digits, model, ray
     assert all(mistake.thumbnail for mistake in on_images.mistakes)
 
 
-def test_evaluation_refuses_features_of_another_provenance(digits, model, ray, tmp_path):
-    extract(str(digits / "test"), str(tmp_path / "set"), replace(VGG16, preprocess="rescale"))
-    with pytest.raises(UserError, match="preprocess rescale, not imagenet"):
-        evaluate(str(model), str(tmp_path / "set"), EvaluateConfig(), out=str(tmp_path / "report"))
+def test_evaluation_refuses_features_of_another_provenance(grey, model, tmp_path):
+    with pytest.raises(UserError, match="backbone grey-pixels, not vgg16"):
+        evaluate(model, grey / "set", out=tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
@@ -58,15 +54,14 @@ for size in (64, 64), (200, 120), (31, 47):
 """
     path = next(digits.glob("test/3/*.png"))
     command = [sys.executable, "-c", code, model / "model.keras", path]
-    lines = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout.splitlines()
-    plain = np.array([line.split() for line in lines], float)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    plain = np.array([line.split() for line in done.stdout.splitlines()], float)
     assert plain.shape == (3, 10)
     np.testing.assert_allclose(plain.sum(axis=1), 1, atol=1e-5)
-    one = predict(model, path)
-    np.testing.assert_allclose([one.probabilities[str(digit)] for digit in range(10)], plain[0], atol=1e-3)
-    assert (one.predicted, one.label) == (str(int(plain[0].argmax())), None)
+    result = predict(model, path)
+    probabilities = [result.probabilities[str(digit)] for digit in range(10)]
+    np.testing.assert_allclose(probabilities, plain[0], atol=1e-3)
+    assert (result.predicted, result.label) == (str(int(plain[0].argmax())), None)
 
 
 def test_predictions_are_one_table_with_every_image(digits, model, ray, tmp_path):
@@ -80,9 +75,8 @@ def test_predictions_are_one_table_with_every_image(digits, model, ray, tmp_path
     listed = folder / "labels.parquet"
     pq.write_table(pa.table({"path": list(truth), "label": list(truth.values())}), listed)
     out, copies = tmp_path / "predictions.parquet", tmp_path / "copies"
-    config = PredictConfig(precision="float32", annotate=str(copies))
-    found = predict(str(model), str(listed), str(out), config)
-    assert (found.images, found.rows, found.errors) == (61, 60, 1)
+    result = predict(model, listed, out, precision="float32", annotate=str(copies))
+    assert (result.images, result.rows, result.errors) == (61, 60, 1)
     table = pq.read_table(out).to_pandas()
     assert list(table.columns[:5]) == ["path", "split", "label", "predicted", "probability"]
     assert list(table.columns[5:]) == [f"probability_{digit}" for digit in range(10)]
@@ -95,23 +89,22 @@ def test_predictions_are_one_table_with_every_image(digits, model, ray, tmp_path
     np.testing.assert_array_equal(table["probability"], values.max(axis=1))
     assert pq.read_table(tmp_path / "predictions.errors.parquet")["path"].to_pylist() == ["bad.png"]
     assert {path.name for path in copies.iterdir()} == set(table["path"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("copies", "images", "predictions.errors.parquet", "predictions.parquet")
-    ]
+    names = {"copies", "images", "predictions.errors.parquet", "predictions.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     with pytest.raises(UserError, match="folder of the images"):
-        predict(str(model), str(folder), str(out) + ".csv", PredictConfig(annotate=str(folder)))
+        predict(model, folder, tmp_path / "other.csv", annotate=str(folder))
     top = tmp_path / "top.csv"
-    predict(str(model), str(listed), str(top), PredictConfig(precision="float32", top=2))
+    predict(model, listed, top, precision="float32", top=2)
     rows = pa.csv.read_csv(top).to_pandas()
     assert list(rows.columns[5:]) == ["predicted_1", "probability_1", "predicted_2", "probability_2"]
     np.testing.assert_allclose(rows["probability_1"], table["probability"], atol=1e-6)
     with pytest.raises(UserError, match="already exists"):
-        predict(str(model), str(folder), str(out), PredictConfig())
+        predict(model, folder, out)
 
     # A single image: its JSON and its copy say what the row of the table says.
     row = max(pq.read_table(out).to_pylist(), key=lambda row: row["probability"])
-    config = replace(config, annotate=str(tmp_path / "copy"))
-    one = predict(model, folder / row["path"], config=config).to_json()
+    settings = {"precision": "float32", "annotate": str(tmp_path / "copy")}
+    one = predict(model, folder / row["path"], **settings).to_json()
     assert {name: one[name] for name in row if name in one} == {
         **{"path": row["path"], "split": None, "label": None, "predicted": row["predicted"]},
         "probability": pytest.approx(row["probability"], abs=1e-5),
@@ -127,9 +120,7 @@ def test_predicting_bad_images_only_is_a_failed_job(model, ray, tmp_path, monkey
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "bad.png").write_bytes(b"")
     with pytest.raises(JobError, match="none of these 1 images"):
-        predict(
-            str(model), str(tmp_path / "images"), str(tmp_path / "p.csv"), PredictConfig(max_bad_fraction=1)
-        )
+        predict(model, tmp_path / "images", tmp_path / "p.csv", max_bad_fraction=1)
     assert not (tmp_path / "p.csv").exists()
 
 
@@ -165,16 +156,14 @@ print(len(recipe.read("vgg16-features").stages))
 
 
 def test_without_an_image_no_job_waits_for_ray(model, monkeypatch, tmp_path):
-    def connect(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(session, "connect", connect)
-    empty, out = str(tmp_path / "empty"), str(tmp_path / "out.csv")
-    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(session, "connect", lambda *_, **__: pytest.fail("Ray was started"))
+    empty, out = tmp_path / "empty", tmp_path / "out.csv"
+    empty.mkdir()
     for job in (
-        lambda: predict(str(model), empty, out, PredictConfig()),
-        lambda: evaluate(str(model), empty, EvaluateConfig()),
-        lambda: finetune(empty, out, FinetuneConfig(), model=str(model)),
+        lambda: extract(empty, out, backbone="grey-pixels"),
+        lambda: predict(model, empty, out),
+        lambda: evaluate(model, empty),
+        lambda: finetune(empty, out, model=model),
     ):
         with pytest.raises(UserError, match="no image in"):
             job()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tlray.recipes.demo import write_digits
+from tests.jobs.conftest import write_some_digits
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
@@ -29,13 +29,7 @@ print("connected" if ray.is_initialized() else "not connected")
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with photos/, which has splits and two classes, and more-photos/."""
-    write_digits(str(tmp_path / "photos"))
-    for path in (tmp_path / "photos").glob("*/*"):
-        keep = {"train": 20, "validation": 5, "test": 5}[path.parent.name] if path.name in "38" else 0
-        for picture in sorted(path.iterdir())[keep:]:
-            picture.unlink()
-        if not keep:
-            path.rmdir()
+    write_some_digits(tmp_path / "photos", {"train": 40, "validation": 10, "test": 10}, "38")
     more = tmp_path / "more-photos"
     more.mkdir()
     for number, picture in enumerate(sorted((tmp_path / "photos" / "test").rglob("*.png"))):
@@ -61,9 +55,8 @@ def test_the_page(place):
     assert "unknown setting 'epoch': did you mean epochs?" in lines
     assert lines[-1] == "not connected"
     assert (place / "classes.png").stat().st_size > 1000
-    assert (place / "model" / "report" / "index.html").is_file()
-    assert (place / "predictions.parquet").is_file()
-    assert (place / "model-1" / "model.keras").is_file()
+    for name in ("model/report/index.html", "predictions.parquet", "model-1/model.keras"):
+        assert (place / name).is_file()
 
 
 def test_a_ray_that_is_connected_is_used_and_left(place):

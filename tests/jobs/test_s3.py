@@ -5,7 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
+from itertools import product
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,8 +15,8 @@ from pyarrow import fs
 from tests import ROOT
 from tests.jobs.conftest import GREY
 from tests.support.outputs import Features, read, same
+from tests.support.processes import wait_for
 from tests.support.s3_server import Server
-from tlray.core.config import ExtractConfig, FitConfig, PredictConfig
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.predict import predict
@@ -48,7 +48,7 @@ def features(images, ray) -> str:
 
 @pytest.fixture(scope="module")
 def model(features) -> str:
-    fit(features, "s3://bucket/model", FitConfig(head="linear", epochs=12, learning_rate=0.05))
+    fit(features, "s3://bucket/model", head="linear", epochs=12, learning_rate=0.05)
     return "s3://bucket/model"
 
 
@@ -69,8 +69,7 @@ def test_features_in_a_bucket_are_those_of_a_local_run(features, local, server):
         *("errors/part-00000.parquet", "index/part-00000.parquet", "manifest.json"),
         *("part-00000.parquet", "part-00001.parquet"),
     ]
-    with server.filesystem().open_input_stream("bucket/features/manifest.json") as stream:
-        manifest = json.loads(stream.read())
+    manifest = json.loads(Folder.open(features).read("manifest.json"))
     assert (manifest["images"], manifest["rows"], manifest["errors"]) == (IMAGES, IMAGES, 0)
     assert manifest["classes"] == ["a", "b", "c"]
     index = pq.read_table("bucket/features/index", filesystem=server.filesystem())
@@ -78,22 +77,18 @@ def test_features_in_a_bucket_are_those_of_a_local_run(features, local, server):
     assert index["size"].null_count == index["modified"].null_count == 0
 
 
-def test_a_finished_set_is_recognised_and_nothing_is_written(features, server):
+def test_a_finished_set_is_recognised_and_what_is_lost_is_done_again(features, local, server):
     server.requests()
     assert extract("s3://bucket/images", features, GREY).was_complete
     asked = server.requests()
     assert {request.split()[0] for request in asked} <= {"GET", "HEAD"}
     assert not [request for request in asked if ".png" in request]
     with pytest.raises(UserError, match="holds another job"):
-        extract("s3://bucket/images", features, ExtractConfig(backbone="grey-pixels", image_size=9))
-
-
-def test_what_is_lost_is_done_again_and_nothing_else(features, local, server):
+        extract("s3://bucket/images", features, backbone="grey-pixels", image_size=9)
     for name in ("part-00001.parquet", "manifest.json"):
         server.filesystem().delete_file(f"bucket/features/{name}")
     server.requests()
-    found = extract("s3://bucket/images", features, GREY)
-    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
+    extract("s3://bucket/images", features, GREY)
     asked = server.requests()
     written = {request.split()[1].partition("?")[0] for request in asked if request.startswith("POST")}
     assert written == {f"/bucket/features/{name}" for name in ("part-00001.parquet", "manifest.json")}
@@ -105,8 +100,8 @@ def test_a_model_in_a_bucket_predicts_images_in_a_bucket(model, pictures, server
     assert {"model.keras", "manifest.json", "history.csv"} <= set(files(server, "bucket/model"))
     assert not [name for name in files(server, "bucket/model") if name.startswith(".training")]
     out = "s3://bucket/deep/er/predictions.parquet"
-    found = predict(model, "s3://bucket/images", out, PredictConfig(precision="float32"))
-    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
+    result = predict(model, "s3://bucket/images", out, precision="float32")
+    assert (result.images, result.rows, result.errors) == (IMAGES, IMAGES, 0)
     table = pq.read_table("bucket/deep/er/predictions.parquet", filesystem=server.filesystem())
     assert sorted(table["path"].to_pylist()) == sorted(pictures)
     rows = zip(*table.select(["path", "predicted"]).to_pydict().values(), strict=True)
@@ -122,8 +117,8 @@ def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, 
         server.failing("503", method="GET", url="/images/b/007.png", times=5),
         server.failing(*kinds, fraction=0.2, seed=1),
     ):
-        found = extract("s3://bucket/images/b", "s3://bucket/faulty", GREY)
-    assert (found.images, found.rows, found.errors) == (50, 49, 1)
+        result = extract("s3://bucket/images/b", "s3://bucket/faulty", GREY)
+    assert (result.images, result.rows, result.errors) == (50, 49, 1)
     asked = server.requests()
     assert {request.split()[2] for request in asked if request.count(" ") == 2} == set(kinds)
     # It is given up in the end.
@@ -141,14 +136,12 @@ def test_a_command_that_is_killed_goes_on(images, local, ray, server):
     command = ["-m", "tests.support.numpy_network", "extract", "s3://bucket/images", "--out", out, *settings]
     with server.failing("slow", url="/killed/part-00001", seconds=2, times=0):
         first = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
-        while "part-00000.parquet" not in files(server, "bucket/killed"):
-            assert first.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: "part-00000.parquet" in files(server, "bucket/killed"))
         first.kill()
         first.wait()
     server.requests()
-    found = extract("s3://bucket/images", out, GREY)
-    assert (found.images, found.rows, found.errors) == (IMAGES, IMAGES, 0)
+    result = extract("s3://bucket/images", out, GREY)
+    assert (result.images, result.rows, result.errors) == (IMAGES, IMAGES, 0)
     assert not [asked for asked in server.requests() if asked.startswith("POST /bucket/killed/part-00000")]
     assert same(read("bucket/killed", server.filesystem()), local)
 
@@ -159,9 +152,9 @@ def test_objects_that_came_later_and_one_that_was_replaced(pictures, ray, server
     extract("s3://bucket/late", "s3://bucket/late-set", GREY)
     for name, new in (("1a.png", data[3]), ("2.png", data[4] + b"more")):
         Folder.open("s3://bucket/late").write(name, new)
-    found = extract("s3://bucket/late", "s3://bucket/late-set", GREY, extend=True)
-    assert (found.images, found.rows) == (4, 4)
-    assert found.changes == Changes(added=1, replaced=1, replaced_paths=["2.png"])
+    result = extract("s3://bucket/late", "s3://bucket/late-set", GREY, extend=True)
+    assert (result.images, result.rows) == (4, 4)
+    assert result.changes == Changes(added=1, replaced=1, replaced_paths=["2.png"])
     assert sorted(read("bucket/late-set", server.filesystem())) == ["0.png", "1.png", "1a.png", "2.png"]
 
 
@@ -173,26 +166,18 @@ def test_a_listing_of_many_pages_has_every_image_once(server):
     names += [f"many/sub/{number}.png" for number in range(3)] + ["many/.hidden.png", "many/read.me"]
     server.put((f"bucket/{name}", b"x") for name in names)
     server.requests()
-    found = Images.open("s3://bucket/many")
-    rows = list(found)
+    images = Images.open("s3://bucket/many")
+    rows = list(images)
     assert any("continuation-token" in request for request in server.requests())
     assert [row.path for row in rows] == sorted(name[5:] for name in names[:-2])
-    assert found.passed_over == 1
+    assert images.passed_over == 1
     assert {row.size for row in rows} == {1}
     assert {row.label for row in rows} == {None, "sub"}
 
 
 def test_names_of_any_characters(server):
-    names = [
-        "a b.png",
-        "100%.png",
-        "%41.png",
-        "ünï.png",
-        "a+b&c=d.png",
-        "#?.png",
-        "two  spaces.png",
-        "~'();.png",
-    ]
+    stems = ("a b", "100%", "%41", "ünï", "a+b&c=d", "#?", "two  spaces", "~'();")
+    names = [f"{stem}.png" for stem in stems]
     server.put((f"bucket/ödd folder/{name}", name.encode()) for name in names)
     for uri in ("s3://bucket/ödd folder", "s3://bucket/%C3%B6dd%20folder"):
         folder = Folder.open(uri)
@@ -211,39 +196,27 @@ def test_a_whole_bucket_one_object_and_what_is_not_there(server):
     with pytest.raises(UserError, match="cannot write to s3://no-such-bucket/out") as caught:
         extract("s3://small/2.png", "s3://no-such-bucket/out", GREY)
     assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(UserError, match="lies among the images"):
+        extract("s3://small", "s3://small/x/set", GREY)
 
 
 # Whole or not at all
 
 
-def test_what_is_written_must_not_lie_among_the_images(server):
-    server.put([("among", b""), ("among/images/1.png", b"x")])
-    with pytest.raises(UserError, match="lies among the images"):
-        extract("s3://among/images", "s3://among/images/set", GREY)
-
-
-def test_credentials_of_a_uri_are_not_written_down(server):
-    folder = Folder.open("s3://KEY:SECRET@bucket/folder")
-    assert (folder.uri, folder.child("set").uri) == ("s3://bucket/folder", "s3://bucket/folder/set")
-
-
 def test_a_folder_of_a_bucket(server):
     folder = Folder.open("s3://bucket/folder/")
-    assert folder.uri == "s3://bucket/folder"
+    for place in (folder, Folder.open("s3://KEY:SECRET@bucket/folder")):
+        assert (place.uri, place.child("set").uri) == ("s3://bucket/folder", "s3://bucket/folder/set")
     assert not folder.exists()
     assert folder.names() == folder.walk("deep") == []
-    folder.write("deep/er/name.gz", b"not gzip")
-    folder.write("deep/er/name.gz", b"not gzip either")
-    folder.write("empty", b"")
+    for name, data in (("deep/er/name.gz", b"x"), ("deep/er/name.gz", b"not gzip"), ("empty", b"")):
+        folder.write(name, data)
     copy = pickle.loads(pickle.dumps(folder))
-    assert copy.read("deep/er/name.gz") == b"not gzip either"
-    assert copy.read("empty") == b""
-    assert copy.names() == ["deep", "empty"]
-    assert copy.child("deep").names() == ["er"]
+    assert (copy.read("deep/er/name.gz"), copy.read("empty")) == (b"not gzip", b"")
+    assert (copy.names(), copy.child("deep").names()) == (["deep", "empty"], ["er"])
     assert copy.walk("deep") == ["deep/er/name.gz"]
     assert copy.exists("deep")
-    assert not copy.is_file("deep")
-    assert copy.is_file("deep/er/name.gz")
+    assert [copy.is_file(name) for name in ("deep", "deep/er/name.gz")] == [False, True]
     with pytest.raises(FileNotFoundError):
         copy.read("missing")
     copy.remove("deep")
@@ -260,36 +233,27 @@ def fail_half_way(folder: Folder, name: str, error: type[BaseException]) -> None
         raise error
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_nothing_is_left_of_a_failed_file(error, server):
+def test_nothing_is_left_of_a_file_or_an_upload_that_fails(server):
     folder = Folder.open("s3://bucket/failed")
     folder.write("old", b"old")
     server.requests()
-    for name in ("new", "old"):
+    for name, error in product(("new", "old"), (ValueError, KeyboardInterrupt)):
         with pytest.raises(error):
             fail_half_way(folder, name, error)
     assert server.requests() == []
+    with server.failing("403", method="PUT", url="partNumber=2", times=0):
+        for name in ("new", "old"):
+            with pytest.raises(OSError, match="ACCESS_DENIED"):
+                folder.write(name, bytes(25 << 20))
     assert files(server, "bucket/failed") == ["old"]
     assert folder.read("old") == b"old"
 
 
-def test_nothing_is_left_of_an_upload_that_fails(server):
-    folder = Folder.open("s3://bucket/upload")
-    folder.write("old", b"old")
-    for name in ("new", "old"):
-        with (
-            server.failing("403", method="PUT", url="partNumber=2", times=0),
-            pytest.raises(OSError, match="ACCESS_DENIED"),
-        ):
-            folder.write(name, bytes(25 << 20))
-    assert files(server, "bucket/upload") == ["old"]
-    assert folder.read("old") == b"old"
-
-
-WRITE = (
-    "import sys\n"
-    "from tlray.core.storage import Folder\nFolder.open(sys.argv[1]).write('name', bytes(25 << 20))"
-)
+WRITE = """
+import sys
+from tlray.core.storage import Folder
+Folder.open(sys.argv[1]).write("name", bytes(25 << 20))
+"""
 
 
 @pytest.mark.parametrize(
@@ -299,12 +263,9 @@ WRITE = (
 def test_a_writer_that_is_stopped_leaves_a_whole_object_or_none(how, during, server):
     server.requests()
     with server.failing("slow", url=f"/stopped/name.*{during}", seconds=1):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITE, "s3://bucket/stopped"], stderr=subprocess.DEVNULL
-        )
-        while not any("slow" in request for request in server.requests()):
-            assert writer.poll() is None
-            time.sleep(0.05)
+        command = [sys.executable, "-c", WRITE, "s3://bucket/stopped"]
+        writer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_for(lambda: any("slow" in request for request in server.requests()))
         writer.send_signal(how)
         assert writer.wait(20) != 0
     info = server.filesystem().get_file_info("bucket/stopped/name")

@@ -27,10 +27,10 @@ def write_tar(path: Path, members: Iterable[Member | tarfile.TarInfo], **how: An
     return str(path)
 
 
-def write_parquet(place: Path, groups: int | None = None, **columns: Any) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), place, row_group_size=groups)
-    return str(place)
+def write_parquet(path: Path, groups: int | None = None, /, metadata: Any = None, **columns: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path, row_group_size=groups)
+    return str(path)
 
 
 def hugging_face(path: Path, images: list[bytes | None], labels: list[int], names: list[str]) -> str:
@@ -39,6 +39,4 @@ def hugging_face(path: Path, images: list[bytes | None], labels: list[int], name
     image = pa.array([{"bytes": data, "path": f"{row}.jpg"} for row, data in enumerate(images)], kind)
     features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"image": image, "label": labels}).replace_schema_metadata(metadata), path)
-    return str(path)
+    return write_parquet(path, metadata=metadata, image=image, label=labels)

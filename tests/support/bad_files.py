@@ -5,17 +5,16 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
-HTML = b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>"
-PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(32)
+FORMATS = {
+    **{"jpg": "JPEG", "png": "PNG", "gif": "GIF", "webp": "WEBP"},
+    **{"bmp": "BMP", "tif": "TIFF", "ppm": "PPM", "avif": "AVIF"},
+}
+"""Every format that tlray reads, by the suffix of its files here."""
 
 
 def photo(mode: str = "RGB", size: tuple[int, int] = (60, 40)) -> Image.Image:
@@ -90,165 +89,125 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     Returns:
         For the name of each file, as a listing writes it: `ok`, or the stage that refuses it.
     """
-    outcomes = {}
+    good, undecodable = _good(), _undecodable()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in _good():
+    for name, data in {**good, **undecodable}.items():
         (folder / name).write_bytes(data)
-        outcomes[name] = "ok"
-    for name, data in _undecodable():
-        (folder / name).write_bytes(data)
-        outcomes[name] = "decode"
-    for name in _unreadable(folder):
-        outcomes[name] = "read"
     (folder / "linked.jpg").symlink_to("plain.jpg")
-    outcomes["linked.jpg"] = "ok"
     (folder / "folder.jpg").mkdir()
     (folder / "around").symlink_to(".")
-    return outcomes
+    stages = {"ok": [*good, "linked.jpg"], "decode": undecodable, "read": _write_unreadable(folder)}
+    return {name: stage for stage, names in stages.items() for name in names}
 
 
-def _good() -> Iterator[tuple[str, bytes]]:
+def _good() -> dict[str, bytes]:
     rgb, turned = photo(), photo().rotate(180)
     jpeg = encode(rgb, "JPEG")
     palette = rgb.quantize(16)
-    alpha = photo()
+    alpha, deep = photo(), Image.fromarray(grey16())
     alpha.putalpha(Image.linear_gradient("L").resize(alpha.size))
     exif = Image.Exif()
     exif[0x0112] = 6
-
-    yield "plain.jpg", jpeg
-    yield "upper.JPG", jpeg
-    yield "progressive.jpeg", encode(rgb, "JPEG", progressive=True)
-    yield "grey.jpg", encode(photo("L"), "JPEG")
-    yield "cmyk.jpg", encode(photo("CMYK"), "JPEG")
-    yield "mpo.jpg", encode(rgb, "MPO", turned)
-    yield "rotated.jpg", encode(rgb, "JPEG", exif=exif)
-    yield "broken_exif.jpg", with_exif(jpeg, b"II*\0\xff\xff\xff\xff" + bytes(range(40)))
-    yield "trailing_garbage.jpg", jpeg + bytes(range(256))
-    yield "name with spaces.jpg", jpeg
-    yield "new\nline.jpg", jpeg
-    yield "größe 日本語 🐈.jpg", jpeg
-    yield "percent%20,comma'quote\"back\\slash.jpg", jpeg
-    yield f"{'long' * 60}.jpg", jpeg
-
-    yield "plain.png", encode(rgb, "PNG")
-    yield "png_named.jpg", encode(rgb, "PNG")
-    yield "grey.png", encode(photo("L"), "PNG")
-    yield "one_bit.png", encode(photo("1"), "PNG")
-    yield "one_pixel.png", encode(photo(size=(1, 1)), "PNG")
-    yield "wide.png", encode(photo(size=(5000, 1)), "PNG")
-    yield "tall.png", encode(photo(size=(1, 5000)), "PNG")
-    yield "rgba.png", encode(alpha, "PNG")
-    yield "grey_alpha.png", encode(alpha.convert("LA"), "PNG")
-    yield "palette.png", encode(palette, "PNG")
-    yield "palette_one_transparent.png", encode(palette, "PNG", transparency=3)
-    yield "palette_transparent.png", encode(palette, "PNG", transparency=bytes(range(0, 256, 16)))
-    yield "grey_trns.png", encode(photo("L"), "PNG", transparency=76)
-    yield "rgb_trns.png", encode(rgb, "PNG", transparency=(0, 0, 0))
-    yield "grey_16_bit.png", encode(Image.fromarray(grey16()), "PNG")
-    yield "rgb_16_bit.png", png(2, 1, 16, 2, b"\0" + struct.pack(">6H", *range(0, 60000, 10000)))
-    yield "animated.png", encode(rgb, "PNG", turned)
-    yield "rotated.png", encode(rgb, "PNG", exif=exif)
-    yield "broken_exif.png", png(2, 1, 8, 0, b"\0\1\2", png_chunk(b"eXIf", b"no EXIF"))
-
-    yield "plain.gif", encode(rgb, "GIF")
-    yield "animated.gif", encode(rgb, "GIF", turned)
-    yield "transparent.gif", encode(palette, "GIF", transparency=3)
-    yield "plain.webp", encode(rgb, "WEBP")
-    yield "animated.webp", encode(rgb, "WEBP", turned)
-    yield "alpha.webp", encode(alpha, "WEBP", lossless=True)
-    yield "plain.bmp", encode(rgb, "BMP")
-    yield "palette.bmp", encode(palette, "BMP")
-    yield "plain.tif", encode(rgb, "TIFF")
-    yield "lzw.tiff", encode(rgb, "TIFF", compression="tiff_lzw")
-    yield "pages.tif", encode(rgb, "TIFF", turned)
-    yield "lab.tif", encode(photo("LAB"), "TIFF")
-    yield "cmyk.tif", encode(photo("CMYK"), "TIFF")
-    yield "palette_alpha.tif", encode(alpha.convert("PA"), "TIFF")
-    yield "grey_16_bit.tif", encode(Image.fromarray(grey16()), "TIFF")
-    yield "grey_16_bit_big_endian.tif", encode(Image.fromarray(grey16().astype(">u2")), "TIFF")
-    yield "grey_32_bit_in_range.tif", encode(Image.fromarray(grey16().astype(np.int32)), "TIFF")
-    yield "plain.ppm", encode(rgb, "PPM")
-    yield "text.ppm", b"P3 2 1 255\n255 0 0 0 0 255\n"
-    yield "grey_16_bit.pgm", encode(Image.fromarray(grey16()), "PPM")
-    yield "plain.avif", encode(rgb, "AVIF")
+    odd_names = ["upper.JPG", "name with spaces.jpg", "new\nline.jpg", "größe 日本語 🐈.jpg"]
+    odd_names += ["percent%20,comma'quote\"back\\slash.jpg", f"{'long' * 60}.jpg"]
+    return {
+        **{f"plain.{suffix}": encode(rgb, kind) for suffix, kind in FORMATS.items()},
+        **{f"animated.{suffix}": encode(rgb, FORMATS[suffix], turned) for suffix in ("png", "gif", "webp")},
+        **{f"grey.{suffix}": encode(photo("L"), FORMATS[suffix]) for suffix in ("jpg", "png")},
+        **{f"cmyk.{suffix}": encode(photo("CMYK"), FORMATS[suffix]) for suffix in ("jpg", "tif")},
+        **{f"rotated.{suffix}": encode(rgb, FORMATS[suffix], exif=exif) for suffix in ("jpg", "png")},
+        **{f"palette.{suffix}": encode(palette, FORMATS[suffix]) for suffix in ("png", "bmp")},
+        **{f"grey_16_bit.{suffix}": encode(deep, FORMATS[suffix]) for suffix in ("png", "tif")},
+        **dict.fromkeys(odd_names, jpeg),
+        "progressive.jpeg": encode(rgb, "JPEG", progressive=True),
+        "mpo.jpg": encode(rgb, "MPO", turned),
+        "broken_exif.jpg": with_exif(jpeg, b"II*\0\xff\xff\xff\xff" + bytes(range(40))),
+        "trailing_garbage.jpg": jpeg + bytes(range(256)),
+        "png_named.jpg": encode(rgb, "PNG"),
+        "one_bit.png": encode(photo("1"), "PNG"),
+        "one_pixel.png": encode(photo(size=(1, 1)), "PNG"),
+        "wide.png": encode(photo(size=(5000, 1)), "PNG"),
+        "tall.png": encode(photo(size=(1, 5000)), "PNG"),
+        "rgba.png": encode(alpha, "PNG"),
+        "grey_alpha.png": encode(alpha.convert("LA"), "PNG"),
+        "palette_one_transparent.png": encode(palette, "PNG", transparency=3),
+        "palette_transparent.png": encode(palette, "PNG", transparency=bytes(range(0, 256, 16))),
+        "grey_trns.png": encode(photo("L"), "PNG", transparency=76),
+        "rgb_trns.png": encode(rgb, "PNG", transparency=(0, 0, 0)),
+        "rgb_16_bit.png": png(2, 1, 16, 2, b"\0" + struct.pack(">6H", *range(0, 60000, 10000))),
+        "broken_exif.png": png(2, 1, 8, 0, b"\0\1\2", png_chunk(b"eXIf", b"no EXIF")),
+        "transparent.gif": encode(palette, "GIF", transparency=3),
+        "alpha.webp": encode(alpha, "WEBP", lossless=True),
+        "lzw.tiff": encode(rgb, "TIFF", compression="tiff_lzw"),
+        "pages.tif": encode(rgb, "TIFF", turned),
+        "lab.tif": encode(photo("LAB"), "TIFF"),
+        "palette_alpha.tif": encode(alpha.convert("PA"), "TIFF"),
+        "grey_16_bit_big_endian.tif": encode(Image.fromarray(grey16().astype(">u2")), "TIFF"),
+        "grey_32_bit_in_range.tif": encode(Image.fromarray(grey16().astype(np.int32)), "TIFF"),
+        "text.ppm": b"P3 2 1 255\n255 0 0 0 0 255\n",
+        "grey_16_bit.pgm": encode(deep, "PPM"),
+    }
 
 
-def _undecodable() -> Iterator[tuple[str, bytes]]:
+def _undecodable() -> dict[str, bytes]:
     rgb = photo()
-    jpeg, whole_png, webp = encode(rgb, "JPEG"), encode(rgb, "PNG"), encode(rgb, "WEBP")
-    scan = jpeg.index(b"\xff\xda")
+    jpeg, whole_png = encode(rgb, "JPEG"), encode(rgb, "PNG")
     bomb_gif = struct.pack("<6sHHBBB", b"GIF89a", 65535, 65535, 0, 0, 0)
     bomb_gif += b"," + struct.pack("<4HB", 0, 0, 65535, 65535, 0) + b"\x02\x02D\x01\0;"
     bomb_webp = b"VP8X" + struct.pack("<IB3x", 10, 0) + b"\xff\x3f\0\xff\x3f\0"
-
-    yield "empty.jpg", b""
-    yield "empty.png", b""
-    yield "one_byte.jpg", b"\xff"
-    yield "zeros.jpg", bytes(4096)
-    yield "text.jpg", b"This is a text, not an image.\n" * 9
-    yield "page.png", HTML
-    yield "drawing.png", SVG
-    yield "pdf.jpg", PDF
-    yield "eps.jpg", EPS
-    yield "heic.jpg", HEIC
-    yield "zip.jpg", b"PK\x03\x04" + bytes(60)
-    yield "python.jpg", b"Python is not a PPM\n"
-    yield "git_lfs_pointer.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-    yield "jpeg_magic.jpg", b"\xff\xd8\xff\xe0" + np.random.default_rng(0).bytes(2000)
-    yield "header_only.jpg", jpeg[:scan]
-    yield "half.jpg", jpeg[: len(jpeg) // 2]
-    yield "last_byte_missing.jpg", jpeg[:-1]
-    yield "half_progressive.jpg", encode(rgb, "JPEG", progressive=True)[:-100]
-    yield "no_size.jpg", jpeg.replace(struct.pack(">HH", 40, 60), bytes(4))
-    yield "half.png", whole_png[: len(whole_png) // 2]
-    yield "no_end.png", whole_png[:-12]
-    yield "wrong_pixels.png", flip(whole_png, whole_png.index(b"IDAT") + 40)
-    yield "wrong_checksum.png", flip(whole_png, whole_png.index(b"IEND") - 6)
-    yield "wrong_header.png", flip(whole_png, 19)
-    yield "bomb.png", png(60000, 60000, 8, 2, bytes(1000))
-    yield "bomb_rows.png", png(2_000_000_000, 1, 1, 0, bytes(1000))
-    yield (
-        "text_bomb.png",
-        png(1, 1, 8, 0, b"\0\0", png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9_000_000)))),
-    )
-    yield "no_pixels.png", png(4, 4, 8, 0, b"")
-    yield "half.gif", encode(rgb, "GIF")[:1500]
-    yield "header_only.gif", b"GIF89a\x0a\0\x0a\0\0\0\0"
-    yield "bomb.gif", bomb_gif
-    yield "half.webp", webp[: len(webp) // 2]
-    yield "bomb.webp", b"RIFF" + struct.pack("<I", len(bomb_webp) + 4) + b"WEBP" + bomb_webp
-    yield "half.bmp", encode(rgb, "BMP")[:3000]
-    yield "bomb.bmp", b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 50000, 50000, 1, 24, *[0] * 6)
-    yield "half.tif", encode(rgb, "TIFF")[:3000]
-    yield "half_lzw.tif", encode(rgb, "TIFF", compression="tiff_lzw")[:3000]
-    yield "bomb.tif", tiff(bytes(100), 50000, 50000, 8, 1)
-    yield "float.tif", encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
-    yield "grey_32_bit.tif", encode(Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF")
-    yield "signed.tif", tiff(struct.pack("<4h", -5, 0, 5, 10), 4, 1, 16, 1, sample_format=2)
-    yield "half.ppm", encode(rgb, "PPM")[:3000]
-    yield "bomb.ppm", b"P6 99999 99999 255\n" + bytes(99)
-    yield "half.avif", encode(rgb, "AVIF")[:300]
+    text_bomb = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9_000_000)))
+    halves = {f"half.{suffix}": encode(rgb, kind) for suffix, kind in FORMATS.items()}
+    halves["half_lzw.tif"] = encode(rgb, "TIFF", compression="tiff_lzw")
+    return {
+        **{name: data[: len(data) // 2] for name, data in halves.items()},
+        **dict.fromkeys(["empty.jpg", "empty.png"], b""),
+        "one_byte.jpg": b"\xff",
+        "zeros.jpg": bytes(4096),
+        "text.jpg": b"This is a text, not an image.\n" * 9,
+        "page.png": b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>",
+        "drawing.png": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        "pdf.jpg": b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n",
+        "eps.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "heic.jpg": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(32),
+        "zip.jpg": b"PK\x03\x04" + bytes(60),
+        "python.jpg": b"Python is not a PPM\n",
+        "git_lfs_pointer.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "jpeg_magic.jpg": b"\xff\xd8\xff\xe0" + np.random.default_rng(0).bytes(2000),
+        "header_only.jpg": jpeg[: jpeg.index(b"\xff\xda")],
+        "last_byte_missing.jpg": jpeg[:-1],
+        "half_progressive.jpg": encode(rgb, "JPEG", progressive=True)[:-100],
+        "no_size.jpg": jpeg.replace(struct.pack(">HH", 40, 60), bytes(4)),
+        "no_end.png": whole_png[:-12],
+        "wrong_pixels.png": flip(whole_png, whole_png.index(b"IDAT") + 40),
+        "wrong_checksum.png": flip(whole_png, whole_png.index(b"IEND") - 6),
+        "wrong_header.png": flip(whole_png, 19),
+        "no_pixels.png": png(4, 4, 8, 0, b""),
+        "header_only.gif": b"GIF89a\x0a\0\x0a\0\0\0\0",
+        "float.tif": encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"),
+        "grey_32_bit.tif": encode(Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF"),
+        "signed.tif": tiff(struct.pack("<4h", -5, 0, 5, 10), 4, 1, 16, 1, sample_format=2),
+        "bomb.png": png(60000, 60000, 8, 2, bytes(1000)),
+        "bomb_rows.png": png(2_000_000_000, 1, 1, 0, bytes(1000)),
+        "text_bomb.png": png(1, 1, 8, 0, b"\0\0", text_bomb),
+        "bomb.gif": bomb_gif,
+        "bomb.webp": b"RIFF" + struct.pack("<I", len(bomb_webp) + 4) + b"WEBP" + bomb_webp,
+        "bomb.bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 50000, 50000, 1, 24, *[0] * 6),
+        "bomb.tif": tiff(bytes(100), 50000, 50000, 8, 1),
+        "bomb.ppm": b"P6 99999 99999 255\n" + bytes(99),
+    }
 
 
-def _unreadable(folder: Path) -> Iterator[str]:
-    (folder / "nowhere.jpg").symlink_to("not_there.jpg")
-    yield "nowhere.jpg"
-    (folder / "loop.jpg").symlink_to("loop.jpg")
-    yield "loop.jpg"
+def _write_unreadable(folder: Path) -> list[str]:
+    links = {"nowhere.jpg": "not_there.jpg", "loop.jpg": "loop.jpg", "device.jpg": "/dev/zero"}
+    links["input_output_error.jpg"] = "/proc/self/mem"  # Reading it fails even for root.
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.jpg")
-    yield "pipe.jpg"
-    # Not with bind, which takes short paths only.
-    os.mknod(folder / "socket.jpg", stat.S_IFSOCK | 0o600)
-    yield "socket.jpg"
-    (folder / "device.jpg").symlink_to("/dev/zero")
-    yield "device.jpg"
-    # Reading it fails even for root, who may read what nobody may.
-    (folder / "input_output_error.jpg").symlink_to("/proc/self/mem")
-    yield "input_output_error.jpg"
+    os.mknod(folder / "socket.jpg", stat.S_IFSOCK | 0o600)  # `socket.bind` takes short paths only.
     (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(encode(photo(), "JPEG"))
-    yield "caf\\xe9.jpg"
+    names = [*links, "pipe.jpg", "socket.jpg", "caf\\xe9.jpg"]
     if os.geteuid() != 0:
         (folder / "forbidden.jpg").write_bytes(encode(photo(), "JPEG"))
         (folder / "forbidden.jpg").chmod(0)
-        yield "forbidden.jpg"
+        names.append("forbidden.jpg")
+    return names

@@ -13,13 +13,12 @@ from tlray.cli import app
 
 
 def commands(group: Any, above: str = "") -> dict[str, Any]:
-    found = {}
+    """The commands of a group and of those below it, by what the user types."""
+    leaves = {}
     for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            found |= commands(command, f"{above}{name} ")
-        else:
-            found[f"{above}{name}"] = command
-    return found
+        is_group = hasattr(command, "commands")
+        leaves |= commands(command, f"{above}{name} ") if is_group else {f"{above}{name}": command}
+    return leaves
 
 
 COMMANDS = commands(typer.main.get_command(app))
@@ -56,11 +55,7 @@ def mistake(*arguments: str, status: int = 2) -> str:
     assert result.exit_code == status, result.output
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
-    message = without_usage(result.stderr)
+    lines = result.stderr.splitlines()
+    message = "\n".join(line for line in lines if line and not line.startswith(("Usage: ", "Try ")))
     assert 1 <= len(message.splitlines()) <= 2, message
     return message
-
-
-def without_usage(stderr: str) -> str:
-    lines = stderr.splitlines()
-    return "\n".join(line for line in lines if line and not line.startswith(("Usage: ", "Try ")))

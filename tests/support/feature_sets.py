@@ -7,26 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tests.support.manifests import feature_set_json
+from tests.support import manifests
 from tlray.core.storage import Folder
 from tlray.features import part_files
-from tlray.features.feature_set import FORMAT, MANIFEST, ExtractJob
+from tlray.features.feature_set import MANIFEST
 from tlray.models.provenance import Provenance
 
-PROVENANCE = Provenance(
-    backbone="vgg16",
-    package="tlray 0.1.0",
-    weights="imagenet",
-    weights_sha256="ab" * 32,
-    cut="block5_pool",
-    preprocess="imagenet",
-    image_size=32,
-    precision="float32",
-    store="float32",
-)
-JOB = ExtractJob(
-    format=FORMAT, images="/images", split=None, seed=None, max_pixels=100, provenance=PROVENANCE.to_json()
-).to_json()
+PROVENANCE = Provenance.from_json(manifests.PROVENANCE)
+JOB = manifests.feature_set_json()["job"]
 METADATA = {"job": JOB, "classes": ["a", "b"], "versions": {"tlray": "0.1.0"}}
 SHAPE = (2, 3, 4)
 
@@ -77,13 +65,7 @@ def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: A
         features.append(numbers(size, start=done))
         write(folder, features[-1], shard=shard, start=done)
         done += size
-    manifest = feature_set_json(
-        job=JOB,
-        provenance=PROVENANCE.to_json(),
-        feature_shape=list(SHAPE),
-        splits={"train": 40, "test": 40},
-        shards=len(sizes),
-        rows=done,
-    )
+    counts = {"splits": {"train": 40, "test": 40}, "shards": len(sizes), "rows": done}
+    manifest = manifests.feature_set_json(feature_shape=list(SHAPE), **counts)
     folder.write(MANIFEST, json.dumps({**manifest, **changed}).encode())
     return np.concatenate(features)

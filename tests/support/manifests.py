@@ -3,15 +3,9 @@
 from typing import Any
 
 PROVENANCE = {
-    "backbone": "grey-pixels",
-    "package": "tlray 0.1.0",
-    "weights": "none",
-    "weights_sha256": "0" * 64,
-    "cut": "grey_pixels",
-    "preprocess": "imagenet",
-    "image_size": 28,
-    "precision": "float32",
-    "store": "float32",
+    **{"backbone": "grey-pixels", "package": "tlray 0.1.0", "weights": "none", "weights_sha256": "0" * 64},
+    **{"cut": "grey_pixels", "preprocess": "imagenet", "image_size": 28},
+    **{"precision": "float32", "store": "float32"},
 }
 _SHARED: dict[str, Any] = {
     **{"provenance": PROVENANCE, "classes": ["a", "b"], "versions": {}, "created": "now"},
@@ -21,15 +15,10 @@ _SHARED: dict[str, Any] = {
 
 def feature_set_json(**changes: Any) -> dict[str, Any]:
     """The manifest of a finished feature set with no rows."""
-    job = {
-        "format": "tlray-features/1",
-        "images": "elsewhere",
-        "split": None,
-        "seed": None,
-        "max_pixels": 100,
-    }
+    job = {"format": "tlray-features/1", "images": "elsewhere", "split": None, "seed": None}
     return {
-        **{**_SHARED, "format": "tlray-features/1", "job": {**job, "provenance": {}}, "feature_shape": [2]},
+        **{**_SHARED, "format": "tlray-features/1", "feature_shape": [2]},
+        **{"job": {**job, "max_pixels": 100, "provenance": PROVENANCE}},
         **{"rows_per_class": {}, "splits": {}, "shards": 0, "passed_over": 0, "images": 0},
         **{"images_per_second": 0.0, "limited_by": "nothing", "time": None},
         **changes,

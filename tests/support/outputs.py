@@ -41,3 +41,9 @@ def head_weights(model: str | Path) -> list[npt.NDArray[np.floating]]:
     import keras
 
     return keras.saving.load_model(Path(model) / "model.keras").get_layer("head").get_weights()
+
+
+def assert_same_head(model: str | Path, expected: str | Path, atol: float = 0.0, rtol: float = 0.0) -> None:
+    """Compare the weights of two models' heads."""
+    for weights, others in zip(head_weights(model), head_weights(expected), strict=True):
+        np.testing.assert_allclose(weights, others, atol=atol, rtol=rtol)

@@ -7,9 +7,7 @@ from tlray.models.weights import digest
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(3, np.float32)]
 
 GOOD = f'''
-from tlray.models.interfaces import Backbone, KnownWeights
-from tlray.models.interfaces import Head
-from tlray.models.weights import WeightsProvider
+from tlray import Backbone, Head, KnownWeights, WeightsProvider
 
 class Net(Backbone):
     """A small network."""

@@ -1,11 +1,14 @@
 """The command line in a process of its own, and what it leaves behind."""
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
+
+import psutil
 
 
 def tlray(*arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -22,14 +25,32 @@ def wait_for(condition: Callable[[], Any], why: Callable[[], str] = str, seconds
         time.sleep(0.05)
 
 
-def of_session(session: int) -> list[str]:
-    """Command lines of the processes of a session, read from /proc."""
-    commands = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                commands.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-        except (OSError, IndexError):
-            continue
-    return commands
+def title(process: psutil.Process) -> str:
+    """The command line of a process; empty if it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none if it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def of_session(*sessions: int) -> list[psutil.Process]:
+    """The processes of these sessions that run."""
+    running = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) in sessions:
+                running.append(process)
+    return running
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

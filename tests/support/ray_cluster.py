@@ -9,13 +9,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
+
+from tests.support import processes
 
 BIN = Path(sys.executable).parent
 
@@ -48,15 +50,10 @@ class RayCluster:
     def environment(self) -> dict[str, str]:
         """What a process needs to use this cluster; and, as on other machines, no path to this checkout."""
         outer = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))}
-        path = f"{BIN}{os.pathsep}{outer['PATH']}"
-        return {
-            **outer,
-            "PATH": path,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.token,
-            "RAY_API_SERVER_ADDRESS": self.dashboard,
-            "RAY_worker_niceness": "0",  # Or on a busy machine they hardly get to run.
-        }
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        # With Ray's niceness they hardly get to run on a busy machine.
+        ray = {**token, "RAY_API_SERVER_ADDRESS": self.dashboard, "RAY_worker_niceness": "0"}
+        return {**outer, **ray, "PATH": f"{BIN}{os.pathsep}{outer['PATH']}"}
 
     def start(self, cpus: int, **environment: str) -> Node:
         """Start a node and wait until the cluster has it."""
@@ -73,18 +70,19 @@ class RayCluster:
         place = Path(tempfile.mkdtemp(prefix="", dir=self.folder))
         home = place / "home"
         home.mkdir()
-        where = ["--head"] if head else [f"--address={self.address}"]
+        words = ["--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
         if head:
             self.port, dashboard = free_port(), free_port()
             self.dashboard = f"http://127.0.0.1:{dashboard}"
-            where += [f"--port={self.port}", f"--dashboard-port={dashboard}"]
-        where += [f"--temp-dir={place}/t", f"--dashboard-agent-listen-port={free_port()}"]
-        fixed = ["--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
-        limits = [f"--num-cpus={cpus}", "--object-store-memory=200000000"]
+            words += ["--head", f"--port={self.port}", f"--dashboard-port={dashboard}"]
+        else:
+            words.append(f"--address={self.address}")
+        words += [f"--temp-dir={place}/t", f"--dashboard-agent-listen-port={free_port()}"]
+        words += [f"--num-cpus={cpus}", "--object-store-memory=200000000"]
         before = set() if head else self.alive()
         with (place / "log").open("wb") as log:
             process = subprocess.Popen(
-                [BIN / "ray", "start", *fixed, *where, *limits],
+                [BIN / "ray", "start", *words],
                 cwd=home,
                 env={**self.environment(), **environment},
                 stdout=log,
@@ -111,8 +109,8 @@ class RayCluster:
 
     def actors(self, name: str) -> list[dict[str, Any]]:
         """The actors of a class with this in its name, those that have ended too, as Ray tells of them."""
-        found = self.ask("api/v0/actors?detail=1&limit=10000")["data"]["result"]["result"]
-        return [actor for actor in found if name in actor["class_name"]]
+        actors = self.ask("api/v0/actors?detail=1&limit=10000")["data"]["result"]["result"]
+        return [actor for actor in actors if name in actor["class_name"]]
 
     def ask(self, path: str) -> Any:
         """What the dashboard answers."""
@@ -121,17 +119,12 @@ class RayCluster:
 
     def stop(self, node: Node, *, kill: bool = False) -> None:
         """End a node and every process of it, at once if it is to be killed."""
-        process = node.process
-        processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        if kill:
-            for one in processes:
-                _end(one)
-        else:
-            process.terminate()
-        psutil.wait_procs(processes, timeout=10)
-        for one in processes:
-            _end(one)
-        process.wait()
+        members = processes.family(node.process.pid)
+        if not kill:
+            node.process.terminate()
+            psutil.wait_procs(members, timeout=10)
+        processes.kill(members)
+        node.process.wait()
 
 
 @contextmanager
@@ -153,31 +146,18 @@ def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]
 
 def left(folder: Path) -> list[psutil.Process]:
     """Processes that name this folder."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and any(str(folder) in word for word in process.cmdline()):
-                found.append(process)
-    return found
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process for process in others if str(folder) in processes.title(process)]
 
 
 def end(folder: Path) -> None:
     """Kill the processes that name this folder, with their children."""
     for process in left(folder):
-        with suppress(psutil.NoSuchProcess):
-            children = process.children(recursive=True)
-            for one in [process, *children]:
-                _end(one)
-            psutil.wait_procs([process, *children], timeout=10)
-
-
-def _end(process: psutil.Process) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.kill()
+        members = processes.family(process.pid)
+        processes.kill(members)
+        psutil.wait_procs(members, timeout=10)
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

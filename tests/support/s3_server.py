@@ -64,25 +64,16 @@ class Server:
     def environment(self) -> dict[str, str]:
         """What makes every process find this server at s3://, and nothing of the user's or the machine's."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **{"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_DEFAULT_REGION": "us-east-1"},
+            **dict.fromkeys(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], "test"),
+            **dict.fromkeys(["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"], os.devnull),
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
     def filesystem(self) -> fs.S3FileSystem:
         """Plain pyarrow's."""
-        endpoint = f"127.0.0.1:{self.port}"
-        return fs.S3FileSystem(
-            access_key="test",
-            secret_key="test",
-            endpoint_override=endpoint,
-            scheme="http",
-            region="us-east-1",
-        )
+        place = {"endpoint_override": f"127.0.0.1:{self.port}", "scheme": "http", "region": "us-east-1"}
+        return fs.S3FileSystem(access_key="test", secret_key="test", **place)
 
     def put(self, objects: Iterable[tuple[str, bytes]]) -> None:
         """Store objects by BUCKET/KEY; a name without a slash is a new bucket."""
@@ -104,8 +95,7 @@ class Server:
 
     def requests(self) -> list[str]:
         """METHOD URL of each request since this was last asked, and its fault if it had one."""
-        found: list[str] = self._ask("GET", "requests")
-        return found
+        return list(self._ask("GET", "requests"))
 
     def _ask(self, method: str, name: str, value: Any = None) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
@@ -143,7 +133,7 @@ class _Failing:
         url = re.sub(r"uploadId=[^&]*", "uploadId", url)
         with self.lock:
             kinds = [(f.kind(method, url, self.failed[method, url]), f.seconds) for f in self.faults]
-            kind, seconds = next((found for found in kinds if found[0]), (None, 0.0))
+            kind, seconds = next((fault for fault in kinds if fault[0]), (None, 0.0))
             self.failed[method, url] += kind is not None
             self.requests.append(f"{method} {url} {kind or ''}".strip())
         if kind in _CODES:
@@ -166,18 +156,18 @@ class _Failing:
         raise ConnectionResetError
 
     def _control(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        told = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
-        found: Any = None
+        value = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        requests: list[str] = []
         with self.lock:
             if environ["REQUEST_METHOD"] == "POST":
-                self.faults.append(Faults(**told))
+                self.faults.append(Faults(**value))
             elif environ["REQUEST_METHOD"] == "DELETE":
                 self.faults.pop()
             else:
-                found, self.requests = self.requests, []
+                requests, self.requests = self.requests, []
             if not self.faults:
                 self.failed.clear()
-        body = json.dumps(found).encode()
+        body = json.dumps(requests).encode()
         start_response("200 OK", [("Content-Length", str(len(body)))])
         return [body]
 

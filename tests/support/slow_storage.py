@@ -17,9 +17,8 @@ class SlowStorage(LocalFileSystem):
 
     cachable = False
 
-    def __init__(self, seconds: float = 0.05) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seconds = seconds
         self.most: Counter[str] = Counter()
         """How many files ("open") and folders ("find") were asked for at the same time."""
         self._now: Counter[str] = Counter()
@@ -29,7 +28,7 @@ class SlowStorage(LocalFileSystem):
         with self._lock:
             self._now[what] += 1
             self.most[what] = max(self.most[what], self._now[what])
-        time.sleep(self.seconds)
+        time.sleep(0.05)
         with self._lock:
             self._now[what] -= 1
 
