@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.conftest import KEPT
+from tests.jobs.conftest import GREY, KEPT
 from tests.support.numpy_network import load_classes
 from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
@@ -37,9 +37,10 @@ def test_evaluation_of_images_and_of_features_agree(features, digits, model, ray
     assert all(mistake.thumbnail for mistake in on_images.mistakes)
 
 
-def test_evaluation_refuses_features_of_another_provenance(grey, model, tmp_path):
+def test_evaluation_refuses_features_of_another_provenance(digits, model, ray, tmp_path):
+    extract(digits / "test", tmp_path / "set", GREY)
     with pytest.raises(UserError, match="backbone grey-pixels, not vgg16"):
-        evaluate(model, grey / "set", out=tmp_path / "report")
+        evaluate(model, tmp_path / "set", out=tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
