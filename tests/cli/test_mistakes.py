@@ -157,7 +157,7 @@ BAD = [
     ("inspect empty", "empty", "feature set"),
     ("inspect unfinished", "unfinished", "not finished"),
     ("demo --out text", "text", "--out"),
-    ("plugins show vgg61", "vgg61", "did you mean vgg16"),
+    ("plugins show vgg61", "vgg61", "vgg16"),
     ("plugins check small-vgnet", "small-vgnet", "did you mean small-vggnet"),
 ]
 

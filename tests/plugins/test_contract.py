@@ -267,7 +267,7 @@ def test_a_mistake_in_a_weights_provider(package, how):
 def check(name: str, *options: str) -> str:
     result = invoke("plugins", "check", name, *options)
     assert result.exit_code == 1, result.output
-    return result.stdout
+    return result.stdout if options else result.output
 
 
 def test_an_import_error(package):
