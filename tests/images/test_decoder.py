@@ -43,6 +43,7 @@ REASONS = {
     **dict.fromkeys(BOMBS, "DecompressionBomb"),
 }
 """For some of the bad files, the name of the error."""
+assert REASONS.keys() <= OUTCOMES.keys()
 
 
 def outcome(name: str) -> np.ndarray | BadImage:
