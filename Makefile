@@ -27,7 +27,7 @@ demo: install
 # Runs the tests of the rooms in two processes, then whole jobs on one Ray.
 test: install
 	$(BIN)/python -m pytest $(PARALLEL) $(ROOMS)
-	$(BIN)/python -m pytest tests/jobs
+	$(BIN)/python -m pytest -m "not distributed" tests/jobs
 
 test-fast: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ROOMS)
@@ -41,9 +41,11 @@ test-plugins: install
 test-plugins-all: install
 	$(BIN)/python -m pytest $(PARALLEL) $(PLUGIN_TESTS)
 
-# Runs jobs on a Ray of several nodes on this machine, and jobs whose processes are killed.
+# Runs jobs on a Ray of several nodes on this machine, trainings by several workers, and jobs whose processes are
+# killed or that start a Ray of their own.
 test-cluster: install
 	$(BIN)/python -m pytest tests/cluster_jobs
+	$(BIN)/python -m pytest -m distributed tests/jobs
 
 # Runs the installation steps of the image, and the part of the guide in deploy/ that needs no Docker: some minutes.
 test-deploy: install

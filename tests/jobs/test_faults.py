@@ -25,6 +25,7 @@ with installed():
 """Ray takes no object store of less than 75 MiB; 128 images of this size have 100 MB."""
 
 
+@pytest.mark.distributed
 def test_the_object_store_is_full(digits, tmp_path):
     """A shard alone is larger than the whole store: Ray has it in a file, and nothing is lost."""
     paths = sorted(map(str, digits.glob("train/*/*.png")))[:150]

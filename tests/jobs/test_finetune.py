@@ -135,16 +135,15 @@ def test_a_feature_set_at_the_cut_gives_the_same(images, model, tuned, ray, tmp_
     assert not (tmp_path / "x").exists()
 
 
-def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model, tuned, ray, tmp_path):
+@pytest.mark.distributed
+def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model, ray, tmp_path):
     """Two cached views, taken in turn, are those of the first two epochs."""
     config, train = replace(TUNE, augment="rotation=30,zoom=0.2,flip"), images / "train"
     finetune(train, tmp_path / "streamed", config, workers=2, model=model)
     finetune(train, tmp_path / "cached", config, views=2, model=model)
     assert_same_head(tmp_path / "streamed", tmp_path / "cached", 1e-5)
-    folders = (tuned, tmp_path / "streamed", tmp_path / "cached")
-    plain, streamed, cached = (manifest(folder)["history"] for folder in folders)
+    streamed, cached = (manifest(tmp_path / name)["history"] for name in ("streamed", "cached"))
     assert streamed == [pytest.approx(epoch, rel=1e-4) for epoch in cached]
-    assert streamed[0]["loss"] != pytest.approx(plain[0]["loss"], rel=1e-3)
 
 
 def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
@@ -179,6 +178,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
                 np.testing.assert_allclose(features, expected.ravel(), atol=1e-6)
 
 
+@pytest.mark.distributed
 def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, ray, tmp_path, monkeypatch):
     """Batch normalisation, dropout, augmentation, two workers, a bad image, all from the input on."""
     what = {"backbone": "small-vggnet", "image_size": 16, "from_": "input", "head": "dense-512"}

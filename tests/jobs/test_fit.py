@@ -32,6 +32,7 @@ class Normalised(Head):
         return keras.Sequential([keras.Input(feature_shape), *hidden, layers.Dense(classes, "softmax")])
 
 
+@pytest.mark.distributed
 def test_one_and_three_workers_give_the_same_weights(features, ray, tmp_path, monkeypatch):
     """The moments of a batch, their gradients and the moving averages too, in a padded last batch as well."""
     monkeypatch.setattr("tlray.models.registry.head", lambda name: Normalised())
@@ -96,6 +97,7 @@ fit.fit(sys.argv[1], sys.argv[2], FitConfig(epochs=8), report=report)
 """`tlray fit` with a checkpoint after each epoch, killed before that of the fifth."""
 
 
+@pytest.mark.distributed
 def test_one_worker_without_ray_gives_the_same_and_goes_on_after_a_kill(features, model, tmp_path):
     killed = subprocess.run([sys.executable, "-c", ALONE, features, tmp_path / "model"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL

@@ -131,6 +131,7 @@ with session.connect(None), installed():
 """
 
 
+@pytest.mark.distributed
 def test_a_job_loses_only_the_images_that_end_their_processes(model, harmful, large, tmp_path):
     """In a process of its own, with a Ray of its own, whose tasks come to harm too."""
     images = tmp_path / "images"

@@ -130,6 +130,7 @@ def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, 
     assert same(read("bucket/faulty", server.filesystem()), rows)
 
 
+@pytest.mark.distributed
 def test_a_command_that_is_killed_goes_on(images, local, ray, server):
     out = "s3://bucket/killed"
     settings = ["--backbone", GREY.backbone, "--image-size", GREY.image_size, "--precision", "float32"]
