@@ -20,6 +20,7 @@ from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest
+from tlray.images.index import Index
 from tlray.images.index_diff import Changes
 from tlray.images.index_writer import IndexWriter, listing_for
 from tlray.images.listing import Images
@@ -96,17 +97,7 @@ def extract(
     with folder.locked():
         with session.connect(address, ahead=ahead) as connected:
             writer = IndexWriter.start(folder, listing, config.batch_size, job.to_json(), extend=extend)
-            work = inference_tasks.InferenceJob(
-                root=source.root,
-                index=writer.index,
-                out=folder,
-                settings=config,
-                image_size=frozen.provenance.image_size,
-                batch_size=config.batch_size,
-                store=config.store,
-                metadata={"job": job.to_json(), "versions": versions()},
-                packages=package_versions(frozen.provenance.package),
-            )
+            work = _work(source.root, writer.index, config, frozen, job)
             done = inference.run(work, writer, frozen.loader, progress, connected)
             errors = inference.reconcile(work)
         counts = inference.counts(work, done, errors, time.monotonic() - started)
@@ -126,6 +117,22 @@ def extract(
         first_errors=part_files.first_errors(errors),
         errors_uri=folder.child("errors").uri if counts.errors else None,
         changes=changes if extend else None,
+    )
+
+
+def _work(
+    root: Folder, index: Index, config: ExtractConfig, frozen: FrozenPart, job: ExtractJob
+) -> inference_tasks.InferenceJob:
+    return inference_tasks.InferenceJob(
+        root=root,
+        index=index,
+        out=index.folder,
+        settings=config,
+        image_size=frozen.provenance.image_size,
+        batch_size=config.batch_size,
+        store=config.store,
+        metadata={"job": job.to_json(), "versions": versions()},
+        packages=package_versions(frozen.provenance.package),
     )
 
 
