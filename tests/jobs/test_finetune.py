@@ -136,14 +136,16 @@ def test_a_feature_set_at_the_cut_gives_the_same(images, model, tuned, ray, tmp_
 
 
 @pytest.mark.distributed
-def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model, ray, tmp_path):
+def test_streamed_views_train_two_workers_as_cached_ones_train_one(images, model, tuned, ray, tmp_path):
     """Two cached views, taken in turn, are those of the first two epochs."""
     config, train = replace(TUNE, augment="rotation=30,zoom=0.2,flip"), images / "train"
     finetune(train, tmp_path / "streamed", config, workers=2, model=model)
     finetune(train, tmp_path / "cached", config, views=2, model=model)
     assert_same_head(tmp_path / "streamed", tmp_path / "cached", 1e-5)
-    streamed, cached = (manifest(tmp_path / name)["history"] for name in ("streamed", "cached"))
+    folders = (tuned, tmp_path / "streamed", tmp_path / "cached")
+    plain, streamed, cached = (manifest(folder)["history"] for folder in folders)
     assert streamed == [pytest.approx(epoch, rel=1e-4) for epoch in cached]
+    assert streamed[0]["loss"] != pytest.approx(plain[0]["loss"], rel=1e-3)
 
 
 def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):

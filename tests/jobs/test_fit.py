@@ -49,7 +49,7 @@ def test_early_stopping_keeps_the_best_epoch_and_tensorboard_is_written(features
     assert result.epochs == len(losses) < 40
     assert result.kept_epoch == 1 + int(np.argmin(losses)) == len(losses) - 2
     assert result.metrics["val_loss"] == min(losses)
-    # In a folder named by date and time, with the weights' histograms.
+    # The folder is named by date and time; the file has the histograms of the weights.
     (events,) = (tmp_path / "model" / "tensorboard").glob("20*-*/train/events.out.tfevents*")
     assert b"histogram" in events.read_bytes()
 

@@ -16,7 +16,7 @@ from tlray.core.errors import UserError
 from tlray.models.interfaces import Backbone, KnownWeights, WeightsProvider
 from tlray.models.weights import digest, keras_cache, resolve
 
-# In Keras' order, which is neither that of the names nor of the sizes.
+# Keras' order is neither that of the names nor that of the sizes.
 NAMED = {
     "stem/kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
     "stem/bias": np.array([1.5, -2.5], np.float32),

@@ -130,7 +130,7 @@ class RayCluster:
 @contextmanager
 def ray_cluster(cpus: Sequence[int], **environment: str) -> Iterator[RayCluster]:
     """A cluster of nodes with so many CPUs each, that asks for a token; nothing of it is left behind."""
-    # Not in a folder of pytest: the path of a socket has 107 characters at most.
+    # The path of a socket has 107 characters at most, and pytest's folders have long names.
     folder = Path(tempfile.mkdtemp(prefix="tlray-ray-", dir="/tmp"))
     cluster = RayCluster(folder)
     try:
