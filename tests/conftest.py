@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,15 @@ def server() -> Iterator[Server]:
 def folder(tmp_path: Path) -> Folder:
     """A folder for the files of a job; it does not exist yet."""
     return Folder.open(str(tmp_path / "features"))
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Restore the level of the log after each test, because a command with --debug changes it."""
+    logger = logging.getLogger("tlray")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
