@@ -8,7 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.feature_sets import JOB, METADATA, PROVENANCE, SHAPE, cut, listed, numbers, rows, write_set
+from tests.support.feature_sets import (
+    JOB,
+    METADATA,
+    PROVENANCE,
+    SHAPE,
+    cut,
+    listed,
+    numbers,
+    rows,
+    write_index,
+    write_set,
+)
 from tlray.core.errors import JobError, UserError
 from tlray.features import part_files
 from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, Rows
@@ -129,6 +140,7 @@ def test_a_set_without_labels(folder):
     features = numbers(5)
     write_set(folder, (5,))
     unlabelled = listed([str(i) for i in range(5)], [None] * 5, [None] * 5)
+    write_index(folder, (5,), unlabelled)
     part_files.write_part(folder, 0, unlabelled, cut(features), SHAPE, "float32", METADATA)
     assert load(FeatureSet.open(folder.uri)) == []
 

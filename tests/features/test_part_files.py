@@ -20,6 +20,7 @@ from tlray.core.storage import Folder
 from tlray.features import part_files
 from tlray.features.feature_set import Rows
 from tlray.features.part_files import ERRORS, error_name, part_name
+from tlray.images.index import Index
 
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
@@ -86,7 +87,7 @@ def test_parts_are_counted_and_read_in_their_order(folder):
     features = write_set(folder)
     assert part_files.count_rows(folder, [2, 0, 1], JOB) == [70, 50, 0]
     assert part_files.count_rows(folder, [], JOB) == []
-    parts = Rows.join([Rows.of(table) for table in part_files.read_parts(folder, 3, JOB)], (0, *SHAPE))
+    parts = Rows.join([Rows.of(table) for table in part_files.read_parts(Index.open(folder))], (0, *SHAPE))
     assert parts.paths == [f"{i:05d}.png" for i in range(120)]
     np.testing.assert_array_equal(parts.features, features)
 
@@ -199,3 +200,45 @@ def test_errors_are_read_side_by_side(tmp_path):
     assert table["shard"].to_pylist() == list(range(11))
     assert table["path"].to_pylist() == [f"path {shard}" for shard in range(11)]
     assert storage.most["open"] > 5
+
+
+# Rows of a part file that are not those of the index
+
+
+def swapped(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table.slice(1, 1), table.slice(0, 1), table.slice(2)])
+
+
+CHANGES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "another path": lambda table: table.set_column(
+        0, "path", pa.array(["x.png", *table["path"].to_pylist()[1:]])
+    ),
+    "another split": lambda table: table.set_column(1, "split", pa.array(["test"] * len(table))),
+    "another label": lambda table: table.set_column(2, "label", pa.array(["b"] * len(table))),
+    "a row twice": lambda table: pa.concat_tables([table.slice(0, 1), table.slice(0, 1), table.slice(2)]),
+    "another order": swapped,
+    "a row less": lambda table: table.slice(1),
+    "no last row": lambda table: table.slice(0, len(table) - 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_rows_that_are_not_those_of_the_index_are_refused(folder, change):
+    write_set(folder)
+    index = Index.open(folder)
+    assert sum(table.num_rows for table in part_files.read_parts(index)) == 120
+    changed = CHANGES[change](rows(70, 50))
+    part_files.write_part(folder, 2, changed, cut(numbers(len(changed))), SHAPE, "float32", METADATA)
+    with pytest.raises(JobError, match=re.escape(f"{part_name(2)} has ")):
+        list(part_files.read_parts(index))
+    assert sum(table.num_rows for table in part_files.read_parts(index, 2)) == 50
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(folder, value):
+    write_set(folder)
+    features = numbers(70)
+    features[5, 1, 1, 1] = value
+    write(folder, features, shard=2, start=50)
+    with pytest.raises(JobError, match=r"part-00002\.parquet has .* not finite, e\.g\. those of 00055\.png"):
+        list(part_files.read_parts(Index.open(folder)))

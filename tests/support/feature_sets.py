@@ -1,16 +1,19 @@
 """Part files and feature sets that were never extracted."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from tests.support import manifests
+from tlray.core import parquet
+from tlray.core.manifest import stamp
 from tlray.core.storage import Folder
 from tlray.features import part_files
 from tlray.features.feature_set import MANIFEST
+from tlray.images.index import SCHEMA, Index, piece_name
 from tlray.models.provenance import Provenance
 
 PROVENANCE = Provenance.from_json(manifests.PROVENANCE)
@@ -58,6 +61,23 @@ def read(folder: Folder, shard: int = 0) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
+def write_index(folder: Folder, sizes: Sequence[int], table: pa.Table | None = None) -> Index:
+    """An index of the images in `table`, or of `rows`; a shard of no rows has one image, which is bad."""
+    images: list[dict[str, Any]] = []
+    listing = (rows(sum(sizes)) if table is None else table).to_pylist()
+    for shard, size in enumerate(sizes):
+        listed, listing = listing[:size], listing[size:]
+        if not size:
+            listed = [{"path": "bad.png", "split": None, "label": None}]
+            reasons = dict.fromkeys(("stage", "error", "message"), "bad")
+            part_files.write_errors(folder, shard, pa.Table.from_pylist([{**listed[0], **reasons}]), METADATA)
+        images += [{**image, "shard": shard} for image in listed]
+    values = stamp({"job": JOB, "shards": [size or 1 for size in sizes], "last": True})
+    table = pa.Table.from_pylist(images, SCHEMA).replace_schema_metadata(values)
+    parquet.write(folder, piece_name(0), table)
+    return Index.open(folder, JOB)
+
+
 def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: Any) -> np.ndarray:
     """A whole feature set; the features of all its rows."""
     features, done = [], 0
@@ -65,6 +85,7 @@ def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: A
         features.append(numbers(size, start=done))
         write(folder, features[-1], shard=shard, start=done)
         done += size
+    write_index(folder, sizes)
     counts = {"splits": {"train": 40, "test": 40}, "shards": len(sizes), "rows": done}
     manifest = manifests.feature_set_json(feature_shape=list(SHAPE), **counts)
     folder.write(MANIFEST, json.dumps({**manifest, **changed}).encode())

@@ -25,7 +25,7 @@ from tlray.features import inference
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import copies
 from tlray.images.bad_image import BadImage
-from tlray.images.index import Index, piece_name
+from tlray.images.index import piece_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import DecoderProcess
@@ -67,7 +67,7 @@ def evaluate(
     report = Folder.open(out) if out else trained.folder.child("report")
     if folder.is_file(piece_name(0)):
         features = FeatureSet.open(data)
-        counts = Index.open(features.folder).count("split", "label")
+        counts = features.counts()
         split = _check(counts, config.split, folder.uri, trained)
         batches = _from_features(trained, features, split)
         root = _root_of_images(features)

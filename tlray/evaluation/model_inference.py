@@ -69,7 +69,7 @@ def run(
 
 def tables(job: InferenceJob) -> Iterator[pa.Table]:
     """Return all rows of a finished job, in tables of bounded size."""
-    return part_files.read_parts(job.out, len(job.index.shard_sizes), job.metadata["job"])
+    return part_files.read_parts(job.index)
 
 
 def images_of(model: Model, uri: StrPath) -> Images:

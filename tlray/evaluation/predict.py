@@ -6,15 +6,14 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
+from tlray.core import parquet
 from tlray.core.config import PredictConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
@@ -237,7 +236,7 @@ def _write(target: Folder, name: str, tables: Iterable[pa.Table], model: Model) 
     first = next(rows)
     values = {"model": model.folder.uri, "classes": model.classes, "provenance": model.provenance.to_json()}
     schema = first.schema.with_metadata(stamp(values))
-    kind = pa.csv.CSVWriter if name.endswith(".csv") else partial(pq.ParquetWriter, compression="zstd")
+    kind = pa.csv.CSVWriter if name.endswith(".csv") else parquet.writer
     with target.writing(name) as stream, kind(stream, schema) as writer:
         for table in chain([first], rows):
             writer.write_table(table)

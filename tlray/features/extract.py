@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig
@@ -152,14 +151,12 @@ def _finish(
     for (split, label), count in rows.items():
         splits.update({split: count} if split is not None else {})
         per_class.update({label: count} if label is not None else {})
-    with work.out.filesystem.open_input_file(work.out.join(part_files.part_name(0))) as stream:
-        shape = pq.read_schema(stream).field("features").type.shape
     manifest = FeatureSetManifest(
         **vars(counts),
         format=FORMAT,
         job=job,
         provenance=provenance,
-        feature_shape=list(shape),
+        feature_shape=part_files.feature_shape(work.out, job.to_json()),
         classes=sorted({label for _, label in listed if label is not None}),
         rows_per_class=dict(sorted(per_class.items())),
         splits=dict(sorted(splits.items())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -19,6 +20,7 @@ from tlray.core.record import Record
 from tlray.core.results import InferenceCounts
 from tlray.core.storage import Folder, StrPath
 from tlray.features.part_files import MAX_SHARDS, MAX_VALUES, read_parts
+from tlray.images.index import Index
 from tlray.models.provenance import Provenance
 
 FORMAT = "tlray-features/1"
@@ -162,6 +164,28 @@ class FeatureSet:
         """JSON values that identify these features; a later set in the same folder has other values."""
         return {"features": self.folder.uri, "created": self.manifest.created}
 
+    def index(self) -> Index:
+        """The index of the images, which an unfinished `extract --extend` may have continued.
+
+        Raises:
+            JobError: the index is missing or damaged.
+        """
+        index = Index.open(self.folder, self.manifest.job.to_json())
+        if len(index.shard_sizes) < self.manifest.shards:
+            raise JobError(
+                f"{self.folder.uri}/index has {len(index.shard_sizes)} shards, and the manifest says "
+                f"{self.manifest.shards}: files are missing; remove {self.folder.uri} and extract again"
+            )
+        return index
+
+    def counts(self) -> Counter[tuple[str | None, ...]]:
+        """The number of images by split and label, those that became error rows included.
+
+        Raises:
+            JobError: the index is missing or damaged.
+        """
+        return self.index().count("split", "label", shards=self.manifest.shards)
+
     def batches(self, split: str | None = None, *, labelled: bool = False) -> Iterator[Rows]:
         """Yield the rows in the order of the listing, in batches of bounded size.
 
@@ -170,13 +194,13 @@ class FeatureSet:
             labelled: whether to leave out rows without a label.
 
         Raises:
-            JobError: a file is damaged, or belongs to another feature set.
+            JobError: a file is damaged or belongs to another set, or a feature is not finite.
         """
         chosen = pc.field("label").is_valid() if labelled else None
         if split is not None:
             of_split = pc.field("split") == split
             chosen = of_split if chosen is None else chosen & of_split
-        for table in read_parts(self.folder, self.manifest.shards, self.manifest.job.to_json()):
+        for table in read_parts(self.index(), self.manifest.shards):
             rows = Rows.of(table if chosen is None else table.filter(chosen))
             if rows.features.shape[1:] != self.shape:
                 raise JobError(

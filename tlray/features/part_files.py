@@ -14,14 +14,19 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tlray.core import parquet
 from tlray.core.errors import JobError
 from tlray.core.manifest import read_stamp, stamp
 from tlray.core.results import ImageError
 from tlray.core.storage import Folder
+from tlray.images.index import Index
 
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
+_COLUMNS = ["path", "split", "label"]
+_AGAIN = "and run again the command that made it"
 _ROW_GROUP_BYTES = 16 << 20
 _THREADS, _CHUNK = 16, 1024
 """Files that are read in parallel, because an object store takes its time for each; and files in a chunk."""
@@ -65,9 +70,7 @@ def write_part(
     with (
         folder.writing(part_name(shard)) as stream,
         # VGG features are mostly zeros, which the fastest level of zstd compresses as well as slower ones.
-        pq.ParquetWriter(
-            stream, schema, compression="zstd", compression_level=1, use_dictionary=["split", "label"]
-        ) as writer,
+        parquet.writer(stream, schema, compression_level=1, use_dictionary=["split", "label"]) as writer,
     ):
         for block in _blocks(features, dtype):
             array = pa.FixedShapeTensorArray.from_numpy_ndarray(block)
@@ -80,31 +83,25 @@ def write_part(
 
 def write_errors(folder: Folder, shard: int, errors: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Write the error file of one shard: its bad images, with the columns of `ERRORS`."""
-    with folder.writing(error_name(shard)) as stream:
-        pq.write_table(errors.cast(ERRORS.with_metadata(stamp(metadata))), stream, compression="zstd")
+    parquet.write(folder, error_name(shard), errors.cast(ERRORS.with_metadata(stamp(metadata))))
 
 
 @contextmanager
 def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
     """Open and check a part file; any error in the block becomes a JobError."""
-    path = folder.join(part_name(shard))
-    try:
-        with folder.filesystem.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            values = read_stamp(file.schema_arrow.metadata)
-            if values.get("job") != job:
-                raise ValueError("it was written by another job")
-            if values.get("shard") != shard:
-                raise ValueError(f"it is a copy of shard {values.get('shard')}")
-            names, kinds = file.schema_arrow.names, file.schema_arrow.types
-            if names != ["path", "split", "label", "features"] or kinds[:3] != [pa.string()] * 3:
-                raise ValueError(f"its columns are {', '.join(map(str, file.schema_arrow))}")
-            tensor = kinds[3]
-            if not isinstance(tensor, pa.FixedShapeTensorType) or math.prod(tensor.shape) > MAX_VALUES:
-                raise ValueError(f"its features are {tensor}")
-            yield file
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise JobError(f"{path} cannot be read: {error}; remove it and run the job again") from error
+    with parquet.reading(folder, part_name(shard), f"remove it {_AGAIN}") as file:
+        values = read_stamp(file.schema_arrow.metadata)
+        if values.get("job") != job:
+            raise ValueError("it was written by another job")
+        if values.get("shard") != shard:
+            raise ValueError(f"it is a copy of shard {values.get('shard')}")
+        names, kinds = file.schema_arrow.names, file.schema_arrow.types
+        if names != [*_COLUMNS, "features"] or kinds[:3] != [pa.string()] * 3:
+            raise ValueError(f"its columns are {', '.join(map(str, file.schema_arrow))}")
+        tensor = kinds[3]
+        if not isinstance(tensor, pa.FixedShapeTensorType) or math.prod(tensor.shape) > MAX_VALUES:
+            raise ValueError(f"its features are {tensor}")
+        yield file
 
 
 def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
@@ -120,22 +117,47 @@ def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[p
             yield pa.Table.from_batches([batch])
 
 
-def read_parts(folder: Folder, shards: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """Yield the rows of all part files of a job, in the order of the listing; raises as `read_shard` does."""
-    for shard in range(shards):
-        yield from read_shard(folder, shard, job)
+def read_parts(index: Index, shards: int | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of the first `shards` part files of a job, in the order of the listing.
+
+    Raises:
+        JobError: a file is damaged, the rows of a shard are not its images, or a feature is not finite.
+    """
+    folder, all_errors = index.folder, read_errors(index.folder, shards or len(index.shard_sizes))
+    for shard, images in enumerate(index.rows(shards)):
+        errors = all_errors.filter(pc.field("shard") == shard)["path"].combine_chunks()
+        expected, start = images.filter(pc.invert(pc.is_in(images["path"], errors))), 0
+        for table in read_shard(folder, shard, index.job):
+            if not table.select(_COLUMNS).equals(expected.slice(start, table.num_rows)):
+                raise _mismatch(folder, shard, "other rows than its images in the index")
+            start += table.num_rows
+            values = table["features"].combine_chunks().to_numpy_ndarray()
+            if len(bad := np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))):
+                path = table["path"][int(bad[0])]
+                raise _mismatch(folder, shard, f"features that are not finite, e.g. those of {path}")
+            yield table
+        if start != expected.num_rows:
+            raise _mismatch(folder, shard, f"{start} rows for {expected.num_rows} images in the index")
+
+
+def _mismatch(folder: Folder, shard: int, content: str) -> JobError:
+    names = f"it and {error_name(shard)}"
+    return JobError(f"{folder.join(part_name(shard))} has {content}: remove {names} {_AGAIN}")
+
+
+def feature_shape(folder: Folder, job: Mapping[str, Any]) -> list[int]:
+    """The shape of the features of one row; raises as `read_shard` does."""
+    with _part(folder, 0, job) as file:
+        return list(file.schema_arrow.field("features").type.shape)
 
 
 def read_errors(folder: Folder, shards: int) -> pa.Table:
     """All error rows of the first `shards` shards of a feature set, each with the number of its shard."""
 
     def read(shard: int) -> pa.Table:
-        name = error_name(shard)
-        try:
-            table = pq.read_table(pa.BufferReader(folder.read(name)), use_threads=False)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise JobError(f"{folder.join(name)} cannot be read: {error}; extract again") from error
-        table = table.replace_schema_metadata()
+        remedy = f"remove it and {part_name(shard)} {_AGAIN}"
+        with parquet.reading(folder, error_name(shard), remedy) as file:
+            table = file.read(ERRORS.names, use_threads=False).cast(ERRORS)
         return table.append_column("shard", pa.array([shard] * table.num_rows, pa.int64()))
 
     written = [shard for name in folder.names("errors") if (shard := shard_of(name)) is not None]
@@ -192,8 +214,5 @@ def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]
     bad = Counter(errors["shard"].to_pylist())
     for shard, size in enumerate(shard_sizes):
         if rows[shard] + bad[shard] != size:
-            raise JobError(
-                f"{folder.join(part_name(shard))} has {rows[shard]} rows, and {error_name(shard)} has "
-                f"{bad[shard]}, for {size} images; remove both files and run again"
-            )
+            raise _mismatch(folder, shard, f"{rows[shard]} rows and {bad[shard]} errors for {size} images")
     return errors.drop_columns(["shard"])

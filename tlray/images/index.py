@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray.core import parquet
 from tlray.core.errors import JobError
 from tlray.core.manifest import other_job, read_stamp
 from tlray.core.storage import Folder
@@ -130,18 +131,29 @@ class Index:
         (row,) = next(self.tables(*Place._fields)).slice(0, 1).to_pylist()
         return Place(**row)
 
-    def count(self, *columns: str) -> Counter[tuple[str | None, ...]]:
-        """The number of images for each combination of values in these columns."""
+    def count(self, *columns: str, shards: int | None = None) -> Counter[tuple[str | None, ...]]:
+        """The number of images, in the first `shards`, for each combination of values in these columns."""
         counts: Counter[tuple[str | None, ...]] = Counter()
-        for table in self.tables(*columns):
+        for table in self.tables(*columns, shards=shards):
             for row in table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist():
                 counts[tuple(row[name] for name in columns)] += row["count_all"]
         return counts
 
-    def tables(self, *columns: str) -> Iterator[pa.Table]:
-        """These columns of the rows of each piece."""
-        for piece in range(self.pieces):
-            yield read_piece(self.folder, piece, self.job, lambda file: file.read(columns))[0]
+    def tables(self, *columns: str, shards: int | None = None) -> Iterator[pa.Table]:
+        """These columns of the rows of each piece, as far as the first `shards`; None stands for all."""
+        for first in range(0, len(self.shard_sizes[:shards]), SHARDS_PER_PIECE):
+            piece = first // SHARDS_PER_PIECE
+            table = read_piece(self.folder, piece, self.job, lambda file: file.read(columns))[0]
+            yield table.slice(0, sum(self.shard_sizes[first:shards][:SHARDS_PER_PIECE]))
+
+    def rows(self, shards: int | None = None) -> Iterator[pa.Table]:
+        """The path, split and label of the images of each of the first `shards`; None stands for all."""
+        sizes = iter(self.shard_sizes[:shards])
+        for table in self.tables("path", "split", "label", shards=shards):
+            start = 0
+            for size in islice(sizes, SHARDS_PER_PIECE):
+                yield table.slice(start, size)
+                start += size
 
 
 def stopped(folder: Folder) -> JobError:
@@ -156,18 +168,14 @@ def read_piece(
     folder: Folder, piece: int, job: Mapping[str, Any] | None, read: Callable[[pq.ParquetFile], Any]
 ) -> tuple[Any, list[int], bool]:
     """What `read` returns for the file of a piece, the sizes of its shards, and whether it is the last."""
-    path = folder.join(piece_name(piece))
-    try:
-        with folder.filesystem.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            if not file.schema_arrow.equals(SCHEMA):
-                raise ValueError(f"columns {file.schema_arrow.names}, expected {SCHEMA.names}")
-            values, rows = _stamp(file), file.metadata.num_rows
-            sizes, last, written = list(values["shards"]), bool(values["last"]), dict(values["job"])
-            if sum(sizes) != rows or not 0 < len(sizes) <= SHARDS_PER_PIECE or min(sizes) < 1:
-                raise ValueError(f"{rows} rows, expected shards of {sizes[:3]}...")
-            if job is None or written == job:
-                return read(file), sizes, last
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
-        raise JobError(f"{path} cannot be read: {error}; if it is damaged, remove {folder.uri}") from error
+    remedy = f"remove {folder.uri} and run again the command that made it"
+    with parquet.reading(folder, piece_name(piece), remedy) as file:
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ValueError(f"columns {file.schema_arrow.names}, expected {SCHEMA.names}")
+        values, rows = _stamp(file), file.metadata.num_rows
+        sizes, last, written = list(values["shards"]), bool(values["last"]), dict(values["job"])
+        if sum(sizes) != rows or not 0 < len(sizes) <= SHARDS_PER_PIECE or min(sizes) < 1:
+            raise ValueError(f"{rows} rows, expected shards of {sizes[:3]}...")
+        if job is None or written == job:
+            return read(file), sizes, last
     raise other_job(folder, "another job", written, job)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray.core import parquet
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
 from tlray.core.storage import Folder
@@ -148,8 +149,7 @@ class IndexWriter:
             written, before, _ = read_piece(index.folder, number, index.job, pq.ParquetFile.read)
             table = pa.concat_tables([written.replace_schema_metadata(), table])
         values = stamp({"job": index.job, "shards": [*before, *sizes], "last": last})
-        with index.folder.writing(piece_name(number)) as stream:
-            pq.write_table(table.replace_schema_metadata(values), stream, compression="zstd")
+        parquet.write(index.folder, piece_name(number), table.replace_schema_metadata(values))
         index.add(sizes, last)
 
 

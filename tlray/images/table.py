@@ -39,7 +39,9 @@ def _cells(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str | None, .
     from pyarrow import csv, dataset  # The imports are slow, and folders do not need them.
 
     wanted = ("path", "label", "split")
-    layout = "parquet"
+    layout: dataset.FileFormat = dataset.ParquetFileFormat(
+        default_fragment_scan_options=dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
     if path.lower().endswith(".csv"):
         # Without types, Arrow would read the label 007 as the number 7.
         typed = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))

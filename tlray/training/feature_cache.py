@@ -68,7 +68,7 @@ class FeatureCache:
             loader = (lambda: _no_network) if self._only_decodes(use) else self.starting_point.frozen.loader
             passes += inference.run(job, writer, loader, progress, connected=lambda: None)
             errors.append(inference.reconcile(job))
-            parts = part_files.read_parts(job.out, len(job.index.shard_sizes), job.metadata["job"])
+            parts = part_files.read_parts(job.index)
             rows[use] = Rows.join(list(map(Rows.of, parts)), (0, 1))
             if self._only_decodes(use):
                 source = self._source(job, errors[-1])

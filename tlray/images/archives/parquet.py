@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray.core import parquet
 from tlray.core.schema import fits
 from tlray.core.storage import Folder
 from tlray.images import filetypes
@@ -108,7 +109,7 @@ class Parquet:
         stream = open_file(root, path)
         try:
             # With a buffer, pyarrow reads a column page by page, however long a row group is.
-            file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+            file = parquet.open_file(stream, buffer_size=_BUFFER, pre_buffer=False)
             columns = Columns.of(file.schema_arrow)
         except pa.ArrowException as error:
             raise Damaged(_reason(error)) from error
