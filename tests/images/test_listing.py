@@ -109,11 +109,23 @@ def test_split_folders_hold_classes_or_images(tmp_path, folder):
     ]
 
 
-def test_train_beside_other_folders_is_refused(tmp_path):
-    uri = make(tmp_path, "train/cats/a.jpg", "test/cats/a.jpg", *(f"class{i}/a.jpg" for i in range(9)))
-    with pytest.raises(UserError, match="mixes splits") as caught:
-        Images.open(uri)
-    assert "['test', 'train'] with 9 other folders ['class0', 'class1'," in str(caught.value)
+@pytest.mark.parametrize(
+    ("folders", "warning"),
+    [
+        (
+            ["bus", "car", "train"],
+            "train: names of splits, but taken as classes, because other folders (bus,",
+        ),
+        (["Test", "annotations", "train"], "Test, train: names of splits, but taken as classes"),
+        ([*"abcd", "val"], "other folders (a, b, c) lie beside"),
+        (["test", "train"], None),
+        (["bus", "car"], None),
+    ],
+)
+def test_splits_beside_other_folders_are_classes_and_a_warning_says_so(tmp_path, folders, warning):
+    images = Images.open(make(tmp_path, *(f"{folder}/{folder}/a.jpg" for folder in folders)))
+    assert [image.label for image in images] == folders
+    assert [warning in line for line in images.warnings] == ([True] if warning else [])
 
 
 def test_one_image(tmp_path):
@@ -144,7 +156,7 @@ def test_the_promised_suffixes_in_any_case(tmp_path):
     names = [f"a{case}" for suffix in IMAGE_SUFFIXES for case in (suffix, suffix.upper())]
     images = Images.open(make(tmp_path, *names, "c.jpg.txt", "djpg"))
     assert [row.path for row in images] == sorted(names)
-    assert images.passed_over == 2
+    assert images.passed_over.total() == 2
 
 
 def test_others_are_counted_again_each_time_and_hidden_ones_never(tmp_path):
@@ -154,7 +166,7 @@ def test_others_are_counted_again_each_time_and_hidden_ones_never(tmp_path):
     images = Images.open(uri)
     for _ in range(2):
         assert [row.path for row in images] == ["a.jpg"]
-        assert images.passed_over == 2
+        assert images.passed_over.total() == 2
 
 
 def test_size_and_time_are_those_of_the_file(tmp_path):
@@ -186,7 +198,7 @@ def test_whatever_has_the_name_of_an_image_is_listed_and_other_links_to_nowhere_
         **dict.fromkeys(["dangling.jpg", "through.jpg", "self.jpg"]),
         **dict.fromkeys(["device.jpg", "fifo.jpg", "socket.jpg"], 0),
     }
-    assert images.passed_over == 4
+    assert images.passed_over.total() == 4
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path):
@@ -281,7 +293,7 @@ def test_a_link_to_a_folder_it_lies_in_is_no_other_file(tmp_path, target):
     (tmp_path / "root/cats/deep/loop").symlink_to(target)
     images = Images.open(str(tmp_path / "root"))
     assert [row.path for row in images] == ["cats/a.jpg", "cats/deep/a.jpg"]
-    assert images.passed_over == 0
+    assert not images.passed_over
 
 
 def test_linked_splits_in_a_linked_root_and_a_loop_beside_them(tmp_path):
@@ -366,7 +378,7 @@ def test_no_image_says_what_was_there(tmp_path):
         UserError, match=r"found 4 other files, extensions \(none\), \.md, \.txt;\nexpected \.jpg"
     ):
         list(images)
-    assert images.passed_over == 4
+    assert images.passed_over.total() == 4
     assert "found 0 other files;\n" in refusal(make(tmp_path / "empty", "train/cats/"))
 
 
@@ -394,7 +406,7 @@ def test_a_table_is_listed_as_it_stands(tmp_path):
         Listed("e.tfrecord", None, "x", None, None),
     ]
     assert len(list(images)) == 5
-    assert images.passed_over == 0
+    assert not images.passed_over
 
 
 @pytest.mark.parametrize(
@@ -450,8 +462,8 @@ def test_a_parquet_file_of_many_row_groups_keeps_its_order(tmp_path):
         ("path,path\na.jpg,b.jpg\n", "multiple columns named path"),
         ("path,label\n,x\n", "row 1 of the table"),
         ("path\na.jpg\nb.jpg\na.jpg\n", "has the path 'a.jpg' twice"),
-        ("path,split\na.jpg,train\nb.jpg,training\n", "row 2 of the table"),
-        ("path,split\na.jpg,training\n", "split 'training': expected train, validation, test, val, valid"),
+        ("path,split\na.jpg,train\nb.jpg,cats\n", "row 2 of the table"),
+        ("path,split\na.jpg,3\n", "split '3': expected train, validation, test, or nothing"),
         ("path,label\n", "has no rows"),
         ("", "Empty CSV"),
         ("path,label\na.jpg\n", "Expected 2 columns, got 1"),
@@ -504,7 +516,7 @@ def test_remote_folder_with_splits(remote):
         ("train/cats/2019/a.jpg", "train", "cats", 3),
         ("val/cats/c.jpg", "validation", "cats", 3),
     ]
-    assert images.passed_over == 1
+    assert images.passed_over.total() == 1
 
 
 def test_remote_image_table_and_nothing(remote):

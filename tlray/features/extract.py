@@ -105,13 +105,13 @@ def extract(
         if not was_complete:
             folder.sweep()
             folder.sweep("errors")
-            _finish(work, job, frozen.provenance, errors, counts, source.passed_over)
+            _finish(work, job, frozen.provenance, errors, counts, source.passed_over.total())
     changes = writer.diff.changes() if writer.diff else Changes(added=work.index.images)
     return ExtractResult(
         **vars(counts),
         out=folder.uri,
         was_complete=was_complete,
-        passed_over=source.passed_over,
+        passed_over=source.passed_over.total(),
         classes=FeatureSet.open(out).classes,
         first_errors=part_files.first_errors(errors),
         errors_uri=folder.child("errors").uri if counts.errors else None,

@@ -1,4 +1,4 @@
-"""What the name of a file says: whether it is an image, archive, table or hidden, and its split."""
+"""What the suffix of a file says: whether it is an image, an archive or a table."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ IMAGE_SUFFIXES = (
 ARCHIVE_SUFFIXES = {".tar": "/", ".parquet": "#"}
 """The suffixes of archives, each with the separator between the archive's path and an image's name in it."""
 TABLE_SUFFIXES = (".parquet", ".csv")
-SPLITS = {s: s for s in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
+UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
+"""The suffixes of images that tlray cannot read."""
 
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|test)(?![a-z])", re.IGNORECASE)
 _BORDER = re.compile(r"\.tar(?=/)|\.parquet(?=#)", re.IGNORECASE)
 
 
@@ -29,17 +29,6 @@ def is_archive(name: str) -> bool:
 def is_compressed(name: str) -> bool:
     """Whether this is a compressed tar file, which can be read only from its beginning."""
     return _COMPRESSED.search(name) is not None
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, by its own name without those of the folders above it."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def split_of(name: str) -> str | None:
-    """The split in an archive's name, e.g. `train-00000-of-00005.parquet` or `imagenet-val-000001.tar`."""
-    match = _SPLIT.search(name)
-    return SPLITS[match[1].lower()] if match else None
 
 
 def possible_archives(path: str) -> list[tuple[str, str]]:

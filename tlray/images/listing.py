@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
@@ -14,9 +16,9 @@ from pyarrow import fs
 
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder, StrPath
-from tlray.images import filetypes, table
+from tlray.images import conventions, filetypes, table
 from tlray.images.archives.base import ArchivedImage, Damaged
-from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, SPLITS, TABLE_SUFFIXES
+from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES, UNREAD_SUFFIXES
 from tlray.images.reader import Place, open_archive
 from tlray.images.walk import Entry, list_folder, walk
 
@@ -62,8 +64,16 @@ class Images:
 
     root: Folder
     """The folder to which all paths are relative."""
-    passed_over: int = field(default=0, init=False)
-    """The number of files without an image extension, after a complete iteration."""
+    passed_over: Counter[str] = field(default_factory=Counter, init=False)
+    """The files that are no images, by suffix in lower case or "(none)"; each iteration counts anew."""
+    unread: Counter[str] = field(default_factory=Counter, init=False)
+    """The images of kinds that tlray cannot read, by suffix."""
+    hidden: int = field(default=0, init=False)
+    """The files and folders whose name begins with a dot, and the folders that systems make."""
+    columns: dict[str, str] = field(default_factory=dict, init=False)
+    """The columns of a table or of archives that the "path", "label" and "split" come from."""
+    warnings: list[str] = field(default_factory=list, init=False)
+    """What is doubtful, judging from the names; each is a sentence that says what to type instead."""
     _start: Entry = _TOP
     _is_table: bool = False
     """Whether the images are the rows of a table, which may lie anywhere."""
@@ -76,7 +86,7 @@ class Images:
         """Find out how the images at a path or URI are organised.
 
         If all folders at the top are named like splits, in upper or lower case, the folders below them are
-        the classes. Otherwise the folders at the top are the classes, but a `train` among them is an error.
+        the classes. Otherwise the folders at the top are the classes.
 
         Raises:
             UserError: the path does not exist or is of no accepted kind; or a table has no rows, or a row
@@ -107,6 +117,9 @@ class Images:
         return images
 
     def __iter__(self) -> Iterator[Listed]:
+        self.passed_over.clear()
+        self.unread.clear()
+        self.hidden = 0
         rows = self._rows() if self._is_table else self._walk()
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
 
@@ -115,7 +128,9 @@ class Images:
 
         Iteration then raises a UserError if the images have splits already.
         """
-        return self if fraction is None else replace(self, _assigned=(fraction, seed))
+        images = copy.copy(self)
+        images._assigned = None if fraction is None else (fraction, seed)
+        return images
 
     def check_outside(self, out: Folder) -> None:
         """Raise UserError if a job's output in this folder would become part of the images."""
@@ -141,34 +156,35 @@ class Images:
             raise UserError(f"cannot read the table {place!r}: {_reason(error)}") from error
 
     def _walk(self) -> Iterator[Listed]:
-        count, others, extensions = 0, 0, set[str]()
-        for image in self._images_and_others():
-            if isinstance(image, Listed):
+        count = 0
+        for entry in walk(self.root, self._start, self._open_archive):
+            image = entry if isinstance(entry, Listed) else self._image(entry)
+            if image is not None:
                 count += 1
                 yield image
-            else:
-                others += 1
-                if len(extensions) < 8:
-                    extensions.add(posixpath.splitext(image)[1] or "(none)")
-        self.passed_over = others
         if not count:
+            others = self.passed_over + self.unread
             raise UserError(
-                f"no image in {self.root.uri!r}: found {others} other files"
-                f"{', extensions ' if others else ''}{', '.join(sorted(extensions))};\n"
+                f"no image in {self.root.uri!r}: found {others.total()} other files"
+                f"{', extensions ' if others else ''}{', '.join(sorted(others)[:8])};\n"
                 f"expected {' '.join(IMAGE_SUFFIXES)}, with or without a folder per class, or archives"
             )
 
-    def _images_and_others(self) -> Iterator[Listed | str]:
-        """The images, and the names of all other files."""
-        for entry in walk(self.root, self._start, self._open_archive):
-            if not isinstance(entry, Entry):
-                yield entry
-            elif filetypes.is_image(entry.path):
-                yield self._listed(entry)
-            elif filetypes.is_compressed(entry.path):
-                raise _compressed(self.root.join(filetypes.valid_text(entry.path)))
-            else:
-                yield filetypes.valid_text(entry.path)
+    def _image(self, file: Entry | str) -> Listed | None:
+        """The image in a file; None for any other file or a member of an archive, which are counted."""
+        path = filetypes.valid_text(file if isinstance(file, str) else file.path)
+        suffix = posixpath.splitext(path)[1].lower() or "(none)"
+        if any(map(conventions.is_hidden, path.split("/"))) if isinstance(file, str) else file.hidden:
+            self.hidden += 1
+        elif isinstance(file, Entry) and filetypes.is_image(path):
+            return self._listed(file)
+        elif isinstance(file, Entry) and filetypes.is_compressed(path):
+            raise _compressed(self.root.join(path))
+        elif suffix in UNREAD_SUFFIXES:
+            self.unread[suffix] += 1
+        else:
+            self.passed_over[suffix] += 1
+        return None
 
     def _open_archive(self, entry: Entry) -> Iterator[Listed | str]:
         """The images in a tar or Parquet file, and the names of its other files."""
@@ -176,7 +192,7 @@ class Images:
         separator = ARCHIVE_SUFFIXES[posixpath.splitext(entry.path)[1].lower()]
         split = row.split
         if split is None and self._start.is_folder:
-            split = filetypes.split_of(posixpath.basename(row.path))
+            split = conventions.split_in(posixpath.basename(row.path))
         try:
             archive = open_archive(self.root, entry.path)
             for image in [row.path] if archive is None else archive.images():
@@ -199,7 +215,7 @@ class Images:
     def _listed(self, entry: Entry) -> Listed:
         path = filetypes.valid_text(entry.path)
         folders = path.split("/")[:-1]
-        split = SPLITS.get(folders.pop(0).lower()) if self._has_splits and folders else None
+        split = conventions.split_named(folders.pop(0)) if self._has_splits and folders else None
         label = folders[0] if folders else None
         if entry.info is not None:
             return Listed(path, split, label, entry.info.size, entry.info.mtime)
@@ -207,14 +223,14 @@ class Images:
 
     def _find_splits(self) -> bool:
         names = [entry.path[:-1] for entry in list_folder(self.root, self._start) if entry.is_folder]
-        splits = [name for name in names if name.lower() in SPLITS]
-        classes = [name for name in names if name.lower() not in SPLITS]
-        if classes and any(name.lower() == "train" for name in splits):
-            raise UserError(
-                f"{self.root.uri!r} mixes splits {splits} with {len(classes)} other folders {classes[:5]};\n"
-                "expected only splits, or only classes: move the other folders away, or into the splits"
+        splits = [name for name in names if conventions.split_named(name)]
+        if splits and len(splits) < len(names):
+            others = ", ".join([name for name in names if name not in splits][:3])
+            self.warnings.append(
+                f"{', '.join(splits)}: names of splits, but taken as classes, because other folders ({others}) "
+                "lie beside them; if they are splits, move the other folders away"
             )
-        return bool(splits) and not classes
+        return bool(splits) and len(splits) == len(names)
 
     def _rows(self) -> Iterator[Listed]:
         for path, split, label in table.rows(self.root.filesystem, self.root.join(self._start.path)):

@@ -9,7 +9,7 @@ from pyarrow import fs
 
 from tlray.core.errors import UserError
 from tlray.images.archives.base import Duplicates
-from tlray.images.filetypes import SPLITS
+from tlray.images.conventions import SPLITS, split_named
 
 
 def check(filesystem: fs.FileSystem, table: str) -> None:
@@ -28,10 +28,11 @@ def rows(filesystem: fs.FileSystem, table: str) -> Iterator[tuple[str, str | Non
     for number, (path, label, split) in enumerate(_cells(filesystem, table), start=1):
         if not path:
             raise UserError(f"row {number} of the table {table!r} has no path: fill it in, or remove the row")
-        if split and split.lower() not in SPLITS:
+        name = split_named(split) if split else None
+        if split and name is None:
             expected = f"expected {', '.join(SPLITS)}, or nothing"
             raise UserError(f"row {number} of the table {table!r} has the split {split!r}: {expected}")
-        yield path, SPLITS[split.lower()] if split else None, label or None
+        yield path, name, label or None
 
 
 def _cells(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str | None, ...]]:

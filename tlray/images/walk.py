@@ -17,6 +17,7 @@ from pyarrow import fs
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
+from tlray.images.conventions import is_hidden
 
 _THREADS = 8
 """Threads that open folders and archives of an object store ahead of their turn, one at a time each."""
@@ -34,6 +35,8 @@ class Entry(NamedTuple):
     """What a remote listing reports about it; a local file is asked only when its turn comes."""
     ancestors: tuple[tuple[int, int], ...] = ()
     """Device and inode of every local folder that contains it."""
+    hidden: bool = False
+    """Whether its name begins with a dot, or is that of a folder which a system makes. It is never opened."""
 
     @property
     def is_folder(self) -> bool:
@@ -42,7 +45,7 @@ class Entry(NamedTuple):
     @property
     def is_container(self) -> bool:
         """Whether it may contain images."""
-        return self.is_folder or filetypes.is_archive(self.path)
+        return not self.hidden and (self.is_folder or filetypes.is_archive(self.path))
 
 
 class _Folder(NamedTuple):
@@ -142,7 +145,7 @@ def list_folder(root: Folder, folder: Entry) -> list[Entry]:
             f"cannot list the folder {place!r}: {error.strerror or error};\n"
             "its images would be missing: make it readable, or move it away"
         ) from error
-    archives = {entry.path for entry in entries if filetypes.is_archive(entry.path)}
+    archives = {entry.path for entry in entries if entry.is_container and not entry.is_folder}
     for entry in entries if archives else ():
         for archive, _ in filetypes.possible_archives(entry.path):
             if archive in archives:
@@ -155,17 +158,17 @@ def list_folder(root: Folder, folder: Entry) -> list[Entry]:
 def _scan(root: Folder, folder: Entry, place: str) -> Iterator[Entry]:
     if not root.is_local:
         for info in root.filesystem.get_file_info(fs.FileSelector(place.rstrip("/"))):
-            if not filetypes.is_hidden(info.base_name):
-                slash = "/" if info.type == fs.FileType.Directory else ""
-                yield Entry(f"{folder.path}{info.base_name}{slash}", info)
+            hidden = is_hidden(info.base_name)
+            slash = "/" if info.type == fs.FileType.Directory and not hidden else ""
+            yield Entry(f"{folder.path}{info.base_name}{slash}", info, hidden=hidden)
         return
     above = folder.ancestors or tuple(_identity(os.stat(p)) for p in Path(os.path.realpath(place)).parents)
     ancestors = (*above, _identity(os.stat(place)))
     with os.scandir(place) as entries:
         for entry in entries:
-            if filetypes.is_hidden(entry.name):
-                continue
-            if not _is_folder(entry):
+            if is_hidden(entry.name):
+                yield Entry(folder.path + entry.name, None, ancestors, hidden=True)
+            elif not _is_folder(entry):
                 yield Entry(folder.path + entry.name, None, ancestors)
             elif _identity(entry.stat()) not in ancestors:  # A link may lead back to a folder above.
                 yield Entry(f"{folder.path}{entry.name}/", None, ancestors)

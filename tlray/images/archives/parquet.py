@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tlray.core import parquet
 from tlray.core.schema import fits
 from tlray.core.storage import Folder
-from tlray.images import filetypes
+from tlray.images import conventions, filetypes
 from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, open_file
 from tlray.images.bad_image import MAX_BYTES, BadImage
 
@@ -122,10 +122,10 @@ class Parquet:
                 if not key:
                     raise Damaged(f"its row {row} has no {columns.key!r}")
                 keys.add(key)
-            if split and split.lower() not in filetypes.SPLITS:
-                expected = ", ".join(filetypes.SPLITS)
+            split_name = conventions.split_named(split) if split else None
+            if split and split_name is None:
+                expected = ", ".join(conventions.SPLITS)
                 raise Damaged(f"its row {row} has the split {split!r}: expected {expected}")
-            split_name = filetypes.SPLITS[split.lower()] if split else None
             yield ArchivedImage(key or str(row), row, None, split_name, self._label(label, row))
             row += 1
         if row != self._count:

@@ -17,6 +17,7 @@ from tlray.core.storage import Folder
 from tlray.images import filetypes
 from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, ReadAheadFile
 from tlray.images.bad_image import MAX_BYTES, BadImage
+from tlray.images.conventions import is_hidden
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER = 1 << 20
@@ -77,7 +78,8 @@ class Tar:
 
     def _images_and_others(self) -> Iterator[ArchivedImage | str]:
         """The images, each with the label of its sample, whose members follow each other; and other names."""
-        for sample, members in groupby(self._members(), key=lambda member: member.sample):
+        hidden: list[str] = []
+        for sample, members in groupby(self._visible(hidden), key=lambda member: member.sample):
             label, late = None, False
             waiting: list[ArchivedImage] = []
             for member in members:
@@ -94,6 +96,17 @@ class Tar:
                         raise Damaged(f"its member {member.name!r} comes too late: put it before its images")
                 yield member.name
             yield from (_labelled(image, label) for image in waiting)
+            yield from hidden
+            hidden.clear()
+        yield from hidden
+
+    def _visible(self, hidden: list[str]) -> Iterator[_Member]:
+        """All members except folders; the names of the hidden ones go into the list `hidden` instead."""
+        for member in self._members():
+            if any(map(is_hidden, member.name.split("/"))):
+                hidden.append(member.name)
+            else:
+                yield member
 
     def read(self, name: str, offset: int | None) -> bytes:
         # The name decides, because the file may have been written anew since it was listed.
@@ -128,14 +141,13 @@ class Tar:
             raise Damaged(f"its member {member.name!r} is no class name: expected a short text") from error
 
     def _members(self) -> Iterator[_Member]:
-        """All members except folders and hidden ones."""
+        """All members except folders."""
         offset = 0
         while (member := self._member(offset)) is not None:
             if member.end > self._file.size:
                 raise Damaged(f"it is cut off: {member.name!r} extends beyond its end")
             offset = member.end
-            parts = [part for part in member.name.split("/") if part not in (".", "..")]
-            if member.kind != tarfile.DIRTYPE and not any(map(filetypes.is_hidden, parts)):
+            if member.kind != tarfile.DIRTYPE:
                 yield member
 
     def _member(self, offset: int) -> _Member | None:

@@ -1,0 +1,87 @@
+"""The names that have a meaning: those of splits, of columns of tables, and of folders that systems make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tlray.core.errors import UserError
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
+}
+"""The names of each split; `set`, `data` and the like may follow them, as in `test_set`."""
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "path": (
+        "path", "paths", "file path", "file paths", "file name", "file names", "file", "files",
+        "image path", "image paths", "image file", "image name", "image", "images", "image id",
+        "img path", "img name", "img",
+    ),
+    "label": (
+        "label", "labels", "label name", "class", "classes", "class name", "class label", "category",
+        "categories", "category name", "target", "cls", "species", "y",
+    ),
+    "split": ("split", "splits", "set", "subset", "data set", "partition"),
+}  # fmt: skip
+"""The names of columns by what they contain. If a table has several, the first in this order is taken."""
+_JUNK = {
+    "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "system volume information",
+    "lost+found", "__pycache__",
+}  # fmt: skip
+"""Folders that systems make, in lower case: thumbnails of network drives, recycle bins, caches."""
+
+
+def _key(name: str) -> str:
+    """A name without what people write differently: upper case, and `-`, `_` and white space."""
+    return re.sub(r"[-_\s]+", "", name).lower()
+
+
+_SPLITS = {word: split for split, words in SPLITS.items() for word in words}
+_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The columns that the user names with `--path-column` and so on; None leaves the choice to tlray."""
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+    def choose(self, content: str, names: Sequence[str], where: str) -> list[str]:
+        """The columns that may contain the "path", "label" or "split", the one to take first.
+
+        Raises:
+            UserError: the user names a column that `names`, the columns of the file `where`, do not contain.
+        """
+        given = getattr(self, content)
+        if given is None:
+            words = [_key(word) for word in COLUMNS[content]]
+            matches = [name for name in names if _key(name) in words]
+            return sorted(matches, key=lambda name: (words.index(_key(name)), name not in COLUMNS[content]))
+        matches = [name for name in names if given in (name, name.strip())]
+        if not matches and given != "none":
+            raise UserError(
+                f"--{content}-column {given}: {where!r} has no such column; it has {', '.join(names)}"
+            )
+        return matches
+
+
+def split_named(name: str) -> str | None:
+    """The split that has this name; None if no split has it."""
+    key = _key(name)
+    return _SPLITS.get(key) or _SPLITS.get(re.sub("(set|data|dataset|split|images|imgs)$", "", key))
+
+
+def split_in(name: str) -> str | None:
+    """The split in an archive's name, e.g. `train-00000-of-00005.parquet` or `imagenet-val-000001.tar`."""
+    match = _IN_NAME.search(name)
+    return _SPLITS[match[1].lower()] if match else None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden or made by a system, by its own name without those above it."""
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _JUNK
