@@ -210,7 +210,7 @@ def test_inspect(place):
     assert "is a model" in result.stdout
     assert "weights_sha256" in result.stdout
     result = invoke("inspect", "features", "--json")
-    assert json.loads(result.stdout)["format"] == "tlray-features/1"
+    assert json.loads(result.stdout)["format"] == "tlray-features/2"
 
 
 FAILURES = [

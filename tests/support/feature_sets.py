@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.support import manifests
 from tlray.core import parquet
@@ -78,8 +79,20 @@ def write_index(folder: Folder, sizes: Sequence[int], table: pa.Table | None = N
     return Index.open(folder, JOB)
 
 
-def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: Any) -> np.ndarray:
-    """A whole feature set; the features of all its rows."""
+def _make_earlier(folder: Folder) -> None:
+    """Write all Parquet files anew as the first version did: without checksums, with its format."""
+    for name in (name for name in folder.walk("") if name.endswith(".parquet")):
+        table = pq.read_table(folder.join(name))
+        stamped = table.schema.metadata[b"tlray"].replace(b"tlray-features/2", b"tlray-features/1")
+        pq.write_table(
+            table.replace_schema_metadata({b"tlray": stamped}), folder.join(name), compression="zstd"
+        )
+
+
+def write_set(
+    folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), *, earlier: bool = False, **changed: Any
+) -> np.ndarray:
+    """A whole feature set, or one of format 1; returns the features of all its rows."""
     features, done = [], 0
     for shard, size in enumerate(sizes):
         features.append(numbers(size, start=done))
@@ -88,5 +101,8 @@ def write_set(folder: Folder, sizes: tuple[int, ...] = (50, 0, 70), **changed: A
     write_index(folder, sizes)
     counts = {"splits": {"train": 40, "test": 40}, "shards": len(sizes), "rows": done}
     manifest = manifests.feature_set_json(feature_shape=list(SHAPE), **counts)
+    if earlier:
+        _make_earlier(folder)
+        manifest = json.loads(json.dumps(manifest).replace("tlray-features/2", "tlray-features/1"))
     folder.write(MANIFEST, json.dumps({**manifest, **changed}).encode())
     return np.concatenate(features)

@@ -15,9 +15,9 @@ _SHARED: dict[str, Any] = {
 
 def feature_set_json(**changes: Any) -> dict[str, Any]:
     """The manifest of a finished feature set with no rows."""
-    job = {"format": "tlray-features/1", "images": "elsewhere", "split": None, "seed": None}
+    job = {"format": "tlray-features/2", "images": "elsewhere", "split": None, "seed": None}
     return {
-        **{**_SHARED, "format": "tlray-features/1", "feature_shape": [2]},
+        **{**_SHARED, "format": "tlray-features/2", "feature_shape": [2]},
         **{"job": {**job, "max_pixels": 100, "provenance": PROVENANCE}},
         **{"rows_per_class": {}, "splits": {}, "shards": 0, "passed_over": 0, "images": 0},
         **{"images_per_second": 0.0, "limited_by": "nothing", "time": None},

@@ -55,22 +55,25 @@ def read_manifest(folder: Folder, kind: type[M], expected: str) -> M:
     Args:
         folder: a feature set or a model.
         kind: the class of its manifest.
-        expected: the format that this version of tlray reads.
+        expected: the format that this version of tlray writes; it also reads those of earlier versions.
 
     Raises:
         UserError: the folder has another format, or its manifest is damaged.
     """
-    noun, remedy = _KINDS[expected.partition("/")[0]]
+    name, _, latest = expected.partition("/")
+    noun, remedy = _KINDS[name]
     try:
         values = json.loads(folder.read(MANIFEST))
+        if not isinstance(values, dict) or "format" not in values:
+            raise ValueError("format is missing")
         actual = str(values["format"])
         other, _ = _KINDS.get(actual.partition("/")[0], (noun, ""))
         if other != noun:
             raise UserError(f"{folder.uri} is {other}; expected {noun} (did you swap the two?)")
-        if actual != expected:
+        if actual not in {f"{name}/{version}" for version in range(1, int(latest) + 1)}:
             raise UserError(f"{folder.uri} has the format {actual}; expected {expected}: {remedy}")
         return kind.from_json(values)
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"{folder.join(MANIFEST)} is damaged: {error}; {remedy}") from error
 
 
@@ -78,6 +81,12 @@ def other_job(
     folder: Folder, content: str, written: Mapping[str, Any], given: Mapping[str, Any]
 ) -> UserError:
     """The error for a folder that holds a job with other settings than those that are given now."""
+    if (begun := written.get("format")) != given.get("format"):
+        return UserError(
+            f"{folder.uri} was made by a version of tlray that writes {begun}, not {given.get('format')}: a "
+            "finished set can be used, but not continued; remove it and run the same command again, or "
+            "choose another folder"
+        )
     return UserError(
         f"{folder.uri} holds {content} ({', '.join(_differences(written, given))}): choose another folder, "
         "or remove this one"

@@ -47,7 +47,7 @@ class Record:
             ValueError: a field without a default is missing, or a value has the wrong type.
         """
         kinds = get_type_hints(cls)
-        required = {field.name for field in fields(cls) if field.default is MISSING}
+        required = {field.name for field in fields(cls) if field.default is field.default_factory is MISSING}
         if missing := sorted(required - values.keys()):
             raise ValueError(f"{missing[0]} is missing")
         return cls(**{name: _read(name, values[name], kinds[name]) for name in kinds if name in values})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import compress
 from typing import Any
 
@@ -23,7 +23,7 @@ from tlray.features.part_files import MAX_SHARDS, MAX_VALUES, read_parts
 from tlray.images.index import Index
 from tlray.models.provenance import Provenance
 
-FORMAT = "tlray-features/1"
+FORMAT = "tlray-features/2"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class ExtractJob(Record):
     max_pixels: int
     provenance: dict[str, Any]
     """The `identity` of the provenance of the features."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings except later ones at their default, which files of earlier versions lack."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in super().to_json().items() if value != defaults[name]}
 
 
 @dataclass(frozen=True, kw_only=True)

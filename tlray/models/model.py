@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NETWORK = "model.keras"
 FORMAT = "tlray-model/1"
+_STAGE = {"from", "head", "augment", "monitor", "epochs", "kept_epoch", "stopped_epoch", "metrics", "history"}
+"""The entries of a stage that are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,12 @@ class ModelManifest(Manifest, TrainingSummary):
     """The versions of Python and of the packages that influence the numbers."""
     created: str
     """The time when the model was complete, in ISO 8601, UTC."""
+
+    def __post_init__(self) -> None:
+        missing = {f"stages.{name}" for stage in self.stages for name in _STAGE - stage.keys()}
+        missing |= {f"job.{name}" for name in {"training"} - self.job.keys()}
+        if missing:
+            raise ValueError(f"{min(missing)} is missing")
 
 
 @dataclass(frozen=True)
