@@ -114,7 +114,7 @@ def test_split_folders_hold_classes_or_images(tmp_path, folder):
     [
         (
             ["bus", "car", "train"],
-            "train: names of splits, but taken as classes, because other folders (bus,",
+            "train: names of splits, but taken as classes, because other folders (b",
         ),
         (["Test", "annotations", "train"], "Test, train: names of splits, but taken as classes"),
         ([*"abcd", "val"], "other folders (a, b, c) lie beside"),

@@ -227,8 +227,8 @@ class Images:
         if splits and len(splits) < len(names):
             others = ", ".join([name for name in names if name not in splits][:3])
             self.warnings.append(
-                f"{', '.join(splits)}: names of splits, but taken as classes, because other folders ({others}) "
-                "lie beside them; if they are splits, move the other folders away"
+                f"{', '.join(splits)}: names of splits, but taken as classes, because other folders "
+                f"({others}) lie beside them; if they are splits, move the other folders away"
             )
         return bool(splits) and len(splits) == len(names)
 
