@@ -4,11 +4,14 @@ This is what happens to each kind of file:
 
 =======================  =====================================================================================
 wrong extension          The content decides: a PNG named .jpg is decoded as a PNG.
-JPEG, MPO, PNG, GIF,     Accepted. Every other format (SVG, PDF, EPS, HEIC, ...) is refused as
-WebP, BMP, TIFF, AVIF,   `NotAnImage`. Its decoder is never tried: the one for EPS would run a program.
-PPM, PGM, PBM
+JPEG, MPO, PNG, GIF,     Accepted. Every other format (SVG, PDF, EPS, JPEG XL, ...) is refused as
+WebP, BMP, TIFF, AVIF,   `NotAnImage`, with its name and a remedy if `formats.py` knows it. Its decoder is
+PPM, PGM, PBM            never tried: the one for EPS would run a program.
+HEIC, HEIF               Accepted if the package pi-heif is installed (`tlray[heic]`), else as above. The container
+                         gives the orientation; the one in EXIF is ignored, as the format has it.
+RAW of a camera          Refused as `NotAnImage`, also if it is a TIFF, which begins with a small preview.
 EXIF, XMP                The orientation is applied. A broken block is ignored. Colour profiles are not used.
-several frames, pages    The first one is decoded; of an APNG, the default image.
+several frames, pages    The first one is decoded; of an APNG, the default image; of a HEIC, the primary image.
 grey, 1 bit, palette,    Converted to RGB by Pillow.
 CMYK, YCbCr, LAB
 transparency             Composited over white: alpha, tRNS, and the transparent colour of a GIF.
@@ -20,8 +23,8 @@ floating point           Refused as `UnsupportedMode`.
 too large                More pixels than `--max-pixels`: refused as `DecompressionBomb`, after reading the
                          header only. More than 1 GiB (`MAX_BYTES`): refused as `FileTooLarge`.
 empty, cut, corrupt      Refused, never padded. All checksums of a PNG are verified. Damage that no checksum
-                         covers (a flipped bit in a JPEG) goes unnoticed, and so does data that is missing
-                         after the first frame.
+                         covers (a flipped bit in a JPEG or a HEIC) goes unnoticed, and so does data that is
+                         missing after the first frame.
 folder, pipe, device     Refused as `NotAFile`, without being opened.
 =======================  =====================================================================================
 
@@ -30,6 +33,7 @@ Only one thread of a process may decode, because some of Pillow's switches are g
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 import warnings
@@ -42,6 +46,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tlray.core.config import MAX_PIXELS
+from tlray.images import filetypes, formats
 from tlray.images.bad_image import BadImage, refusing
 
 _SCALED = 2
@@ -79,7 +84,9 @@ def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> 
         raise BadImage("decode", "EmptyFile", "the file has no bytes")
     with refusing("decode"), _pillow_switches(max_pixels) as caught:
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_formats())
+            if preview := formats.describe_preview(image, data):
+                raise BadImage("decode", "NotAnImage", preview)
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.size} is above {max_pixels} pixels")
             if image.format == "PNG":
@@ -91,8 +98,10 @@ def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> 
         except Image.DecompressionBombError as error:
             raise BadImage("decode", "DecompressionBomb", str(error)) from error
         except UnidentifiedImageError as error:
+            if name := formats.describe(data):
+                raise BadImage("decode", "NotAnImage", name) from error
             reasons = "; ".join({str(warning.message): None for warning in caught})
-            start = f"none of {', '.join(_FORMATS)}: begins with {data[:16]!r}"
+            start = f"none of {', '.join(_formats())}: begins with {data[:16]!r}"
             raise BadImage("decode", "BrokenHeader" if caught else "NotAnImage", reasons or start) from error
         turn = None
         with suppress(Exception):
@@ -120,6 +129,17 @@ def decode_timed(
     except BadImage as bad:
         outcome = bad
     return outcome, time.perf_counter() - started
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats of Pillow that are tried."""
+    if not filetypes.reads_heic():
+        return _FORMATS
+    import pi_heif
+
+    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return (*_FORMATS, "HEIF")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from importlib.util import find_spec
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp",
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
 )  # fmt: skip
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+UNREAD_SUFFIXES = (
+    ".jxl", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpm", ".jxr", ".wdp", ".hdp", ".heics", ".heifs", ".psd",
+    ".psb", ".xcf", ".svg", ".svgz", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2",
+    ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".ico", ".tga", ".dds", ".exr", ".hdr",
+    ".pfm", ".pam", ".qoi", ".bpg", ".flif", ".pcx", ".sgi", ".ras", ".xbm", ".xpm", ".emf", ".wmf", ".dcm",
+    ".dicom", ".fits", ".fit", ".nii", ".eps", ".djvu", ".svs", ".ndpi", ".czi", ".lif",
+)  # fmt: skip
+"""The suffixes of kinds of images that tlray cannot read, besides `HEIC_SUFFIXES` without pi-heif."""
 ARCHIVE_SUFFIXES = {".tar": "/", ".parquet": "#"}
 """The suffixes of archives, each with the separator between the archive's path and an image's name in it."""
 TABLE_SUFFIXES = (".parquet", ".csv")
@@ -18,8 +29,20 @@ _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst
 _BORDER = re.compile(r"\.tar(?=/)|\.parquet(?=#)", re.IGNORECASE)
 
 
+@functools.cache
+def reads_heic() -> bool:
+    """Whether pi-heif, which decodes HEIC, is installed (`tlray[heic]`)."""
+    return find_spec("pi_heif") is not None
+
+
 def is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    """Whether a name is that of an image that tlray reads."""
+    return name.lower().endswith((*IMAGE_SUFFIXES, *HEIC_SUFFIXES) if reads_heic() else IMAGE_SUFFIXES)
+
+
+def is_unread_image(name: str) -> bool:
+    """Whether a name is that of an image of a kind that tlray cannot read."""
+    return name.lower().endswith(UNREAD_SUFFIXES if reads_heic() else (*UNREAD_SUFFIXES, *HEIC_SUFFIXES))
 
 
 def is_archive(name: str) -> bool:
