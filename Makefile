@@ -84,7 +84,7 @@ results: install
 
 # Needs uv. The locks name versions and hashes, and no index. Packages in several locks have the same version in all.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	$(addprefix --no-emit-package ,tlray $(notdir $(PLUGINS))) --extra cluster
+	$(addprefix --no-emit-package ,tlray $(notdir $(PLUGINS))) --extra cluster --extra heic
 PROJECTS := $(patsubst ./%,%,$(addsuffix /pyproject.toml,$(PACKAGES)))
 lock:
 	$(COMPILE) --extra tensorboard --group dev --output-file requirements.lock $(PROJECTS)

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from tlray.core.errors import UserError
@@ -109,5 +110,7 @@ def versions() -> dict[str, str]:
 
 def package_versions(*plugins: str) -> dict[str, str]:
     """The versions of the packages that can change the results, and of `plugins`, e.g. "my-net 1.0"."""
-    packages = ("tlray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow")
+    packages = ["tlray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow"]
+    if find_spec("pi_heif"):  # It decides whether HEIC photographs can be decoded.
+        packages.append("pi-heif")
     return {name: version(name) for name in (*packages, *(plugin.split()[0] for plugin in plugins))}

@@ -7,11 +7,12 @@ wrong extension          The content decides: a PNG named .jpg is decoded as a P
 JPEG, MPO, PNG, GIF,     Accepted. Every other format (SVG, PDF, EPS, JPEG XL, ...) is refused as
 WebP, BMP, TIFF, AVIF,   `NotAnImage`, with its name and a remedy if `formats.py` knows it. Its decoder is
 PPM, PGM, PBM            never tried: the one for EPS would run a program.
-HEIC, HEIF               Accepted if the package pi-heif is installed (`tlray[heic]`), else as above. The container
-                         gives the orientation; the one in EXIF is ignored, as the format has it.
+HEIC, HEIF               Accepted if the package pi-heif is installed (`tlray[heic]`), else as above. The
+                         container gives the orientation; the one in EXIF is ignored, as the format has it.
 RAW of a camera          Refused as `NotAnImage`, also if it is a TIFF, which begins with a small preview.
 EXIF, XMP                The orientation is applied. A broken block is ignored. Colour profiles are not used.
-several frames, pages    The first one is decoded; of an APNG, the default image; of a HEIC, the primary image.
+several frames, pages    The first one is decoded; of an APNG, the default image, and of a
+                         HEIC, the primary image.
 grey, 1 bit, palette,    Converted to RGB by Pillow.
 CMYK, YCbCr, LAB
 transparency             Composited over white: alpha, tRNS, and the transparent colour of a GIF.

@@ -12,18 +12,16 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 UNREAD_SUFFIXES = (
-    ".jxl", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpm", ".jxr", ".wdp", ".hdp", ".heics", ".heifs", ".psd",
-    ".psb", ".xcf", ".svg", ".svgz", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2",
-    ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".ico", ".tga", ".dds", ".exr", ".hdr",
-    ".pfm", ".pam", ".qoi", ".bpg", ".flif", ".pcx", ".sgi", ".ras", ".xbm", ".xpm", ".emf", ".wmf", ".dcm",
-    ".dicom", ".fits", ".fit", ".nii", ".eps", ".djvu", ".svs", ".ndpi", ".czi", ".lif",
+    ".jxl", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxr", ".wdp", ".hdp", ".heics", ".heifs", ".psd",
+    ".psb", ".xcf", ".svg", ".svgz", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf",
+    ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".ico", ".tga", ".dds",
+    ".exr", ".hdr", ".pfm", ".pam", ".qoi", ".bpg", ".flif", ".pcx", ".sgi", ".ras", ".xbm", ".xpm",
+    ".emf", ".wmf", ".dcm", ".dicom", ".fits", ".nii", ".eps", ".djvu", ".svs", ".ndpi", ".czi",
 )  # fmt: skip
 """The suffixes of kinds of images that tlray cannot read, besides `HEIC_SUFFIXES` without pi-heif."""
 ARCHIVE_SUFFIXES = {".tar": "/", ".parquet": "#"}
 """The suffixes of archives, each with the separator between the archive's path and an image's name in it."""
 TABLE_SUFFIXES = (".parquet", ".csv")
-UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw")
-"""The suffixes of images that tlray cannot read."""
 
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _BORDER = re.compile(r"\.tar(?=/)|\.parquet(?=#)", re.IGNORECASE)
@@ -40,7 +38,7 @@ def is_image(name: str) -> bool:
     return name.lower().endswith((*IMAGE_SUFFIXES, *HEIC_SUFFIXES) if reads_heic() else IMAGE_SUFFIXES)
 
 
-def is_unread_image(name: str) -> bool:
+def is_unread(name: str) -> bool:
     """Whether a name is that of an image of a kind that tlray cannot read."""
     return name.lower().endswith(UNREAD_SUFFIXES if reads_heic() else (*UNREAD_SUFFIXES, *HEIC_SUFFIXES))
 

@@ -18,7 +18,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder, StrPath
 from tlray.images import conventions, filetypes, table
 from tlray.images.archives.base import ArchivedImage, Damaged
-from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES, UNREAD_SUFFIXES
+from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES
 from tlray.images.reader import Place, open_archive
 from tlray.images.walk import Entry, list_folder, walk
 
@@ -180,7 +180,7 @@ class Images:
             return self._listed(file)
         elif isinstance(file, Entry) and filetypes.is_compressed(path):
             raise _compressed(self.root.join(path))
-        elif suffix in UNREAD_SUFFIXES:
+        elif filetypes.is_unread(path):
             self.unread[suffix] += 1
         else:
             self.passed_over[suffix] += 1
