@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.metadata import Distribution
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 
@@ -73,8 +75,13 @@ def site(project, tmp_path_factory) -> Path:
 
 
 def installed(site: Path, name: str) -> wheels.Package:
+    distribution = distributed(site, name)
+    return wheels._read(name, distribution, json.loads(distribution.read_text("direct_url.json") or "{}"))
+
+
+def distributed(site: Path, name: str) -> Distribution:
     (distribution,) = Distribution.discover(name=name, path=[str(site)])
-    return wheels._read(name, distribution)
+    return distribution
 
 
 def cluster_with(package: wheels.Package, record: str | None = "", **packages: str) -> wheels.Cluster:
@@ -85,23 +92,41 @@ def cluster_with(package: wheels.Package, record: str | None = "", **packages: s
 
 
 def test_what_the_cluster_has_in_the_same_state_is_not_sent(site):
-    package = installed(site, "third-party")
+    package, third = installed(site, "third-party"), distributed(site, "third-party")
     record = (site / "third_party-1.2.dist-info" / "RECORD").read_text()
     other = record.replace("third_party.py,sha256=", "x,sha256=")
     assert "bin/third" in record
-    assert wheels.lacking([package], cluster_with(package, record)) == []
-    assert wheels.lacking([package], cluster_with(package, other))
-    assert wheels.lacking([package], cluster_with(package, record, **{"third-party": "1.1"}))
-    assert wheels.lacking([package], wheels.Cluster(markers={}, packages={}, records={}))
+    assert wheels.lacking("third-party", third, cluster_with(package, record)) is None
+    for cluster in (
+        cluster_with(package, other),
+        cluster_with(package, record, **{"third-party": "1.1"}),
+        wheels.Cluster(markers={}, packages={}, records={}),
+    ):
+        sent = wheels.lacking("third-party", third, cluster)
+        assert sent is not None
+        assert sent.content == package.content
 
 
-def test_a_wheel_says_its_content_and_asks_for_nothing(site, tmp_path):
+def test_compiled_code_is_sent_only_where_it_runs(site, tmp_path):
+    copy = shutil.copytree(site, tmp_path / "site")
+    wheel = copy / "third_party-1.2.dist-info" / "WHEEL"
+    wheel.write_text(wheel.read_text().replace("Purelib: true", "Purelib: false"))
+    third, package = distributed(copy, "third-party"), installed(copy, "third-party")
+    assert wheels.lacking("third-party", third, cluster_with(package)) is not None
+    cluster = cluster_with(package)
+    cluster = replace(cluster, markers={**cluster.markers, "platform_machine": "other"})
+    with pytest.raises(UserError, match=r"third-party 1.2 has compiled code"):
+        wheels.lacking("third-party", third, cluster)
+
+
+def test_what_is_sent_says_its_content_and_asks_for_nothing(site, tmp_path):
     package = installed(site, "third-party")
-    wheel = package.write(tmp_path)
-    assert wheel.name == f"third_party-1.2+{package.content}-py2.py3-none-any.whl"
     target = tmp_path / "target"
-    pip("install", "--no-index", "--target", target, wheel)  # Ray does not say --no-deps.
-    (sent,) = Distribution.discover(name="third-party", path=[str(target)])
+    zips = [wheels.bundle([package], tmp_path / name) for name in ("a.zip", "b.zip")]
+    assert zips[0].read_bytes() == zips[1].read_bytes()  # Ray names it by its content.
+    with ZipFile(zips[0]) as zipped:
+        zipped.extractall(target)
+    sent = distributed(target, "third-party")
     assert sent.version == f"1.2+{package.content}"
     assert not sent.requires
     assert [point.name for point in sent.entry_points if point.group == "tlray.backbones"] == ["third"]
@@ -113,7 +138,6 @@ def test_an_installation_that_is_a_link_is_built_as_it_is_now(project, site, tmp
     pip("install", "--no-deps", "--no-build-isolation", "--target", here, "--editable", source)
     assert not (here / "third_party.py").exists()
     linked = installed(here, "third-party")
-    assert linked.is_local
     assert linked.content == installed(site, "third-party").content
     (source / "third_party.py").write_text(PLUGIN + "# changed\n")
     assert installed(here, "third-party").content != linked.content
@@ -124,7 +148,7 @@ def test_an_installation_that_is_a_link_is_built_as_it_is_now(project, site, tmp
 
 def needing(*requires: str, python: str = "") -> wheels.Package:
     return wheels.Package(
-        name="third-party", version="1.2", files={}, requires=requires, requires_python=python, is_local=True
+        name="third-party", version="1.2", files={}, requires=requires, requires_python=python
     )
 
 

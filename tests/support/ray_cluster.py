@@ -74,10 +74,15 @@ class RayCluster:
         if head:
             self.port, dashboard = free_port(), free_port()
             self.dashboard = f"http://127.0.0.1:{dashboard}"
-            words += ["--head", f"--port={self.port}", f"--dashboard-port={dashboard}"]
-        else:
+            words += [
+                "--head",
+                f"--port={self.port}",
+                f"--dashboard-port={dashboard}",
+                f"--temp-dir={place}/t",
+            ]
+        else:  # As all nodes of one machine by default, it then uses the folder of the head.
             words.append(f"--address={self.address}")
-        words += [f"--temp-dir={place}/t", f"--dashboard-agent-listen-port={free_port()}"]
+        words += [f"--dashboard-agent-listen-port={free_port()}"]
         words += [f"--num-cpus={cpus}", "--object-store-memory=200000000"]
         before = set() if head else self.alive()
         with (place / "log").open("wb") as log:

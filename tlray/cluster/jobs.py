@@ -130,12 +130,22 @@ class Jobs:
         self._client.submit_job(
             entrypoint=entrypoint,
             submission_id=job,
-            # Eager installation would make a node that joins install the wheels of all past jobs at once.
-            # Jobs that share a wheel then disturb each other, and Ray takes missing wheels for installed.
+            # Eager installation would make a node that joins install the packages of all past jobs at once.
             runtime_env={**environment, "config": {"eager_install": False}},
             metadata={"job_name": name, **metadata},
         )
         return Job(self._client, job)
+
+    def upload(self, path: str) -> str:
+        """Send a zip file of Python packages to the cluster, and return its URI for `py_modules`."""
+        return private.upload_package(self._client, path)
+
+    def machines(self) -> set[str]:
+        """The addresses of the machines that the cluster's nodes run on."""
+        from ray.util.state import list_nodes
+
+        nodes = list_nodes(self.address, limit=10_000, raise_on_missing_output=False)
+        return {node.node_ip for node in nodes if node.state == "ALIVE"}
 
     def list(self) -> list[dict[str, Any]]:
         """The jobs that run a tlray command, whoever submitted them; the newest first."""

@@ -62,25 +62,23 @@ def submit(
     def tell(text: str) -> None:
         say(_hide(text, values))
 
-    packages = wheels.installed()
     jobs = Jobs(address)
-    cluster = _ask(jobs, [package.name for package in packages])
-    lacking = wheels.lacking(packages, cluster)
+    lacking, needed = _packages(jobs, line, tell)
     shipped = [f"{package.name} {package.version}" for package in lacking]
-    needed = wheels.needed(lacking, cluster)
     environment: dict[str, Any] = {"env_vars": values} if values else {}
-    if shipped:
-        tell(f"packages sent with the job: {', '.join(shipped)}\n")
     if needed:
         tell(f"packages that pip installs for the job, which takes a while: {', '.join(needed)}\n")
         options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
         environment["pip"] = {"packages": needed, "pip_install_options": options}
-    with tempfile.TemporaryDirectory(prefix="tlray-submit-") as folder:
-        if lacking:
-            environment["py_modules"] = [str(package.write(Path(folder))) for package in lacking]
-        metadata = {"tlray": __version__, "command": line, "user": getpass.getuser()}
-        job = jobs.start(entrypoint, name, environment, metadata)
-    tell(f"job {job.id} was sent to {jobs.address}\n")
+    if lacking:
+        tell(f"packages sent with the job: {', '.join(shipped)}\n")
+        with tempfile.TemporaryDirectory(prefix="tlray-submit-") as folder:
+            environment["py_modules"] = [
+                jobs.upload(str(wheels.bundle(lacking, Path(folder, "packages.zip"))))
+            ]
+    metadata = {"tlray": __version__, "command": line, "user": getpass.getuser()}
+    job = jobs.start(entrypoint, name, environment, metadata)
+    tell(f"job {job.id} was sent; its page in the dashboard is {jobs.address}/#/jobs/{job.id}\n")
     sent = {"job": job.id, "address": jobs.address, "shipped": shipped, "installed": needed}
     outcome = _follow(job, tell, values) if wait else {"status": job.details().status.value.lower()}
     return {**sent, **outcome}
@@ -122,6 +120,29 @@ def _hide(text: str, values: Mapping[str, str]) -> str:
     for name, value in values.items():
         text = text.replace(value, f"${name}") if len(value) > 5 else text  # A shorter value is no secret.
     return text
+
+
+def _packages(jobs: Jobs, line: str, tell: Say) -> tuple[list[wheels.Package], list[str]]:
+    """The packages that the job needs and the cluster lacks, and the requirements that pip must install."""
+    packages = wheels.installed()
+    cluster = _ask(jobs, list(packages))
+    # A worker on another machine may have another state of a package than the head.
+    local = wheels.here(packages) if len(jobs.machines()) == 1 else None
+    lacking: list[wheels.Package] = []
+    for name, package in packages.items():
+        identity = cluster.identities.get(name)
+        if identity and local is not None and identity == local.identities.get(name):
+            continue
+        try:
+            if (sent := wheels.lacking(name, package, cluster)) is not None:
+                wheels.needed([*lacking, sent], cluster)
+                lacking.append(sent)
+        except UserError as error:
+            words = [rf"(?<![\w-]){re.escape(plugin)}(?![\w-])" for plugin in wheels.plugins(package)]
+            if name == "tlray" or any(re.search(word, line) for word in words):
+                raise
+            tell(f"{name} is not sent with the job, which does not name its plugins: {error}\n")
+    return lacking, wheels.needed(lacking, cluster)
 
 
 def _ask(jobs: Jobs, names: Sequence[str]) -> wheels.Cluster:

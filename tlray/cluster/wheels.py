@@ -1,4 +1,4 @@
-"""The packages that a cluster lacks: tlray and its plugins, sent as wheels, and what these require."""
+"""The packages that a cluster lacks: tlray and its plugins, sent as files, and what these require."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import sys
 import tempfile
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -24,23 +26,36 @@ from packaging.utils import canonicalize_name
 from tlray.core.errors import UserError
 
 PROBE = """
-import json, sys
+import json, os, platform, sys, uuid
 from importlib.metadata import distributions
 from packaging.markers import default_environment
 from packaging.utils import canonicalize_name
+from urllib.parse import unquote, urlsplit
+boot = "/proc/sys/kernel/random/boot_id"
+machine = [platform.node(), open(boot).read() if os.path.exists(boot) else uuid.getnode()]
+def identity(package):
+    origin = json.loads(package.read_text("direct_url.json") or "{}").get("url", "")
+    paths = [package.locate_file(path) for path in package.files or () if path.name == "RECORD"]
+    paths += [unquote(urlsplit(origin).path)] if origin.startswith("file:") else []
+    stats = [os.stat(path) for path in paths if os.path.exists(path)]
+    return stats and machine + [[stat.st_dev, stat.st_ino, stat.st_mtime_ns] for stat in stats]
 packages = {}
 for package in distributions():
     packages.setdefault(canonicalize_name(package.metadata["Name"] or ""), package)
+asked = {name: packages[name] for name in sys.argv[1:] if name in packages}
 print(json.dumps({
     "markers": default_environment(),
     "packages": {name: package.version for name, package in packages.items()},
-    "records": {name: packages[name].read_text("RECORD") for name in sys.argv[1:] if name in packages},
+    "records": {name: package.read_text("RECORD") for name, package in asked.items()},
+    "identities": {name: identity(package) for name, package in asked.items()},
 }))
 """
-"""Python code that prints a `Cluster` as JSON; its arguments are the packages whose RECORD is printed."""
+"""Python code that prints a `Cluster` as JSON; its arguments are the packages to describe in detail."""
 
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 """Files that an installation has and its wheel does not."""
+_PLATFORM = ("sys_platform", "platform_machine", "implementation_name", "python_version")
+"""The markers that must be equal for compiled code."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,8 @@ class Cluster:
     """The version of each package by its canonical name."""
     records: Mapping[str, str | None]
     """The RECORD of each package that `PROBE` was asked for; it lists files and digests."""
+    identities: Mapping[str, list[Any]] = field(default_factory=dict)
+    """The machine and files of each of these packages; equal ones are one installation, [] is unknown."""
 
 
 @dataclass(frozen=True)
@@ -65,63 +82,93 @@ class Package:
     """The files of its wheel by path, without RECORD."""
     requires: tuple[str, ...]
     requires_python: str
-    is_local: bool
-    """Whether it was installed from a folder: its content may then change while its version stays."""
 
     @property
     def content(self) -> str:
         """A digest, in twelve digits, of all files except the metadata."""
         return _content((path, _digest(data)) for path, data in self.files.items())
 
-    def write(self, folder: Path) -> Path:
-        """Write the package as a wheel whose version contains `content`, and that requires no packages.
+    def unpacked(self) -> dict[str, bytes]:
+        """The files as pip would install them, with a version that contains `content`, and no requirements.
 
-        Ray caches wheels by name, and pip would install requirements that the cluster has in other versions.
+        The processes of the job then tell this package from another state of the same version.
         """
         version = f"{self.version}{'.' if '+' in self.version else '+'}{self.content}"
-        stem = f"{self.name.replace('-', '_')}-{version}"
+        about = f"{self.name.replace('-', '_')}-{version}.dist-info"
         files = {}
         for path, data in self.files.items():
-            _, about, name = path.partition(".dist-info/")
-            files[f"{stem}.dist-info/{name}" if about else path] = data
-        metadata, record = f"{stem}.dist-info/METADATA", f"{stem}.dist-info/RECORD"
-        files[metadata] = _metadata(files[metadata], version)
+            _, in_about, name = path.partition(".dist-info/")
+            _, in_data, place = path.partition(".data/")
+            if in_about:
+                files[f"{about}/{name}"] = _metadata(data, version) if name == "METADATA" else data
+            elif not in_data:
+                files[path] = data
+            elif place.startswith(("purelib/", "platlib/")):
+                files[place.partition("/")[2]] = data
         rows = [f'"{path}",{_digest(data)},{len(data)}' for path, data in files.items()]
-        files[record] = "\n".join([*rows, f'"{record}",,\n']).encode()
-        # The name of a wheel joins its tags: py2-none-any and py3-none-any become py2.py3-none-any.
-        tags = re.findall(r"^Tag: *(\S+)", files[f"{stem}.dist-info/WHEEL"].decode(), re.M)
-        parts = zip(*(tag.split("-") for tag in tags), strict=True)
-        tag = "-".join(".".join(dict.fromkeys(part)) for part in parts)
-        target = folder / f"{stem}-{tag}.whl"
-        with ZipFile(target, "w", ZIP_DEFLATED) as wheel:
-            for path, data in files.items():
-                wheel.writestr(path, data)
-        return target
+        files[f"{about}/RECORD"] = "\n".join([*rows, f'"{about}/RECORD",,\n']).encode()
+        return files
 
 
-def installed() -> list[Package]:
-    """Tlray and every installed package that has plugins for it.
+def bundle(packages: Iterable[Package], target: Path) -> Path:
+    """Write the packages into one zip file that needs no installation.
+
+    Ray unpacks it under a lock. It installs wheels without one, which fails where several nodes share a
+    folder, as all nodes of one machine do, and when a second job sends the same wheel (ray#49059). The times
+    in the zip are constant, because Ray names it by its content and uploads it only once.
+    """
+    with ZipFile(target, "w") as zipped:
+        for package in packages:
+            for path, data in package.unpacked().items():
+                entry = ZipInfo(path)
+                entry.external_attr = 0o644 << 16
+                zipped.writestr(entry, data, ZIP_DEFLATED)
+    return target
+
+
+def installed() -> dict[str, Distribution]:
+    """Tlray and every installed package that has plugins for it, by name; tlray comes first."""
+    others = {canonicalize_name(package.name): package for package in reversed([*distributions()])}
+    names = sorted(name for name, package in others.items() if plugins(package))
+    return {name: others[name] for name in dict.fromkeys(["tlray", *names])}
+
+
+def plugins(package: Distribution) -> list[str]:
+    """The names of the plugins for tlray that a package has."""
+    return [point.name for point in package.entry_points if point.group.startswith("tlray.")]
+
+
+def here(names: Iterable[str]) -> Cluster | None:
+    """The packages of this installation, as `PROBE` describes them on a cluster."""
+    command = [sys.executable, "-P", "-c", PROBE, *names]
+    return read_probe(subprocess.run(command, check=False, capture_output=True, text=True).stdout)
+
+
+def lacking(name: str, installed: Distribution, cluster: Cluster) -> Package | None:
+    """The package if the cluster lacks it, or has it with another version or content; None otherwise.
 
     Raises:
-        UserError: the files of a package can neither be read nor built.
+        UserError: the files of the package can neither be read nor built, or do not fit the cluster.
     """
-    packages = {"tlray": distribution("tlray")}
-    for package in distributions():
-        if any(point.group.startswith("tlray.") for point in package.entry_points):
-            packages.setdefault(canonicalize_name(package.name), package)
-    return [_read(name, package) for name, package in sorted(packages.items())]
-
-
-def lacking(packages: Iterable[Package], cluster: Cluster) -> list[Package]:
-    """The packages that the cluster lacks, or has with another version or content."""
-    lacking = []
-    for package in packages:
-        rows = csv.reader((cluster.records.get(package.name) or "").splitlines())
-        same_version = cluster.packages.get(package.name) == package.version
-        same_content = package.content == _content((path, digest) for path, digest, *_ in rows)
-        if not same_version or (package.is_local and not same_content):
-            lacking.append(package)
-    return lacking
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    is_local = str(origin.get("url", "")).startswith("file:")
+    same_version = cluster.packages.get(name) == installed.version
+    if same_version and not is_local:
+        return None
+    package = _read(name, installed, origin)
+    rows = csv.reader((cluster.records.get(name) or "").splitlines())
+    if same_version and package.content == _content((path, digest) for path, digest, *_ in rows):
+        return None
+    local: dict[str, str] = {**default_environment()}  # type: ignore[dict-item]
+    compiled = b"Root-Is-Purelib: false" in b"".join(
+        data for path, data in package.files.items() if path.endswith(".dist-info/WHEEL")
+    )
+    if compiled and any(local[marker] != cluster.markers[marker] for marker in _PLATFORM):
+        raise UserError(
+            f"{name} {package.version} has compiled code for this platform or Python, and the cluster has "
+            "another: install it there"
+        )
+    return package
 
 
 def needed(shipped: Iterable[Package], cluster: Cluster) -> list[str]:
@@ -165,9 +212,8 @@ def needed(shipped: Iterable[Package], cluster: Cluster) -> list[str]:
     return sorted(needed.values())
 
 
-def _read(name: str, installed: Distribution) -> Package:
+def _read(name: str, installed: Distribution, origin: Mapping[str, Any]) -> Package:
     """Read an installed package; an editable installation is built, because its files are elsewhere."""
-    origin = json.loads(installed.read_text("direct_url.json") or "{}")
     who = f"{name} {installed.version}"
     if origin.get("dir_info", {}).get("editable"):
         files = _build(who, unquote(urlsplit(origin["url"]).path))
@@ -188,7 +234,6 @@ def _read(name: str, installed: Distribution) -> Package:
         files=files,
         requires=tuple(installed.requires or ()),
         requires_python=installed.metadata["Requires-Python"] or "",
-        is_local=str(origin.get("url", "")).startswith("file:"),
     )
 
 

@@ -129,6 +129,15 @@ def silence_job_client() -> None:
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
 
 
+def upload_package(client: Any, path: str) -> str:
+    """Upload a zip file to a cluster, unless the cluster has it, and return its URI for `py_modules`.
+
+    Private: `_upload_package_if_needed` of Ray's client for jobs. The public `py_modules` puts the content of
+    a folder into another folder, and installs wheels without a lock (ray#49059).
+    """
+    return str(client._upload_package_if_needed(path, include_gitignore=False, is_file=True))
+
+
 def with_retries(filesystem: fs.S3FileSystem, retries: int) -> fs.S3FileSystem:
     """A copy of a file system that repeats a failed request up to `retries` times.
 
