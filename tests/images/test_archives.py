@@ -131,7 +131,9 @@ def test_parquet_with_keys_as_img2dataset_writes_it(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"img": [b"x"], "labels": [4], "split": ["val"]}, ("#0", "validation", None)),
+        ({"img": [b"x"], "labels": [4], "split": ["val"]}, ("#0", "validation", "4")),
+        ({"image": [b"x"], "Category": [4], "set": ["Testing"]}, ("#0", "test", "4")),
+        ({"image": [b"x"], "class": ["x"], "categories": [[1]], "set": [None]}, ("#0", None, "x")),
         ({"image": pa.array([b"x"], pa.large_binary()), "label": ["x"]}, ("#0", None, "x")),
         ({"image": [b"x"], "mask.png": [b"y"], "label": [True]}, ("#0", None, "true")),
         ({"image": [b"x"], "label": pa.array(["y"]).dictionary_encode()}, ("#0", None, "y")),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from tlray.core.errors import UserError
 
@@ -15,18 +17,13 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """The names of each split; `set`, `data` and the like may follow them, as in `test_set`."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "path": (
-        "path", "paths", "file path", "file paths", "file name", "file names", "file", "files",
-        "image path", "image paths", "image file", "image name", "image", "images", "image id",
-        "img path", "img name", "img",
-    ),
-    "label": (
-        "label", "labels", "label name", "class", "classes", "class name", "class label", "category",
-        "categories", "category name", "target", "cls", "species", "y",
-    ),
-    "split": ("split", "splits", "set", "subset", "data set", "partition"),
+    "path": ("path", "file_path", "file_name", "file", "image_path", "image_file", "image_name", "image",
+             "image_id", "img_path", "img_name", "img"),
+    "label": ("label", "label_name", "class", "classes", "class_name", "class_label", "category",
+              "categories", "category_name", "target", "cls", "species", "y"),
+    "split": ("split", "set", "subset", "data_set", "partition"),
 }  # fmt: skip
-"""The names of columns by what they contain. If a table has several, the first in this order is taken."""
+"""The names of columns, or their plurals. If a table has several, the first in this order is taken."""
 _JUNK = {
     "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "system volume information",
     "lost+found", "__pycache__",
@@ -35,11 +32,11 @@ _JUNK = {
 
 
 def _key(name: str) -> str:
-    """A name without what people write differently: upper case, and `-`, `_` and white space."""
-    return re.sub(r"[-_\s]+", "", name).lower()
+    """A name without what people write differently: upper case, `-`, `_`, white space, a plural's s."""
+    return re.sub(r"[-_\s]+|s\s*$", "", name.lower())
 
 
-_SPLITS = {word: split for split, words in SPLITS.items() for word in words}
+_SPLITS = {_key(word): split for split, words in SPLITS.items() for word in words}
 _IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
 
 
@@ -51,21 +48,28 @@ class ColumnNames:
     label: str | None = None
     split: str | None = None
 
-    def choose(self, content: str, names: Sequence[str], where: str) -> list[str]:
-        """The columns that may contain the "path", "label" or "split", the one to take first.
+    def find(self, schema: pa.Schema, where: str) -> dict[str, list[str]]:
+        """The columns that may contain "path", "label" and "split", the one to read first; none if none may.
 
         Raises:
-            UserError: the user names a column that `names`, the columns of the file `where`, do not contain.
+            UserError: the user names a column that `where`, the file with this schema, does not have.
         """
-        given = getattr(self, content)
+        columns = {content: self._matches(content, schema, where) for content in COLUMNS}
+        return {content: matches for content, matches in columns.items() if matches}
+
+    def _matches(self, content: str, schema: pa.Schema, where: str) -> list[str]:
+        given, first = getattr(self, content), COLUMNS[content][0]
         if given is None:
             words = [_key(word) for word in COLUMNS[content]]
+            names = [
+                field.name for field in schema if field.name == first or not pa.types.is_nested(field.type)
+            ]
             matches = [name for name in names if _key(name) in words]
             return sorted(matches, key=lambda name: (words.index(_key(name)), name not in COLUMNS[content]))
-        matches = [name for name in names if given in (name, name.strip())]
+        matches = [name for name in schema.names if given in (name, name.strip())]
         if not matches and given != "none":
             raise UserError(
-                f"--{content}-column {given}: {where!r} has no such column; it has {', '.join(names)}"
+                f"--{content}-column {given}: {where} has no such column; it has {', '.join(schema.names)}"
             )
         return matches
 

@@ -21,7 +21,7 @@ UNREAD_SUFFIXES = (
 """The suffixes of kinds of images that tlray cannot read, besides `HEIC_SUFFIXES` without pi-heif."""
 ARCHIVE_SUFFIXES = {".tar": "/", ".parquet": "#"}
 """The suffixes of archives, each with the separator between the archive's path and an image's name in it."""
-TABLE_SUFFIXES = (".parquet", ".csv")
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _BORDER = re.compile(r"\.tar(?=/)|\.parquet(?=#)", re.IGNORECASE)

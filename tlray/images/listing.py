@@ -7,7 +7,7 @@ import hashlib
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -16,13 +16,17 @@ from pyarrow import fs
 
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder, StrPath
-from tlray.images import conventions, filetypes, table
+from tlray.images import conventions, filetypes
 from tlray.images.archives.base import ArchivedImage, Damaged
+from tlray.images.conventions import ColumnNames
 from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES
 from tlray.images.reader import Place, open_archive
+from tlray.images.table import Table
 from tlray.images.walk import Entry, list_folder, walk
 
-_EXPECTED = "a folder, an image, a .tar or .parquet of images, or a .parquet or .csv table of a column 'path'"
+_EXPECTED = (
+    "a folder, an image, a .tar or .parquet of images, or a table of paths: .parquet, .csv, .tsv or .jsonl"
+)
 
 
 class Listed(NamedTuple):
@@ -45,7 +49,7 @@ class Listed(NamedTuple):
         return Place(self.path, self.offset, self.modified)
 
 
-_TOP = Entry("")
+_TOP, _ANY = Entry(""), ColumnNames()
 
 
 @dataclass
@@ -75,22 +79,24 @@ class Images:
     warnings: list[str] = field(default_factory=list, init=False)
     """What is doubtful, judging from the names; each is a sentence that says what to type instead."""
     _start: Entry = _TOP
-    _is_table: bool = False
-    """Whether the images are the rows of a table, which may lie anywhere."""
+    _given: ColumnNames = _ANY
+    """The columns that the user names."""
+    _table: Table | None = None
+    """The table whose rows are the images, which may lie anywhere."""
     _has_splits: bool = False
     _assigned: tuple[float, int] | None = None
     """The fraction and the seed of the split that `assign` gives."""
 
     @classmethod
-    def open(cls, uri: StrPath) -> Images:
-        """Find out how the images at a path or URI are organised.
+    def open(cls, uri: StrPath, columns: ColumnNames = _ANY) -> Images:
+        """Find out how the images at a path or URI are organised. The user may name columns of tables.
 
         If all folders at the top are named like splits, in upper or lower case, the folders below them are
         the classes. Otherwise the folders at the top are the classes.
 
         Raises:
-            UserError: the path does not exist or is of no accepted kind; or a table has no rows, or a row
-                has no path, the path of another row, or an unknown split.
+            UserError: the path does not exist or is of no accepted kind; or it is a table that
+                `tlray.images.table.Table.open` refuses.
         """
         uri = os.fspath(uri)
         given = Folder.open(uri)
@@ -98,11 +104,11 @@ class Images:
         if info.type == fs.FileType.NotFound:
             raise UserError(f"{uri!r} does not exist, or is not accessible: expected {_EXPECTED}")
         if info.type == fs.FileType.Directory:
-            images = cls(given)
+            images = cls(given, _given=columns)
         else:
             folder, name = posixpath.split(given.path)
             root = Folder(given.filesystem, folder, posixpath.dirname(given.uri))
-            images = cls(root, Entry(name, None if given.is_local else info))
+            images = cls(root, Entry(name, None if given.is_local else info), columns)
         if filetypes.valid_text(images.root.path) != images.root.path:
             raise UserError(f"the folder {images.root.path!r} has a name that is not UTF-8: rename it")
         if images._start.is_folder:
@@ -110,8 +116,9 @@ class Images:
         elif filetypes.is_compressed(images._start.path):
             raise _compressed(uri)
         elif images._start.path.lower().endswith(TABLE_SUFFIXES) and not images._is_archive():
-            images._is_table = True
-            table.check(images.root.filesystem, images.root.join(images._start.path))
+            images._table = Table.open(images.root, images._start.path, columns)
+            images.warnings += images._table.warnings
+            images._note(images._table.columns)
         elif not images._start.is_container and not filetypes.is_image(images._start.path):
             raise UserError(f"{uri!r} has no extension of an image, archive or table: expected {_EXPECTED}")
         return images
@@ -120,7 +127,7 @@ class Images:
         self.passed_over.clear()
         self.unread.clear()
         self.hidden = 0
-        rows = self._rows() if self._is_table else self._walk()
+        rows = self._walk() if self._table is None else self._rows(self._table)
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
 
     def assign(self, fraction: float | None, seed: int) -> Images:
@@ -151,7 +158,10 @@ class Images:
         """Whether the given Parquet file contains images; otherwise it is a table."""
         place = self.root.join(self._start.path)
         try:
-            return filetypes.is_archive(place) and open_archive(self.root, self._start.path) is not None
+            return (
+                filetypes.is_archive(place)
+                and open_archive(self.root, self._start.path, self._given) is not None
+            )
         except (Damaged, OSError, UnicodeError) as error:
             raise UserError(f"cannot read the table {place!r}: {_reason(error)}") from error
 
@@ -194,7 +204,8 @@ class Images:
         if split is None and self._start.is_folder:
             split = conventions.split_in(posixpath.basename(row.path))
         try:
-            archive = open_archive(self.root, entry.path)
+            archive = open_archive(self.root, entry.path, self._given)
+            self._note(archive.columns if archive else {})
             for image in [row.path] if archive is None else archive.images():
                 if isinstance(image, ArchivedImage):
                     yield row._replace(
@@ -232,9 +243,21 @@ class Images:
             )
         return bool(splits) and len(splits) == len(names)
 
-    def _rows(self) -> Iterator[Listed]:
-        for path, split, label in table.rows(self.root.filesystem, self.root.join(self._start.path)):
+    def _rows(self, table: Table) -> Iterator[Listed]:
+        for path, split, label in table.rows():
             yield Listed(path, split, label, None, None)
+
+    def _note(self, columns: Mapping[str, list[str]]) -> None:
+        """Record the columns of a table or archive, the one that is read first, and warn if others fit."""
+        for content, (column, *others) in columns.items():
+            if self.columns.setdefault(content, column) != column:
+                others.append(self.columns[content])
+            warning = (
+                f"the {content}s are read from the column {column}, but {', '.join(others)} may contain them "
+                f"too: give --{content}-column {column}, or another"
+            )
+            if content != "path" and others and warning not in self.warnings:
+                self.warnings.append(warning)
 
 
 def assign_split(path: str, fraction: float, seed: int) -> str:

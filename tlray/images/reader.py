@@ -6,24 +6,27 @@ import functools
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
 from tlray.images.archives.base import Archive, Damaged
 from tlray.images.archives.parquet import Parquet
 from tlray.images.archives.tar import Tar
 from tlray.images.bad_image import MAX_BYTES, BadImage, refusing
+from tlray.images.conventions import ColumnNames
 
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 _open_folder = functools.lru_cache(maxsize=64)(Folder.open)
 
 
-def open_archive(root: Folder, path: str) -> Archive | None:
-    """Open a tar or Parquet file; None for a Parquet file without images."""
-    return Tar(root, path) if path.lower().endswith(".tar") else Parquet.open(root, path)
+def open_archive(root: Folder, path: str, columns: ColumnNames = ColumnNames()) -> Archive | None:  # noqa: B008
+    """Open a tar or Parquet file, in which the user names columns; None for a Parquet file without images."""
+    return Tar(root, path) if path.lower().endswith(".tar") else Parquet.open(root, path, columns)
 
 
 class Place(NamedTuple):
@@ -128,6 +131,21 @@ def read_image(root: Folder, path: str) -> bytes:
             else:
                 reason = "removed since it was listed"
             raise BadImage("read", type(error).__name__, reason) from error
+
+
+def any_exists(root: Folder, paths: Iterable[str]) -> bool:
+    """Whether the file of one of these images, or an archive that may contain it, exists or may exist."""
+    for path in paths:
+        for place in (path, *(archive for archive, _ in filetypes.possible_archives(path))):
+            try:
+                folder, name = _located(root, place)
+                if folder.exists(name):
+                    return True
+            except (UserError, ValueError):  # E.g. a URI that nothing opens, or a path with a null byte.
+                continue
+            except OSError:  # The storage does not tell.
+                return True
+    return False
 
 
 def _located(root: Folder, path: str) -> tuple[Folder, str]:

@@ -1,60 +1,163 @@
-"""Reads a table of image paths (Parquet or CSV), in the order of its rows."""
+"""Reads a table of image paths (Parquet, CSV, TSV or JSON lines), in the order of its rows."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs
 
 from tlray.core.errors import UserError
+from tlray.core.storage import Folder
 from tlray.images.archives.base import Duplicates
-from tlray.images.conventions import SPLITS, split_named
+from tlray.images.conventions import COLUMNS, SPLITS, ColumnNames, split_named
+from tlray.images.reader import any_exists
+
+_CHECKED = 100
+"""Rows whose images are looked for before the work: if none of them exists, the paths mean something else."""
 
 
-def check(filesystem: fs.FileSystem, table: str) -> None:
-    """Raise UserError if a table has no rows, or a bad row that would end the job only hours later."""
-    paths = Duplicates()
-    for path, *_ in rows(filesystem, table):
-        paths.add(path)
-    if not len(paths):
-        raise UserError(f"the table {table!r} has no rows: expected one per image")
-    if (duplicate := paths.find(path for path, *_ in rows(filesystem, table))) is not None:
-        raise UserError(f"the table {table!r} has the path {duplicate!r} twice: remove one")
+@dataclass
+class Table:
+    """A table of images, whose paths are relative to the folder that it lies in."""
 
+    root: Folder
+    """The folder that the table lies in."""
+    name: str
+    """The name of its file."""
+    columns: dict[str, list[str]] = field(default_factory=dict, init=False)
+    """The columns that may contain "path", "label" and "split"; the first of each is read."""
+    warnings: list[str] = field(default_factory=list, init=False)
+    _has_backslashes: bool = field(default=False, init=False)
+    """Whether backslashes in its paths separate folders, as on Windows."""
 
-def rows(filesystem: fs.FileSystem, table: str) -> Iterator[tuple[str, str | None, str | None]]:
-    """The path, split and label of each row, or UserError for one without a path or with an unknown split."""
-    for number, (path, label, split) in enumerate(_cells(filesystem, table), start=1):
-        if not path:
-            raise UserError(f"row {number} of the table {table!r} has no path: fill it in, or remove the row")
-        name = split_named(split) if split else None
-        if split and name is None:
-            expected = f"expected {', '.join(SPLITS)}, or nothing"
-            raise UserError(f"row {number} of the table {table!r} has the split {split!r}: {expected}")
-        yield path, name, label or None
+    @property
+    def place(self) -> str:
+        return self.root.join(self.name)
 
+    @classmethod
+    def open(cls, root: Folder, name: str, given: ColumnNames) -> Table:
+        """Open a table and check all of its rows.
 
-def _cells(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str | None, ...]]:
-    """The path, label and split of each row as text; None for a missing column."""
-    from pyarrow import csv, dataset  # The imports are slow, and folders do not need them.
+        Raises:
+            UserError: the table cannot be read, has no rows or no column of paths; a row has no path, the
+                path of another row or an unknown split; or none of the first hundred images exists.
+        """
+        table = cls(root, name)
+        with table._readable():
+            schema = table._dataset().schema
+        table.columns = given.find(schema, f"the table {table.place!r}")
+        if "path" not in table.columns:
+            raise UserError(
+                f"the table {table.place!r} needs a column 'path'; its columns are {schema.names}: add "
+                "--path-column NAME, for the one with the paths"
+            )
+        rest = [name for name in schema.names if [name] not in table.columns.values()]
+        if "label" not in table.columns and given.label is None and rest:
+            table.warnings.append(
+                f"no column of {name} is named label, class or the like: if one of {', '.join(rest[:5])} "
+                f"is the label, add --label-column {rest[0]}"
+            )
+        table._find_images([path for path, *_ in islice(table.rows(), _CHECKED)])
+        table._check_duplicates()
+        return table
 
-    wanted = ("path", "label", "split")
-    layout: dataset.FileFormat = dataset.ParquetFileFormat(
-        default_fragment_scan_options=dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
-    )
-    if path.lower().endswith(".csv"):
-        # Without types, Arrow would read the label 007 as the number 7.
-        typed = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
-        layout = dataset.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=typed)
-    try:
-        table = dataset.dataset(path, filesystem=filesystem, format=layout)
-        names = table.schema.names
-        if "path" not in names:
-            raise UserError(f"the table {path!r} needs a column 'path'; its columns are {names}")
-        cells = {name: dataset.field(name) if name in names else dataset.scalar(None) for name in wanted}
-        for batch in table.to_batches(columns={name: cells[name].cast(pa.string()) for name in wanted}):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rpartition("': ")[2]
-        raise UserError(f"cannot read the table {path!r}: {reason}") from error
+    def rows(self) -> Iterator[tuple[str, str | None, str | None]]:
+        """The path, split and label of each row; a UserError for a row without path, or of unknown split."""
+        for number, (path, label, split) in enumerate(self._cells(), start=1):
+            where = f"row {number} of the table {self.place!r}"
+            if not path:
+                raise UserError(f"{where} has no path: fill it in, or remove the row")
+            known = split_named(split) if split else None
+            if split and split.strip() and known is None:
+                raise UserError(
+                    f"{where} has the split {split!r} in its column {self.columns['split'][0]!r}: "
+                    f"expected {', '.join(SPLITS)}, or nothing; `--split-column none` ignores the column"
+                )
+            yield self._normal(path), known, label or None
+
+    def _normal(self, path: str) -> str:
+        """A path as all spellings of it are written here; a URI stays as it is."""
+        if "://" in path:
+            return path
+        if self._has_backslashes:
+            path = path.replace("\\", "/")
+        if not path.startswith("./") and "/./" not in path and "//" not in path:
+            return path
+        # `..` stays, because a link may precede it.
+        parts = "/".join(part for part in path.split("/") if part not in ("", "."))
+        return f"/{parts}" if path.startswith("/") else parts
+
+    def _find_images(self, paths: list[str]) -> None:
+        """Find out how the first paths of the table are written; raise UserError if none of them exists."""
+        windows = [path for path in paths if "\\" in path]
+        as_slashes = [path.replace("\\", "/") for path in windows]
+        if windows and not any_exists(self.root, windows) and any_exists(self.root, as_slashes):
+            self._has_backslashes = True
+            self.warnings.append(f"the backslashes in the paths of {self.name} are read as slashes")
+        elif paths and not any_exists(self.root, paths):
+            names = self.root.names()[:_CHECKED]
+            folder = next((name for name in names if any_exists(self.root.child(name), paths)), None)
+            remedy = f"; move the table into {folder!r}, where they are" if folder else ""
+            raise UserError(
+                f"none of the first {len(paths)} paths of the table {self.place!r} exists, "
+                f"e.g. {paths[0]!r}:\n"
+                f"expected full names, relative to the folder of the table, or absolute{remedy}"
+            )
+
+    def _check_duplicates(self) -> None:
+        paths = Duplicates()
+        for path, *_ in self.rows():
+            paths.add(path)
+        if not len(paths):
+            raise UserError(f"the table {self.place!r} has no rows: expected one per image")
+        if (duplicate := paths.find(path for path, *_ in self.rows())) is not None:
+            raise UserError(f"the table {self.place!r} has the path {duplicate!r} twice: remove one")
+
+    def _cells(self) -> Iterator[tuple[str | None, ...]]:
+        """The path, label and split of each row as text; None for a missing column."""
+        from pyarrow import dataset
+
+        names = [self.columns.get(content, [""])[0] for content in ("path", "label", "split")]
+        with self._readable():
+            table = self._dataset(*filter(None, names))
+            cells = [
+                (dataset.field(name) if name else dataset.scalar(None)).cast(pa.string()) for name in names
+            ]
+            for batch in table.to_batches(columns=dict(zip(COLUMNS, cells, strict=True))):
+                columns = [column.to_pylist() for column in batch.columns]
+                for number, name in enumerate(names):
+                    if name != name.lstrip():  # The separators are commas with a space.
+                        columns[number] = [cell and cell.lstrip() for cell in columns[number]]
+                yield from zip(*columns, strict=True)
+
+    def _dataset(self, *texts: str) -> Any:
+        """The rows of the table; these columns of a CSV are read as text."""
+        from pyarrow import csv, dataset  # The imports are slow, and folders do not need them.
+
+        layout: Any = posixpath.splitext(self.name)[1].lower()[1:].replace("jsonl", "json")
+        if layout in ("csv", "tsv"):
+            with self.root.filesystem.open_input_stream(self.place, compression=None) as stream:
+                header = stream.read(1 << 16).partition(b"\n")[0].decode()
+            if "\0" in header:
+                raise UnicodeError
+            parsing = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
+            # Without types, Arrow would read the label 007 as the number 7.
+            typed = csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+            layout = dataset.CsvFileFormat(parsing, convert_options=typed)
+        return dataset.dataset(self.place, filesystem=self.root.filesystem, format=layout)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn the errors of Arrow and of the storage into a UserError."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0].rpartition("': ")[2]
+            if isinstance(error, UnicodeError) or "UTF8" in reason:
+                reason = "its text is not UTF-8; save it as UTF-8"
+            raise UserError(f"cannot read the table {self.place!r}: {reason}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Literal, NamedTuple, Protocol
 
@@ -43,6 +43,9 @@ class Archive(Protocol):
 
     has_names: bool
     """Whether its images have names; otherwise they are numbered, and a replaced image goes unnoticed."""
+
+    columns: Mapping[str, list[str]]
+    """The columns that may contain "label" and "split"; the first of each is read."""
 
     def images(self) -> Iterator[ArchivedImage | str]:
         """The images in their order, and the names of all other files."""

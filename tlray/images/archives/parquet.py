@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from tlray.core import parquet
 from tlray.core.schema import fits
 from tlray.core.storage import Folder
-from tlray.images import conventions, filetypes
+from tlray.images import filetypes
 from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, open_file
 from tlray.images.bad_image import MAX_BYTES, BadImage
+from tlray.images.conventions import SPLITS, ColumnNames, split_named
 
-_IMAGE, _KEYS, _LABELS = ("image", "img"), ("__key__", "key"), ("label", "cls")
+_IMAGE, _KEYS = ("image", "img"), ("__key__", "key")
 _BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
 _IMAGE_ROWS = 16
@@ -42,10 +43,12 @@ class Columns:
     classes: list[str] | None
     """The class names, if the label is a number."""
     split: str | None
+    matches: Mapping[str, list[str]]
+    """The columns that may be meant by "label" and "split"; the first of each is read."""
 
     @classmethod
-    def of(cls, schema: pa.Schema) -> Columns | None:
-        """Find the columns; None if no column contains images."""
+    def of(cls, schema: pa.Schema, given: ColumnNames, where: str) -> Columns | None:
+        """Find the columns in the schema of the file `where`; None if no column contains images."""
         features = _features(schema)
         kinds = {name: feature.get("_type") for name, feature in features.items()}
         images = {
@@ -67,11 +70,14 @@ class Columns:
         if image is None and len(images) > 1:
             raise Damaged(f"it has several columns of images ({', '.join(images)}): name one of them 'image'")
         image = image or next(iter(images))
-        labels = [*_LABELS, *(name for name, kind in kinds.items() if kind == "ClassLabel")]
-        used = [image, *_KEYS, *labels, "split"]
+        matches = {name: columns for name, columns in given.find(schema, where).items() if name != "path"}
+        class_labels = [name for name, kind in kinds.items() if kind == "ClassLabel" and name in schema.names]
+        if given.label is None and class_labels:
+            matches["label"] = list(dict.fromkeys([*matches.get("label", ()), *class_labels]))
+        label, split = (matches.get(content, [None])[0] for content in ("label", "split"))
+        used = [image, *_KEYS, label, split]
         if duplicates := [name for name in used if schema.names.count(name) > 1]:
             raise Damaged(f"it has the column {duplicates[0]!r} twice")
-        label = next((name for name in labels if name in schema.names), None)
         numbered = label is not None and pa.types.is_integer(schema.field(label).type)
         classes = features.get(label or "", {}).get("names") if numbered else None
         if not fits(classes, list[str] | None):
@@ -82,7 +88,8 @@ class Columns:
             key=next((name for name in _KEYS if name in schema.names), None),
             label=label,
             classes=classes,
-            split="split" if "split" in schema.names else None,
+            split=split,
+            matches=matches,
         )
 
 
@@ -92,6 +99,7 @@ class Parquet:
     def __init__(self, file: pq.ParquetFile, size: int, columns: Columns) -> None:
         self._file, self._columns = file, columns
         self.has_names = columns.key is not None
+        self.columns = columns.matches
         groups = range(file.num_row_groups)
         self._ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
         """For each row group, the first row after it."""
@@ -104,13 +112,13 @@ class Parquet:
         self._numbers = HashIndex()
 
     @classmethod
-    def open(cls, root: Folder, path: str) -> Parquet | None:
-        """Open a Parquet file; None if it has no images."""
+    def open(cls, root: Folder, path: str, given: ColumnNames = ColumnNames()) -> Parquet | None:  # noqa: B008
+        """Open a Parquet file; None if it has no images. The user names some of its columns."""
         stream = open_file(root, path)
         try:
             # With a buffer, pyarrow reads a column page by page, however long a row group is.
             file = parquet.open_file(stream, buffer_size=_BUFFER, pre_buffer=False)
-            columns = Columns.of(file.schema_arrow)
+            columns = Columns.of(file.schema_arrow, given, root.join(path))
         except pa.ArrowException as error:
             raise Damaged(_reason(error)) from error
         return None if columns is None else cls(file, stream.size(), columns)
@@ -122,9 +130,9 @@ class Parquet:
                 if not key:
                     raise Damaged(f"its row {row} has no {columns.key!r}")
                 keys.add(key)
-            split_name = conventions.split_named(split) if split else None
+            split_name = split_named(split) if split else None
             if split and split_name is None:
-                expected = ", ".join(conventions.SPLITS)
+                expected = ", ".join(SPLITS)
                 raise Damaged(f"its row {row} has the split {split!r}: expected {expected}")
             yield ArchivedImage(key or str(row), row, None, split_name, self._label(label, row))
             row += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby
 from typing import NamedTuple
@@ -61,6 +61,7 @@ class Tar:
     """An open tar file."""
 
     has_names = True
+    columns: Mapping[str, list[str]] = {}
 
     def __init__(self, root: Folder, path: str) -> None:
         self._file = ReadAheadFile(root, path)
