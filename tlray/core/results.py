@@ -22,6 +22,31 @@ class ImageError(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Account(Record):
+    """What a job has understood of its images."""
+
+    images: int
+    complete: bool
+    """Whether all images are counted; otherwise the listing still went on."""
+    splits: dict[str, int]
+    """The images of each split; empty if the images have no splits."""
+    classes: dict[str, int]
+    """The images of each class, in alphabetical order."""
+    unlabelled: int
+    """The images without a label."""
+    columns: dict[str, str]
+    """What "path", "label" and "split" were taken from, if it was not the folders, e.g. columns of a table."""
+    passed_over: dict[str, int]
+    """The files that are not images, by suffix."""
+    unread: dict[str, int]
+    """The files of image kinds that cannot be read here, by suffix."""
+    hidden: int
+    """The hidden files and folders."""
+    warnings: list[str]
+    """What is doubtful about the images, and what to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeTime(Record):
     """The share of one node in a pass over images."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from tlray.core.results import InferenceCounts
 from tlray.features import bottleneck, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
+from tlray.images.account import Announce
 from tlray.images.index_writer import IndexWriter
 from tlray.images.reader import ImageProbe
 from tlray.models.compiled import Network

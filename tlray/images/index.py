@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tlray.core import parquet
 from tlray.core.errors import JobError
 from tlray.core.manifest import other_job, read_stamp
+from tlray.core.results import Account
 from tlray.core.storage import Folder
 from tlray.images.reader import Place
 
@@ -59,6 +60,8 @@ class Index:
         """The number of images in all these shards."""
         self.complete = False
         """Whether all images are listed."""
+        self.account: Account | None = None
+        """What the listing has understood of the images, once it is complete; None if it was not asked for."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A task only needs to know where the index is, and not how much of it is written.
@@ -82,8 +85,8 @@ class Index:
         names = set(folder.names("index"))
         pieces = takewhile(lambda piece: posixpath.basename(piece_name(piece)) in names, count())
         with ThreadPoolExecutor(_THREADS) as pool:
-            for _, sizes, last in pool.map(lambda piece: read_piece(folder, piece, job, _stamp), pieces):
-                index.add(sizes, last)
+            for account, sizes, last in pool.map(lambda n: read_piece(folder, n, job, _account), pieces):
+                index.add(sizes, last, account)
                 if len(sizes) < SHARDS_PER_PIECE:  # Only the last piece is not full.
                     break
         return index
@@ -93,8 +96,9 @@ class Index:
         """The number of written pieces."""
         return -(-len(self.shard_sizes) // SHARDS_PER_PIECE)
 
-    def add(self, sizes: list[int], last: bool) -> None:
+    def add(self, sizes: list[int], last: bool, account: Account | None) -> None:
         """Add the sizes of a piece's new shards; `last` states whether the piece is the last one."""
+        self.account = account
         self.shard_sizes.extend(sizes)
         self.images += sum(sizes)
         self.complete = last
@@ -162,6 +166,11 @@ def stopped(folder: Folder) -> JobError:
 
 def _stamp(file: pq.ParquetFile) -> dict[str, Any]:
     return read_stamp(file.schema_arrow.metadata)
+
+
+def _account(file: pq.ParquetFile) -> Account | None:
+    values = _stamp(file).get("account")
+    return None if values is None else Account.from_json(values)
 
 
 def read_piece(

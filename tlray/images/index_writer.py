@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 from tlray.core import parquet
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
+from tlray.core.record import plain
+from tlray.core.results import Account
 from tlray.core.storage import Folder
+from tlray.images.account import LabelError, Tally
 from tlray.images.index import SCHEMA, SHARDS_PER_PIECE, STOPPED, Index, piece_name, read_piece, stopped
 from tlray.images.index_diff import COLUMNS, IndexDiff
-from tlray.images.listing import Listed
+from tlray.images.listing import Images, Listed
 
 _FIRST, _LATER = 128, 1024
 """Images in a shard of the first piece, and of later ones. A small set is still spread over many tasks, and
@@ -41,8 +44,9 @@ def listing_for(folder: Folder, images: Iterable[Listed]) -> Iterable[Listed]:
 class IndexWriter:
     """Lists the images of a job, and writes them to its index."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, source: Images | None = None) -> None:
         self.index = index
+        self._source, self._tally = source, Tally()
         self.diff: IndexDiff | None = None
         """The changes since an earlier run listed the images, if this run continues that listing."""
         self._rest: Iterator[_Piece] = iter(())
@@ -57,6 +61,7 @@ class IndexWriter:
         job: Mapping[str, Any],
         copies: int = 1,
         *,
+        source: Images | None = None,
         extend: bool = False,
     ) -> IndexWriter:
         """Start or continue a job in a folder, and write the first piece if there is none.
@@ -67,18 +72,21 @@ class IndexWriter:
             batch_size: the images in a batch of the network; each shard is a multiple of it.
             job: JSON values that contain every setting on which the result of the job depends.
             copies: the rows of network input per image; shards have that many times fewer images.
+            source: what `images` iterates over, if the index is to have an account of the images.
             extend: look for new images even if an earlier run has listed all images.
 
         Raises:
-            UserError: the folder contains another job or other files, or there is no image. Nothing was
-                written.
+            UserError: the folder contains another job or other files, there is no image, or the labels are
+                surely wrong. Nothing was written.
             JobError: the index is damaged.
         """
         folder.remove(STOPPED)
         size = partial(shard_size, batch_size=batch_size, copies=copies)
         if folder.is_file(piece_name(0)):
-            writer = cls(Index.open(folder, job))
+            writer = cls(Index.open(folder, job), source)
             if extend or not writer.index.complete:
+                for table in writer.index.tables("split", "label") if source else ():
+                    writer._count(table)
                 writer.diff = IndexDiff(writer.index.tables(*COLUMNS))
                 new = writer.diff.new(writer._until_stopped(images))
                 writer._rest = _pieces(new, size, len(writer.index.shard_sizes))
@@ -87,7 +95,7 @@ class IndexWriter:
                     writer._write(first)
             return writer
         _check_unused(folder)
-        writer = cls(Index(folder, job))
+        writer = cls(Index(folder, job), source)
         writer._rest = _pieces(writer._until_stopped(images), size, 0)
         try:
             writer._write(next(writer._rest))
@@ -97,6 +105,12 @@ class IndexWriter:
                 raise
             raise UserError(f"cannot write to {folder.uri}: {error.strerror or error}") from error
         return writer
+
+    def account(self) -> Account | None:
+        """What is understood of the images that are listed so far; None without a source."""
+        if self.index.account is None and self._source is not None and not self.index.complete:
+            return self._tally.account(self._source, complete=False)
+        return self.index.account
 
     def grow(self) -> Iterator[None]:
         """List the remaining images; each step writes one piece.
@@ -109,7 +123,9 @@ class IndexWriter:
                 self._write(piece)
                 yield
         except UserError as error:
-            raise JobError(f"{error}; then run it again to go on") from error
+            # A row that is written keeps its label, so labels can be mended only in a new index.
+            remedy = f"remove {self.index.folder.uri}, and " if isinstance(error, LabelError) else ""
+            raise JobError(f"{error}; then {remedy}run it again{' to go on' * (not remedy)}") from error
 
     def finish(self) -> None:
         """List all remaining images; raises what `grow` raises, and JobError once `stop` was called."""
@@ -142,15 +158,23 @@ class IndexWriter:
         index = self.index
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         table = pa.table(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
+        if self._source:
+            self._count(table)
         before: list[int] = []
         # Without new images, write the last piece again only to mark it as the last.
         number = (len(index.shard_sizes) - (not sizes)) // SHARDS_PER_PIECE
         if number < index.pieces:
             written, before, _ = read_piece(index.folder, number, index.job, pq.ParquetFile.read)
             table = pa.concat_tables([written.replace_schema_metadata(), table])
-        values = stamp({"job": index.job, "shards": [*before, *sizes], "last": last})
+        account = self._tally.account(self._source, complete=True) if self._source and last else None
+        shards = [*before, *sizes]
+        values = stamp({"job": index.job, "shards": shards, "last": last, "account": plain(account)})
         parquet.write(index.folder, piece_name(number), table.replace_schema_metadata(values))
-        index.add(sizes, last)
+        index.add(sizes, last, account)
+
+    def _count(self, table: pa.Table) -> None:
+        for row in table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
+            self._tally.add(row["split"], row["label"], row["count_all"])
 
 
 _Piece = tuple[list[tuple[Any, ...]], list[int], bool]

@@ -1,0 +1,200 @@
+"""Counts images by split and class; refuses labels that are surely wrong, and warns of doubtful ones."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+
+from tlray.core.errors import UserError
+from tlray.core.results import Account
+from tlray.images.listing import Images
+
+Counts = Mapping[tuple[str | None, str | None], int]
+"""The number of images for each pair of split and label."""
+Announce = Callable[[Account], None]
+"""Called with an account before the first image is decoded, and with the whole account at the end."""
+
+_TRAINING = (None, "train")
+"""The splits whose images are trained on."""
+_BLANK = re.compile("[\\s\u00ad\u200b\u200e\u200f\u2060\ufeff]+")
+"""White space, and characters that are never visible."""
+_WAYS: dict[str, Callable[[str], str]] = {
+    "by case": str.casefold,
+    "by spaces, hyphens or underscores": lambda label: re.sub(r"[\s_-]+", "", label).casefold(),
+    "in how a number is written": lambda label: re.sub(r"^0+(?=\d)|(?<=\d)\.0+$", "", label),
+    "by the width of characters": lambda label: unicodedata.normalize("NFKC", label).casefold(),
+}
+"""How two labels of one class may differ, each with a function that removes the difference."""
+_EXAMPLES = 3
+
+
+class LabelError(UserError):
+    """The labels or the splits of the images are surely wrong."""
+
+
+class Tally:
+    """Counts images by split and label while they are listed."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str | None, str | None]] = Counter()
+        self._forms: dict[str, str] = {}
+        """The labels, each by the form that it has in common with labels that only look different."""
+
+    def add(self, split: str | None, label: str | None, images: int = 1) -> None:
+        """Count images; raise LabelError if an earlier label differs only by white space or Unicode form."""
+        is_new = (split, label) not in self.counts
+        self.counts[split, label] += images
+        if is_new and label is not None:
+            form = _BLANK.sub(" ", unicodedata.normalize("NFC", label)).strip()
+            if (other := self._forms.setdefault(form, label)) != label:
+                raise LabelError(
+                    f"the labels {_shown(self.counts, other)} and {_shown(self.counts, label)} differ only by "
+                    "white space or Unicode form, but would be two classes: give both the same name"
+                )
+
+    def account(self, images: Images, *, complete: bool) -> Account:
+        """The account of the images that are counted so far; another thread may be counting.
+
+        Raises:
+            LabelError: all images are counted, and a class has only files that cannot be read here, or only
+                validation images.
+        """
+        counts = dict(self.counts)
+        if complete:
+            _check_unread(counts, images.unread)
+            check_classes(counts, "validation")
+        unread: Counter[str] = Counter()
+        for (_, _, suffix), files in images.unread.items():
+            unread[suffix] += files
+        labels = _sums(counts, 1)
+        return Account(
+            images=sum(counts.values()),
+            complete=complete,
+            splits={name: number for name, number in _sums(counts, 0).items() if name is not None},
+            classes={name: number for name, number in labels.items() if name is not None},
+            unlabelled=labels.get(None, 0),
+            columns=dict(images.columns),
+            passed_over=dict(images.passed_over),
+            unread=dict(unread),
+            hidden=images.hidden,
+            warnings=[*images.warnings, *(_doubts(counts) if complete else _alike(counts))],
+        )
+
+
+def training_classes(counts: Counts) -> list[str]:
+    """The labels of the training images, sorted."""
+    return sorted({label for split, label in counts if split in _TRAINING and label is not None})
+
+
+def check_classes(counts: Counts, validation: str) -> None:
+    """Raise LabelError if a class has images in this split, but no training images."""
+    if strange := _others(counts, validation):
+        raise LabelError(f"{strange}: add training images, or take these {validation} images away")
+
+
+def check_labels(counts: Counts, split: str, where: str) -> None:
+    """Raise LabelError if this split has images, but none of them has a label."""
+    if split in _unlabelled(counts):
+        raise LabelError(f"{where}: {_without_labels(counts, split)}")
+
+
+def warn(account: Account) -> None:
+    """Give the warnings of an account to Python's `warnings`, which prints each of them once."""
+    for line in account.warnings:
+        warnings.warn(line, stacklevel=3)
+
+
+def _check_unread(counts: Counts, unread: Mapping[tuple[str | None, str | None, str], int]) -> None:
+    for (split, label, suffix), files in unread.items():
+        if label is not None and (split, label) not in counts:
+            remedy = "install tlray[heic]" if suffix in (".heic", ".heif", ".hif") else "convert them"
+            raise LabelError(
+                f"the class {label!r}{f' of the split {split}' if split else ''} would be empty, because its "
+                f"{files:,} {suffix} files cannot be read here: {remedy}, or take them away"
+            )
+
+
+def _doubts(counts: Counts) -> Iterator[str]:
+    """The warnings that follow from the counts of all images."""
+    yield from _alike(counts)
+    labels, known = {label for _, label in counts} - {None}, training_classes(counts)
+    if not labels:
+        yield (
+            "no image has a label, which `tlray fit` needs: give images with one folder for each class, or a "
+            "table with a column of labels (--label-column NAME)"
+        )
+        return
+    if len(labels) == 1:
+        yield (
+            f"all labelled images are of one class, {min(map(repr, labels))}, but a head needs two at least: "
+            "give the folder that contains the folders of the classes"
+        )
+    for split in _unlabelled(counts):
+        yield _without_labels(counts, split)
+    for split in dict.fromkeys(split for split, label in counts if split not in _TRAINING and label) if known else ():
+        if strange := _others(counts, split):
+            yield f"{strange}: `tlray evaluate` refuses classes that the model does not know"
+        if 2 * (shared := sum((split, label) in counts for label in known)) < len(known):
+            yield (
+                f"only {shared} of the {len(known)} training classes have {split} images: if that is not meant, "
+                f"give the folders in {split} the same names as in train"
+            )
+
+
+def _alike(counts: Counts) -> Iterator[str]:
+    """A warning for each pair of labels that may be of one class; of many pairs, for the first few."""
+    pairs: dict[tuple[str, str], str] = {}
+    for way, form in _WAYS.items():
+        groups = defaultdict(list)
+        for label in sorted({label for _, label in counts if label is not None}):
+            groups[form(label)].append(label)
+        pairs = {(group[0], other): way for group in groups.values() for other in group[1:]} | pairs
+    for first, other in list(pairs)[:_EXAMPLES]:
+        yield (
+            f"the classes {_shown(counts, first)} and {_shown(counts, other)} differ only "
+            f"{pairs[first, other]}: if they are one class, give both the same name"
+        )
+    if len(pairs) > _EXAMPLES:
+        yield f"{len(pairs) - _EXAMPLES:,} more pairs of classes differ as little as these"
+
+
+def _shown(counts: Counts, label: str) -> str:
+    """A label and its numbers of images; characters that Unicode can write in two ways are escaped."""
+    images = ", ".join(f"{n:,} {split or ''}".strip() for (split, name), n in counts.items() if name == label)
+    return f"{ascii(label) if unicodedata.normalize('NFD', label) != label else repr(label)} ({images} images)"
+
+
+def _without_labels(counts: Counts, split: str) -> str:
+    number = counts[split, None]
+    have_none = "image has no label" if number == 1 else "images have no labels"
+    otherwise = ", or hold out training images with --validation 0.2" if split == "validation" else ""
+    return f"the {number:,} {split} {have_none}: put them into {split}/CLASS/{otherwise}"
+
+
+def _unlabelled(counts: Counts) -> list[str]:
+    """The splits in which no image has a label."""
+    labelled = {split for split, label in counts if label is not None}
+    return [split for split, _ in counts if split is not None and split not in labelled]
+
+
+def _others(counts: Counts, split: str | None) -> str:
+    """A statement on the classes that this split has, and training images do not; empty if there are none."""
+    known = training_classes(counts)
+    labels = sorted({label for name, label in counts if name == split and label is not None} - set(known))
+    if not known or not labels:
+        return ""
+    names = ", ".join(map(repr, labels[:_EXAMPLES])) + (", ..." if len(labels) > _EXAMPLES else "")
+    subject = f"the class {names} has" if len(labels) == 1 else f"the {len(labels):,} classes {names} have"
+    images = sum(counts[split, label] for label in labels)
+    return f"{subject} {images:,} {split} images and no training images"
+
+
+def _sums(counts: Counts, part: int) -> dict[str | None, int]:
+    """The number of images of each split (part 0) or label (part 1), sorted."""
+    sums: Counter[str | None] = Counter()
+    for key, images in counts.items():
+        sums[key[part]] += images
+    return {name: sums[name] for name in sorted(sums, key=lambda name: name or "")}
