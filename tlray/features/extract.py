@@ -14,11 +14,12 @@ from tlray.cluster import session
 from tlray.core.config import ExtractConfig
 from tlray.core.manifest import MANIFEST, package_versions, versions
 from tlray.core.record import dump
-from tlray.core.results import ImageError, InferenceCounts
+from tlray.core.results import Account, ImageError, InferenceCounts
 from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest
+from tlray.images.account import Announce, warn
 from tlray.images.index import Index
 from tlray.images.index_diff import Changes
 from tlray.images.index_writer import IndexWriter, listing_for
@@ -35,8 +36,8 @@ class ExtractResult(InferenceCounts):
     """The URI of the feature set."""
     was_complete: bool
     """Whether the set was already complete, so that this run had nothing to do."""
-    passed_over: int
-    """The number of files without an image extension; 0 if an earlier run listed the images."""
+    account: Account | None
+    """What was understood of the images; None for a set that tlray 0.1 has made."""
     classes: list[str]
     """The labels of the images, sorted; empty if no image has a label."""
     first_errors: list[ImageError]
@@ -55,6 +56,7 @@ def extract(
     extend: bool = False,
     address: str | None = None,
     progress: inference.Progress = lambda done, total: None,
+    announce: Announce = warn,
     **settings: Any,
 ) -> ExtractResult:
     """Run a network once over every image, and store its features as Parquet.
@@ -69,6 +71,8 @@ def extract(
             new images only when all of them are done.
         address: the address of a running Ray. Without it, a local Ray is started and stopped again.
         progress: called after each shard; see `tlray.features.inference.Progress`.
+        announce: called with what was understood of the images, before the first one is decoded and at the
+            end. By default, its warnings become Python's.
         settings: single fields of `config`, e.g. `backbone="vgg16"`.
 
     Raises:
@@ -95,9 +99,11 @@ def extract(
     listing = listing_for(folder, source)
     with folder.locked():
         with session.connect(address, ahead=ahead) as connected:
-            writer = IndexWriter.start(folder, listing, config.batch_size, job.to_json(), extend=extend)
+            writer = IndexWriter.start(
+                folder, listing, config.batch_size, job.to_json(), source=source, extend=extend
+            )
             work = _work(source.root, writer.index, config, frozen, job)
-            done = inference.run(work, writer, frozen.loader, progress, connected)
+            done = inference.run(work, writer, frozen.loader, progress, connected, announce)
             errors = inference.reconcile(work)
         counts = inference.counts(work, done, errors, time.monotonic() - started)
         shards = len(writer.index.shard_sizes)
@@ -105,13 +111,15 @@ def extract(
         if not was_complete:
             folder.sweep()
             folder.sweep("errors")
-            _finish(work, job, frozen.provenance, errors, counts, source.passed_over.total())
+            _finish(work, job, frozen.provenance, errors, counts)
+    if (account := writer.index.account) is not None:
+        announce(account)
     changes = writer.diff.changes() if writer.diff else Changes(added=work.index.images)
     return ExtractResult(
         **vars(counts),
         out=folder.uri,
         was_complete=was_complete,
-        passed_over=source.passed_over.total(),
+        account=account,
         classes=FeatureSet.open(out).classes,
         first_errors=part_files.first_errors(errors),
         errors_uri=folder.child("errors").uri if counts.errors else None,
@@ -141,7 +149,6 @@ def _finish(
     provenance: Provenance,
     errors: pa.Table,
     counts: InferenceCounts,
-    passed_over: int,
 ) -> None:
     """Write the manifest, which makes the set complete."""
     listed = work.index.count("split", "label")
@@ -161,7 +168,7 @@ def _finish(
         rows_per_class=dict(sorted(per_class.items())),
         splits=dict(sorted(splits.items())),
         shards=len(work.index.shard_sizes),
-        passed_over=passed_over,
+        account=work.index.account,
         versions=work.metadata["versions"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

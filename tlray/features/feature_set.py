@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import MANIFEST, Manifest, read_manifest
 from tlray.core.record import Record
-from tlray.core.results import InferenceCounts
+from tlray.core.results import Account, InferenceCounts
 from tlray.core.storage import Folder, StrPath
 from tlray.features.part_files import MAX_SHARDS, MAX_VALUES, read_parts
 from tlray.images.index import Index
@@ -99,8 +99,8 @@ class FeatureSetManifest(Manifest, InferenceCounts):
     """The number of rows in each split; empty if the images have no splits."""
     shards: int
     """The number of part files."""
-    passed_over: int
-    """The number of files without an image extension."""
+    account: Account | None = None
+    """What was understood of the images; None in sets that tlray 0.1 has made."""
     versions: dict[str, str]
     """The versions of Python and of the packages that influence the features."""
     created: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called after each shard with two numbers of images: those that this run has done, and all it has to do."""
+_LOOK_SECONDS = 1
+"""Seconds of listing before the images are announced and the work begins; a local Ray takes longer to start."""
 
 
 def run(
@@ -32,6 +35,7 @@ def run(
     loader: Callable[[], Callable[[], Network]],
     progress: Progress,
     connected: session.Connected,
+    announce: Announce = lambda account: None,
 ) -> list[ShardTiming]:
     """Write the files of all shards that have none, and list the remaining images at the same time.
 
@@ -41,36 +45,42 @@ def run(
         loader: called when Ray is connected; it returns the function that loads the network in each actor.
         progress: called after each shard.
         connected: waits until Ray is connected.
+        announce: called with the account of what is listed before the first image is decoded, if the index
+            has one.
 
     Returns:
         The timings of the shards that this call has written.
 
     Raises:
-        UserError: there is no Ray at the address, or it cannot do the job.
+        UserError: there is no Ray at the address, it cannot do the job, or the images cannot be listed.
         JobError: more images are bad than `max_bad_fraction` allows, or a task failed every time.
     """
     done = {shard for name in job.out.names() if (shard := part_files.shard_of(name)) is not None}
     if job.index.complete and len(done) == len(job.index.shard_sizes):
         return []
-    # These imports are slow; Ray starts meanwhile.
-    import ray
-
-    from tlray.features import shard_source  # noqa: F401 - for _stages
-
-    try:
-        connected()
-        pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
-        nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
-    except UserError:
-        if not done:  # The job did not start, so it must leave nothing behind.
-            writer.discard()
-        raise
-    results = _stages(job, done, loader(), pool)
     # Only the listing runs in a thread: Ray Data must end in the thread that started it. Otherwise it ends
     # the process when Ray is gone.
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
-        listing = thread.submit(writer.finish)
+        listing, look_ends = thread.submit(writer.finish), time.monotonic() + _LOOK_SECONDS
+        # These imports are slow; Ray starts meanwhile.
+        import ray
+
+        from tlray.features import shard_source  # noqa: F401 - for _stages
+
         try:
+            try:
+                wait([listing], max(0, look_ends - time.monotonic()))
+                _announce(listing, writer, announce)
+                connected()
+                pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
+                nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
+            except UserError:
+                if not done:  # The job did not start, so it must leave nothing behind.
+                    writer.stop()
+                    wait([listing])
+                    writer.discard()
+                raise
+            results = _stages(job, done, loader(), pool)
             timings = _consume(results, job, done, progress)
             listing.result()
             return timings
@@ -80,6 +90,14 @@ def run(
             raise JobError(f"the job failed: {session.reason(error)}; run it again to go on") from error
         finally:
             writer.stop()
+
+
+def _announce(listing: Future[None], writer: IndexWriter, announce: Announce) -> None:
+    """Announce what is listed by now; raise the error of a listing that has failed."""
+    if listing.done() and isinstance(error := listing.exception(), JobError):
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error
+    if (account := writer.account()) is not None:
+        announce(account)
 
 
 def _stages(

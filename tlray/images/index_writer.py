@@ -137,7 +137,7 @@ class IndexWriter:
 
     def stop(self) -> None:
         """End the listing, and tell the tasks that wait for the rest of it that it will not come."""
-        if not self.index.complete:
+        if not self.index.complete and not self._stopping.is_set():
             self._stopping.set()
             self.index.folder.write(STOPPED, b"")
 
