@@ -8,7 +8,7 @@ from typing import Annotated
 from tlray.cli import summaries
 from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
-from tlray.cli.progress import Progress
+from tlray.cli.progress import AccountPrinter, Progress
 from tlray.core.config import ExtractConfig
 from tlray.core.settings import IMAGES, OUTPUT
 
@@ -44,10 +44,16 @@ def extract(
     from tlray.features.extract import extract
 
     with Progress("extracting") as progress:
-        result = extract(images, out, config, extend=extend, address=run.address, progress=progress)
+        result = extract(
+            images,
+            out,
+            config,
+            extend=extend,
+            address=run.address,
+            progress=progress,
+            announce=AccountPrinter(),
+        )
     lines = summaries.changes(result.changes)
-    if result.passed_over:
-        lines.append(f"{summaries.amount(result.passed_over, 'file')} without an image extension skipped")
     lines += summaries.counts(result, was_complete=result.was_complete)
     lines += summaries.errors(result.first_errors, result.errors, result.errors_uri)
     now = shlex.join(["tlray", "fit", out, "--out", "model"]) if result.classes else ""

@@ -6,12 +6,27 @@ import sys
 import time
 from typing import Any
 
+from tlray.cli import summaries
+from tlray.core.results import Account
+
 _SECONDS_BETWEEN_LINES = 10
 
 
 def say(text: str, end: str = "\n") -> None:
     """Print a message on stderr at once."""
     print(text, end=end, file=sys.stderr, flush=True)
+
+
+class AccountPrinter:
+    """Prints what a job has understood of its images, and again if it has changed."""
+
+    def __init__(self) -> None:
+        self._last: list[str] = []
+
+    def __call__(self, account: Account) -> None:
+        if (lines := summaries.account(account)) != self._last:
+            self._last = lines
+            say("\n".join(lines))
 
 
 class Progress:

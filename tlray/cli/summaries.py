@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from tlray.core.results import ImageError, InferenceCounts, TrainingSummary
+from tlray.core.results import Account, ImageError, InferenceCounts, TrainingSummary
 
 if TYPE_CHECKING:
     from tlray.images.index_diff import Changes
@@ -16,6 +17,42 @@ COMPLETE = "already complete, so nothing was computed"
 def amount(number: float, noun: str) -> str:
     """A number with its noun, e.g. "1 image" or "1,200 images"."""
     return f"{number:,.12g} {noun}{'' if number == 1 else 's'}"
+
+
+def account(account: Account) -> list[str]:
+    """What a job has understood of its images, in a few lines, and its warnings."""
+    from tlray.images import filetypes
+
+    splits = dict(account.splits)
+    if splits and (rest := account.images - sum(splits.values())):
+        splits["without a split"] = rest
+    number = len(account.classes)
+    parts = [_numbers(splits)] if splits else []
+    parts += (
+        [f"{number:,} class{'es' * (number > 1)}: {_numbers(account.classes)}"] if number else ["no labels"]
+    )
+    parts += [f"{account.unlabelled:,} without a label"] if number and account.unlabelled else []
+    so_far = "" if account.complete else " so far"
+    lines = [f"found {amount(account.images, 'image')}{so_far}: {'; '.join(parts)}"]
+    if account.columns:
+        lines.append("; ".join(f"{name}s from {source}" for name, source in account.columns.items()))
+    skipped = [_numbers(account.passed_over, after=False)] if account.passed_over else []
+    skipped += [f"{account.hidden:,} hidden"] if account.hidden else []
+    skipped += [f"{n:,} {name} are not read: {filetypes.remedy(name)}" for name, n in account.unread.items()]
+    lines += [f"passed over: {'; '.join(skipped)}"] if skipped else []
+    return [*lines, *(f"warning: {line}" for line in account.warnings)]
+
+
+def _numbers(counts: Mapping[str, int], *, after: bool = True) -> str:
+    """The first ten names with their numbers, which stand after or before the name."""
+    shown = [(_visible(name), f"{number:,}") for name, number in islice(counts.items(), 10)]
+    parts = [f"{name} {number}" if after else f"{number} {name}" for name, number in shown]
+    return ", ".join([*parts, *(["..."] if len(counts) > len(parts) else [])])
+
+
+def _visible(name: str) -> str:
+    """A name, in quotes if its white space or a character in it could not be seen otherwise."""
+    return name if name.isprintable() and name == " ".join(name.split()) != "" else repr(name)
 
 
 def counts(result: InferenceCounts, *, was_complete: bool = False) -> list[str]:

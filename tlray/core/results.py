@@ -35,7 +35,7 @@ class Account(Record):
     unlabelled: int
     """The images without a label."""
     columns: dict[str, str]
-    """What "path", "label" and "split" were taken from, if it was not the folders, e.g. columns of a table."""
+    """What "path", "label" and "split" were taken from, if not from folders, e.g. columns of a table."""
     passed_over: dict[str, int]
     """The files that are not images, by suffix."""
     unread: dict[str, int]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called after each shard with two numbers of images: those that this run has done, and all it has to do."""
 _LOOK_SECONDS = 1
-"""Seconds of listing before the images are announced and the work begins; a local Ray takes longer to start."""
+"""Seconds of listing before the images are announced and the work begins; Ray takes longer to start."""
 
 
 def run(
@@ -69,9 +69,9 @@ def run(
 
         try:
             try:
+                connected()  # Before this, Ray may mute stderr.
                 wait([listing], max(0, look_ends - time.monotonic()))
                 _announce(listing, writer, announce)
-                connected()
                 pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
                 nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
             except UserError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tlray.core.errors import UserError
 from tlray.core.results import Account
+from tlray.images import filetypes
 from tlray.images.listing import Images
 
 Counts = Mapping[tuple[str | None, str | None], int]
@@ -51,8 +52,8 @@ class Tally:
             form = _BLANK.sub(" ", unicodedata.normalize("NFC", label)).strip()
             if (other := self._forms.setdefault(form, label)) != label:
                 raise LabelError(
-                    f"the labels {_shown(self.counts, other)} and {_shown(self.counts, label)} differ only by "
-                    "white space or Unicode form, but would be two classes: give both the same name"
+                    f"the labels {_shown(self.counts, other)} and {_shown(self.counts, label)} differ only "
+                    "by white space or Unicode form, but would be two classes: give both the same name"
                 )
 
     def account(self, images: Images, *, complete: bool) -> Account:
@@ -64,11 +65,8 @@ class Tally:
         """
         counts = dict(self.counts)
         if complete:
-            _check_unread(counts, images.unread)
+            _check_unread(counts, images.unread_classes)
             check_classes(counts, "validation")
-        unread: Counter[str] = Counter()
-        for (_, _, suffix), files in images.unread.items():
-            unread[suffix] += files
         labels = _sums(counts, 1)
         return Account(
             images=sum(counts.values()),
@@ -78,7 +76,7 @@ class Tally:
             unlabelled=labels.get(None, 0),
             columns=dict(images.columns),
             passed_over=dict(images.passed_over),
-            unread=dict(unread),
+            unread=dict(images.unread),
             hidden=images.hidden,
             warnings=[*images.warnings, *(_doubts(counts) if complete else _alike(counts))],
         )
@@ -108,12 +106,12 @@ def warn(account: Account) -> None:
 
 
 def _check_unread(counts: Counts, unread: Mapping[tuple[str | None, str | None, str], int]) -> None:
+    splits = {split for split, _ in counts}
     for (split, label, suffix), files in unread.items():
-        if label is not None and (split, label) not in counts:
-            remedy = "install tlray[heic]" if suffix in (".heic", ".heif", ".hif") else "convert them"
+        if label is not None and not any((name, label) in counts for name in ([split] if split else splits)):
             raise LabelError(
                 f"the class {label!r}{f' of the split {split}' if split else ''} would be empty, because its "
-                f"{files:,} {suffix} files cannot be read here: {remedy}, or take them away"
+                f"{files:,} {suffix} files cannot be read here: {filetypes.remedy(suffix)}, or take them away"
             )
 
 
@@ -134,13 +132,15 @@ def _doubts(counts: Counts) -> Iterator[str]:
         )
     for split in _unlabelled(counts):
         yield _without_labels(counts, split)
-    for split in dict.fromkeys(split for split, label in counts if split not in _TRAINING and label) if known else ():
+    for split in (
+        dict.fromkeys(split for split, label in counts if split not in _TRAINING and label) if known else ()
+    ):
         if strange := _others(counts, split):
             yield f"{strange}: `tlray evaluate` refuses classes that the model does not know"
         if 2 * (shared := sum((split, label) in counts for label in known)) < len(known):
             yield (
-                f"only {shared} of the {len(known)} training classes have {split} images: if that is not meant, "
-                f"give the folders in {split} the same names as in train"
+                f"only {shared} of the {len(known)} training classes have {split} images: if that is not "
+                f"meant, give the classes of {split} the same names as those of train"
             )
 
 
@@ -164,7 +164,9 @@ def _alike(counts: Counts) -> Iterator[str]:
 def _shown(counts: Counts, label: str) -> str:
     """A label and its numbers of images; characters that Unicode can write in two ways are escaped."""
     images = ", ".join(f"{n:,} {split or ''}".strip() for (split, name), n in counts.items() if name == label)
-    return f"{ascii(label) if unicodedata.normalize('NFD', label) != label else repr(label)} ({images} images)"
+    return (
+        f"{ascii(label) if unicodedata.normalize('NFD', label) != label else repr(label)} ({images} images)"
+    )
 
 
 def _without_labels(counts: Counts, split: str) -> str:

@@ -43,6 +43,11 @@ def is_unread(name: str) -> bool:
     return name.lower().endswith(UNREAD_SUFFIXES if reads_heic() else (*UNREAD_SUFFIXES, *HEIC_SUFFIXES))
 
 
+def remedy(suffix: str) -> str:
+    """What makes images with a suffix of an unread kind readable."""
+    return "install tlray[heic]" if suffix in HEIC_SUFFIXES else "convert them to JPEG or PNG"
+
+
 def is_archive(name: str) -> bool:
     return name.lower().endswith(tuple(ARCHIVE_SUFFIXES))
 

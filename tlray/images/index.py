@@ -61,7 +61,7 @@ class Index:
         self.complete = False
         """Whether all images are listed."""
         self.account: Account | None = None
-        """What the listing has understood of the images, once it is complete; None if it was not asked for."""
+        """What was understood of the images, once all are listed; None for images that are not a data set."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A task only needs to know where the index is, and not how much of it is written.

@@ -72,6 +72,8 @@ class Images:
     """The files that are no images, by suffix in lower case or "(none)"; each iteration counts anew."""
     unread: Counter[str] = field(default_factory=Counter, init=False)
     """The images of kinds that tlray cannot read, by suffix."""
+    unread_classes: Counter[tuple[str | None, str | None, str]] = field(default_factory=Counter, init=False)
+    """The same by split, label and suffix, for files in folders."""
     hidden: int = field(default=0, init=False)
     """The files and folders whose name begins with a dot, and the folders that systems make."""
     columns: dict[str, str] = field(default_factory=dict, init=False)
@@ -126,6 +128,7 @@ class Images:
     def __iter__(self) -> Iterator[Listed]:
         self.passed_over.clear()
         self.unread.clear()
+        self.unread_classes.clear()
         self.hidden = 0
         rows = self._walk() if self._table is None else self._rows(self._table)
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
@@ -192,6 +195,7 @@ class Images:
             raise _compressed(self.root.join(path))
         elif filetypes.is_unread(path):
             self.unread[suffix] += 1
+            self.unread_classes[*self._meaning(path), suffix] += 1
         else:
             self.passed_over[suffix] += 1
         return None
@@ -225,12 +229,15 @@ class Images:
 
     def _listed(self, entry: Entry) -> Listed:
         path = filetypes.valid_text(entry.path)
+        if entry.info is not None:
+            return Listed(path, *self._meaning(path), entry.info.size, entry.info.mtime)
+        return Listed(path, *self._meaning(path), *self.root.status(entry.path))
+
+    def _meaning(self, path: str) -> tuple[str | None, str | None]:
+        """The split and the label that the folders of a file name."""
         folders = path.split("/")[:-1]
         split = conventions.split_named(folders.pop(0)) if self._has_splits and folders else None
-        label = folders[0] if folders else None
-        if entry.info is not None:
-            return Listed(path, split, label, entry.info.size, entry.info.mtime)
-        return Listed(path, split, label, *self.root.status(entry.path))
+        return split, folders[0] if folders else None
 
     def _find_splits(self) -> bool:
         names = [entry.path[:-1] for entry in list_folder(self.root, self._start) if entry.is_folder]
