@@ -88,6 +88,19 @@ class InferenceConfig(Config):
         MAX_PIXELS,
         POSITIVE,
     )
+    path_column: str | None = setting(
+        IMAGES, "Column of a table that contains the paths of the images. Default: the one named like that."
+    )
+    label_column: str | None = setting(
+        IMAGES,
+        "Column of a table or Parquet archive that contains the labels, or `none`. Default: the one named "
+        "label, class, category or the like.",
+    )
+    split_column: str | None = setting(
+        IMAGES,
+        "Column of a table or Parquet archive that contains the splits, or `none`. Default: the one named "
+        "split, set or the like.",
+    )
     max_bad_fraction: float = setting(
         IMAGES, "The job fails if more than this fraction of the images is bad.", 0.05, FRACTION
     )

@@ -25,6 +25,7 @@ from tlray.features import inference
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import copies
 from tlray.images.bad_image import BadImage
+from tlray.images.conventions import ColumnNames
 from tlray.images.index import piece_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
@@ -67,12 +68,16 @@ def evaluate(
     report = Folder.open(out) if out else trained.folder.child("report")
     if folder.is_file(piece_name(0)):
         features = FeatureSet.open(data)
+        if ColumnNames.of(config) != ColumnNames():
+            raise UserError(
+                f"{data} is a feature set: leave out --path-column, --label-column, --split-column"
+            )
         counts = features.counts()
         split = _check(counts, config.split, folder.uri, trained)
         batches = _from_features(trained, features, split)
         root = _root_of_images(features)
     else:
-        source = model_inference.images_of(trained, data)
+        source = model_inference.images_of(trained, data, config)
         counts = Counter((image.split, image.label) for image in source)
         split = _check(counts, config.split, folder.uri, trained)
         batches = _from_images(trained, source, folder.uri, split, report, config, address, progress)
@@ -168,7 +173,7 @@ def _from_images(
 def _root_of_images(features: FeatureSet) -> Folder | None:
     """Return the root of the images that features were extracted from; None if it no longer exists."""
     try:
-        return Images.open(features.manifest.job.images).root
+        return Images.open(features.manifest.job.images, ColumnNames.of(features.manifest.job)).root
     except (UserError, OSError):
         return None
 

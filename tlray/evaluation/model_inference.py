@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 
 import pyarrow as pa
 
@@ -13,6 +14,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob
+from tlray.images.conventions import ColumnNames
 from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import fastest_precision
@@ -44,6 +46,7 @@ def run(
             "images": source,
             "precision": precision,
             "max_pixels": config.max_pixels,
+            "columns": list(astuple(ColumnNames.of(config))),
         }
         writer = IndexWriter.start(work, images, config.batch_size, identity)
         job = InferenceJob(
@@ -72,9 +75,9 @@ def tables(job: InferenceJob) -> Iterator[pa.Table]:
     return part_files.read_parts(job.index)
 
 
-def images_of(model: Model, uri: StrPath) -> Images:
+def images_of(model: Model, uri: StrPath, config: RunConfig) -> Images:
     """Open images. If the model was trained on them, they have the same splits as then."""
-    images = Images.open(uri)
+    images = Images.open(uri, ColumnNames.of(config))
     if Folder.open(uri).uri != model.manifest.images:
         return images
     return images.assign(model.manifest.split, model.manifest.split_seed or 0)

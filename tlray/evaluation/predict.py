@@ -129,7 +129,7 @@ def _predict_all(
     progress: inference.Progress,
 ) -> PredictResult:
     started = time.monotonic()
-    source = model_inference.images_of(model, images)
+    source = model_inference.images_of(model, images, config)
     if not out.endswith(_SUFFIXES):
         raise UserError(f"--out {out}: expected a file name that ends with {' or '.join(_SUFFIXES)}")
     file = Folder.open(out)

@@ -20,6 +20,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import inference, inference_tasks, part_files
 from tlray.features.feature_set import FORMAT, ExtractJob, FeatureSet, FeatureSetManifest
 from tlray.images.account import Announce, warn
+from tlray.images.conventions import ColumnNames
 from tlray.images.index import Index
 from tlray.images.index_diff import Changes
 from tlray.images.index_writer import IndexWriter, listing_for
@@ -81,7 +82,7 @@ def extract(
     """
     started = time.monotonic()
     config = configured(ExtractConfig, config, settings)
-    source = Images.open(images).assign(config.split, config.seed)
+    source = Images.open(images, ColumnNames.of(config)).assign(config.split, config.seed)
     folder = Folder.open(out)
     source.check_outside(folder)
     ahead = not folder.is_file(MANIFEST)
@@ -94,6 +95,9 @@ def extract(
         split=config.split,
         seed=config.seed if config.split is not None else None,
         max_pixels=config.max_pixels,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        split_column=config.split_column,
         provenance=frozen.provenance.identity(),
     )
     listing = listing_for(folder, source)

@@ -75,6 +75,9 @@ class ExtractJob(Record):
     """The fraction of the images that `--split` assigned to `train`, by `seed`; None without `--split`."""
     seed: int | None
     max_pixels: int
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
     provenance: dict[str, Any]
     """The `identity` of the provenance of the features."""
 

@@ -24,6 +24,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
 from tlray.features.throughput import Cost, Kind, Throughput
 from tlray.images.bad_image import BadImage
+from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images, Listed
 from tlray.images.loader import ImageLoader
 from tlray.models.compiled import Network, compile_network
@@ -77,7 +78,7 @@ def plan(
     check("sample", sample, POSITIVE)
     if cluster and address is None and not session.is_connected():
         raise UserError("--cluster needs a Ray: give its --address, or use `tlray submit -- plan ...`")
-    source = Images.open(images)
+    source = Images.open(images, ColumnNames.of(config))
     frozen = FrozenPart.decide(config)
     count, size, chosen = _survey(source, sample)
     image_size, packages = frozen.provenance.image_size, package_versions(frozen.provenance.package)

@@ -16,6 +16,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images.bad_image import BadImage
+from tlray.images.conventions import ColumnNames
 from tlray.images.index import Index
 from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
 from tlray.images.listing import Images
@@ -64,7 +65,7 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
     """
     check("sample", sample, POSITIVE)
     data = FeatureSet.open(features)
-    source = Images.open(images)
+    source = Images.open(images, ColumnNames.of(data.manifest.job))
     frozen = FrozenPart.of(data.provenance)
     index = Index.open(data.folder)
     errors = _check_files(data, index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -47,6 +48,11 @@ class ColumnNames:
     path: str | None = None
     label: str | None = None
     split: str | None = None
+
+    @classmethod
+    def of(cls, settings: Any) -> ColumnNames:
+        """The columns that the settings of a job name."""
+        return cls(settings.path_column, settings.label_column, settings.split_column)
 
     def find(self, schema: pa.Schema, where: str) -> dict[str, list[str]]:
         """The columns that may contain "path", "label" and "split", the one to read first; none if none may.

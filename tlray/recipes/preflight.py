@@ -11,6 +11,7 @@ from tlray.core.errors import UserError
 from tlray.core.manifest import MANIFEST
 from tlray.core.storage import Folder
 from tlray.images.augment import Augmentation
+from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images
 from tlray.models import frozen, layers, registry
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage
@@ -22,7 +23,7 @@ _ASSIGNED = ("train", "test")
 
 def check(stages: Sequence[Stage], images: str, out: str) -> None:
     """Raise UserError for a mistake that would otherwise stop a late stage after hours of work."""
-    source = Images.open(images)
+    source = Images.open(images, _columns(stages))
     source.check_outside(Folder.open(out))
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
@@ -42,6 +43,19 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
                     f"{stage.output(out)} exists, but {model}, the model that made it, does not: "
                     "remove the file, or choose another --out"
                 )
+
+
+def _columns(stages: Sequence[Stage]) -> ColumnNames:
+    """The columns that all stages which read the images must name alike."""
+    readers = [stage for stage in stages if IMAGES in stage.inputs.values()]
+    columns = [ColumnNames.of(stage.config) for stage in readers]
+    for stage, named in zip(readers, columns, strict=True):
+        if named != columns[0]:
+            raise UserError(
+                f"the stages {readers[0].name} and {stage.name} read different columns of the images: "
+                "give both the same path-column, label-column and split-column"
+            )
+    return columns[0] if columns else ColumnNames()
 
 
 def _check_settings(settings: Any) -> None:

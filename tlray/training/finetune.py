@@ -17,6 +17,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.features import inference
 from tlray.features.feature_set import FeatureSet
 from tlray.images.augment import Augmentation, Views
+from tlray.images.conventions import ColumnNames
 from tlray.images.index import piece_name
 from tlray.images.listing import Images
 from tlray.models.assemble import trained_part
@@ -111,7 +112,7 @@ class _Data:
 
 def _from_features(uri: StrPath, config: FinetuneConfig, model: StrPath | None) -> _Data:
     features = FeatureSet.open(uri)
-    for name in ("augment", "split"):
+    for name in ("augment", "split", "path_column", "label_column", "split_column"):
         if (value := getattr(config, name)) is not None:
             raise UserError(
                 f"{option(name)} {value} needs images, but {features.folder.uri} is a feature set: "
@@ -128,7 +129,7 @@ def _from_images(
     path: StrPath, out: Folder, config: FinetuneConfig, model: StrPath | None, progress: inference.Progress
 ) -> _Data:
     views = Views(Augmentation.parse(config.augment), config.seed) if config.augment is not None else None
-    images, uri = Images.open(path), Folder.open(path).uri
+    images, uri = Images.open(path, ColumnNames.of(config)), Folder.open(path).uri
     images.check_outside(out)
     starting_point = StartingPoint.decide(config, model, None)
     facts: dict[str, Any] = {"images": uri, "split": config.split, "split_seed": config.seed}
