@@ -9,6 +9,7 @@ LARGE_CRASHING = (104, 136)
 SECONDS = 2.0
 HARM = f"""
 import os, signal, time
+import simplejpeg
 from PIL import ImageFile
 from tlray.images import sandbox
 
@@ -16,7 +17,7 @@ sandbox.SECONDS = {SECONDS}
 load = ImageFile.ImageFile.load
 
 def harm(image, *arguments):
-    if image.size in {CRASHING, LARGE_CRASHING}:
+    if image.size == {CRASHING}:
         os.kill(os.getpid(), signal.SIGSEGV)
     if image.size == {KILLED}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -26,7 +27,15 @@ def harm(image, *arguments):
             time.sleep(60)
     return load(image, *arguments)
 
-ImageFile.ImageFile.load = harm
+decode_jpeg = simplejpeg.decode_jpeg
+
+def harm_jpeg(data, **options):
+    pixels = decode_jpeg(data, **options)
+    if pixels.shape[1::-1] == {LARGE_CRASHING}:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return pixels
+
+ImageFile.ImageFile.load, simplejpeg.decode_jpeg = harm, harm_jpeg
 """
 """Run by each Python process as it starts: a fault in Pillow's native code would do the same, and the kernel
 where memory runs out."""

@@ -110,7 +110,7 @@ def versions() -> dict[str, str]:
 
 def package_versions(*plugins: str) -> dict[str, str]:
     """The versions of the packages that can change the results, and of `plugins`, e.g. "my-net 1.0"."""
-    packages = ["tlray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow"]
+    packages = ["tlray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "simplejpeg"]
     if find_spec("pi_heif"):  # It decides whether HEIC photographs can be decoded.
         packages.append("pi-heif")
     return {name: version(name) for name in (*packages, *(plugin.split()[0] for plugin in plugins))}

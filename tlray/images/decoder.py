@@ -47,7 +47,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tlray.core.config import MAX_PIXELS
-from tlray.images import filetypes, formats
+from tlray.images import filetypes, formats, jpeg
 from tlray.images.bad_image import BadImage, refusing
 
 _SCALED = 2
@@ -93,9 +93,8 @@ def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> 
             if image.format == "PNG":
                 # Pillow stops reading at the last pixel, before the last checksum.
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-            if at_least:
-                image.draft(None, (at_least, at_least))
-            image.load()
+            pixels = jpeg.decode(data, image, at_least) if image.format in ("JPEG", "MPO") else image
+            pixels.load()
         except Image.DecompressionBombError as error:
             raise BadImage("decode", "DecompressionBomb", str(error)) from error
         except UnidentifiedImageError as error:
@@ -107,7 +106,7 @@ def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> 
         turn = None
         with suppress(Exception):
             turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        upright = _rgb(image) if turn is None else _rgb(image).transpose(turn)
+        upright = _rgb(pixels) if turn is None else _rgb(pixels).transpose(turn)
     # The EXIF data still has the orientation, which would turn a saved copy a second time.
     upright.info = {}
     return upright
