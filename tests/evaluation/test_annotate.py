@@ -2,14 +2,18 @@
 
 import io
 import posixpath
+import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tlray.core.errors import UserError
 from tlray.core.storage import Folder
-from tlray.evaluation.annotate import annotate_one, copy_name
+from tlray.evaluation.annotate import annotate_one, copy_name, reserved
+from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import with_time_limit
 
@@ -28,11 +32,70 @@ def test_a_copy_never_leaves_the_folder(path):
     assert ".." not in copy_name(path).split("/")
 
 
-def test_a_copy_has_the_name_of_its_image_or_becomes_a_png():
-    for path in ("cat/1.jpg", "cat/1.JPEG", "日本/é 1.jpg", "..hidden/...jpg"):
+def test_a_copy_has_the_path_of_its_image_or_one_with_a_digest():
+    for path in ("cat/1.jpg", "cat/1.JPEG", "日本/é 1.jpg", "..hidden/...jpg", "a.tar/1.png"):
         assert copy_name(path) == path
-    for path in ("cat/1.webp", "cat.jpg/1"):
-        assert copy_name(path) == f"{path}.png"
+    assert copy_name("a.parquet#7.png") == "a.parquet/7.png"
+    assert re.fullmatch(r"cat/1\.webp\.[0-9a-f]{16}\.png", copy_name("cat/1.webp"))
+
+
+LONG = "x" * 251
+SIMILAR = [
+    *(
+        "w.webp",
+        "w.webp.png",
+        "w",
+        "w.png",
+        copy_name("w.webp"),
+        "a/b.jpg",
+        "a//b.jpg",
+        "/a/b.jpg",
+        "../a/b.jpg",
+    ),
+    *("a.parquet#7.png", "a.parquet/7.png", "a.parquet#7", "a.jpg", "a.jpg/b.png", "a.jpg_/b.png", "a.jpg/b"),
+    *(f"{LONG}.jpg", f"{LONG}y.jpg"[1:], f"{LONG}/a.jpg", f"{LONG[1:]}/a.jpg", "", "/"),
+]
+
+
+def test_no_two_copies_have_one_name_and_none_has_the_name_of_a_folder(tmp_path):
+    names = list(map(copy_name, SIMILAR))
+    assert len(set(names)) == len(SIMILAR)
+    for name in names:
+        Folder.open(tmp_path).write(name, b"")
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(SIMILAR)
+
+
+MODEL = Mock(folder=Folder.open("/model"), manifest=Mock(created="today"))
+
+
+def reserve(images: Path, target: object, model: Mock = MODEL, error: Exception | None = None) -> None:
+    with reserved(Images.open(images), str(target), model):
+        if error:
+            raise error
+
+
+def test_only_a_folder_of_copies_of_these_images_is_written_to(root, tmp_path):
+    save(root, "cat/1.png")
+    images, (target, full) = Path(root.path), (tmp_path / name for name in ("new/copies", "full"))
+    with pytest.raises(UserError, match="no Ray"):
+        reserve(images, target, error=UserError("no Ray"))
+    assert not target.exists()
+    reserve(images, target)
+    reserve(images, target)  # Again, e.g. after it was stopped.
+    with pytest.raises(UserError, match=r"copies of another job \(created today, not tomorrow\)"):
+        reserve(images, target, Mock(folder=MODEL.folder, manifest=Mock(created="tomorrow")))
+    full.mkdir()
+    for name, content in {"1.png": b"mine", ".tlray.json": b"[]"}.items():
+        (full / name).write_bytes(content)
+        with pytest.raises(UserError, match="is not empty and has no copies by tlray"):
+            reserve(images, full)
+        assert (full / name).read_bytes() == content
+    (tmp_path / "link").symlink_to(images)
+    (images / "dog").symlink_to(full)
+    for inside in (images, images / "new", tmp_path / "link" / "new", full / "deep" / "new"):
+        with pytest.raises(UserError, match=f"--annotate {inside} lies among the images"):
+            reserve(images, inside)
+    assert not list(images.rglob("*new*"))
 
 
 @pytest.fixture

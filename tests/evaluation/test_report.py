@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from tests.support.evaluations import HOSTILE, JPEG, evaluation, history, many, stage
+from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation import plots, scores
-from tlray.evaluation.report import write_report
+from tlray.evaluation.report import check_folder, write_report
 from tlray.evaluation.scores import Evaluation, Mistake
 from tlray.evaluation.summary import escaped, summary
 
@@ -162,6 +163,24 @@ def test_stale_curves_are_removed_and_nothing_else(written, tmp_path):
         (tmp_path / name).write_bytes(b"")
     write_report(evaluation(stages=()), Folder.open(str(tmp_path)))
     assert strangers <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("mine", ["index.html", "notes.txt", "report.json", "curves_2.png"])
+def test_a_report_never_takes_the_place_of_other_files(written, tmp_path, mine):
+    folder, stages = Folder.open(tmp_path), (stage(3), stage(3), stage(3))
+    check_folder(folder, stages)
+    (tmp_path / mine).write_bytes(b"[]")
+    with pytest.raises(UserError, match=f"is not empty and holds no report of tlray with {mine}"):
+        check_folder(folder, stages)
+    (tmp_path / mine).unlink()
+    written(evaluation(stages=()))
+    check_folder(folder, stages)
+    (tmp_path / mine).write_bytes((tmp_path / mine).read_bytes() if (tmp_path / mine).exists() else b"mine")
+    if mine == "curves_2.png":
+        with pytest.raises(UserError, match=mine):
+            check_folder(folder, stages)
+    write_report(evaluation(stages=()), folder)
+    assert (tmp_path / mine).exists()
 
 
 # The page

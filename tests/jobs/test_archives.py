@@ -92,7 +92,7 @@ def test_predictions_and_copies_of_archives(mixed, grey, ray, tmp_path):
     assert np.mean([names[path][0] == label for path, label in zip(*rows.values(), strict=True)]) > 0.9
     top = {path.relative_to(copies).parts[0] for path in copies.rglob("*.png")}
     assert top == {"a", "b", "c", "some.tar", "some.parquet"}
-    assert (copies / "some.parquet" / "7.png").exists()
+    assert len(list(copies.glob("some.parquet/7.*.png"))) == 1
 
 
 # Object stores

@@ -89,10 +89,10 @@ def test_predictions_are_one_table_with_every_image(digits, model, ray, tmp_path
     assert list(table["predicted"]) == [str(best) for best in values.argmax(axis=1)]
     np.testing.assert_array_equal(table["probability"], values.max(axis=1))
     assert pq.read_table(tmp_path / "predictions.errors.parquet")["path"].to_pylist() == ["bad.png"]
-    assert {path.name for path in copies.iterdir()} == set(table["path"])
+    assert {path.name for path in copies.iterdir()} == {*table["path"], ".tlray.json"}
     names = {"copies", "images", "predictions.errors.parquet", "predictions.parquet"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    with pytest.raises(UserError, match="folder of the images"):
+    with pytest.raises(UserError, match="lies among the images"):
         predict(model, folder, tmp_path / "other.csv", annotate=str(folder))
     top = tmp_path / "top.csv"
     predict(model, listed, top, precision="float32", top=2)

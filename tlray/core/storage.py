@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -30,6 +31,11 @@ good images into error rows. By default a pyarrow file system in a task retries 
 
 StrPath = str | os.PathLike[str]
 """A local path, or a URI as text."""
+
+
+def is_temporary(name: str) -> bool:
+    """Whether this is the name of a temporary file of tlray, which a killed command leaves behind."""
+    return re.fullmatch(r"\.(part-|manifest\.|job\.|stopped\.|tlray-).*tmp", name) is not None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,20 @@ class Folder:
     def child(self, name: str) -> Folder:
         return Folder(self.filesystem, self.join(name), posixpath.join(self.uri, name))
 
+    def contains(self, other: Folder) -> bool:
+        """Whether a folder or file is this folder or lies in it, by whatever links and spelling."""
+        if not (self.is_local and other.is_local):
+            kinds = {folder.filesystem.type_name for folder in (self, other)}
+            return len(kinds) == 1 and f"{other.path}/".startswith(f"{self.path}/")
+        if not os.path.exists(self.path):
+            return False
+        real = Path(os.path.realpath(other.path))
+        # A file system that ignores case has the same folder under several names.
+        return any(path.exists() and path.samefile(self.path) for path in (real, *real.parents))
+
     def exists(self, name: str = "") -> bool:
+        if self.is_local:
+            return os.path.lexists(self.join(name) if name else self.path)  # A broken link exists too.
         return bool(self._info(name).type != fs.FileType.NotFound)
 
     def is_file(self, name: str = "") -> bool:
@@ -194,9 +213,8 @@ class Folder:
 
     def sweep(self, name: str = "") -> None:
         """Remove the temporary files that killed writers left directly in a folder."""
-        for file in self.names(name):
-            if file.startswith(".") and file.endswith(".tmp"):
-                self.remove(posixpath.join(name, file))
+        for file in filter(is_temporary, self.names(name)):
+            self.remove(posixpath.join(name, file))
 
     def remove_empty(self) -> None:
         """Remove this folder if it is empty."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,25 +16,61 @@ import numpy as np
 from tlray.cluster import session
 from tlray.core.config import MAX_PIXELS
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import other_job
+from tlray.core.record import dump
 from tlray.core.storage import Folder
 from tlray.features import feature_set, part_files
 from tlray.features.inference_tasks import InferenceJob
 from tlray.images import copies, sandbox
 from tlray.images.bad_image import BadImage
+from tlray.images.listing import Images
 from tlray.images.reader import Reader
+from tlray.models.model import Model
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+_AMBIGUOUS = re.compile(r"\.(parquet|jpe?g|png)/|\.[0-9a-f]{16}\.(jpe?g|png)$", re.IGNORECASE)
+"""Paths of images that a copy of another image can have: those in odd folders, or with a digest."""
+_MARKER = ".tlray.json"
+"""This file says which copies a folder holds."""
 
 
-def check_target(root: Folder, target: Folder) -> None:
-    """Raise UserError if a folder cannot be written to, or is the folder of the images."""
-    if target.is_local and root.is_local and os.path.realpath(target.path) == os.path.realpath(root.path):
-        raise UserError(f"--annotate {target.uri} is the folder of the images: choose another folder")
+@contextmanager
+def reserved(source: Images, uri: str | None, model: Model) -> Iterator[None]:
+    """Reserve a folder for the copies of these images, if `uri` names one.
+
+    The folder is new, empty, or has a file that says that it holds copies of these images by this model. No
+    other file is ever overwritten.
+
+    Raises:
+        UserError: the folder holds something else, is among the images, or cannot be written to.
+    """
+    if uri is None:
+        yield
+        return
+    target = Folder.open(uri)
+    source.check_outside(target, "--annotate")
+    job = {"model": model.folder.uri, "created": model.manifest.created, "images": source.root.uri}
     try:
-        target.write(".tlray", b"")
-        target.remove(".tlray")
+        names = target.names()
+        written = json.loads(target.read(_MARKER)) if _MARKER in names else None
+        if written is None and names:
+            raise ValueError(f"it holds {names[0]}")
+        if written not in (None, job):
+            raise other_job(target, "copies of another job", written, job)
+        target.write(_MARKER, dump(job).encode())
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"--annotate {target.uri} is not empty and has no copies by tlray ({error}): choose a new folder"
+        ) from error
     except OSError as error:
         raise UserError(f"--annotate: cannot write to {target.uri}: {error.strerror or error}") from error
+    try:
+        yield
+    except UserError:
+        if written is None:
+            target.remove(_MARKER)
+            target.remove_empty()
+        raise
 
 
 def annotate(job: InferenceJob, target: Folder, *, address: str | None) -> None:
@@ -60,12 +99,9 @@ def annotate_one(
 ) -> str:
     """Write the copy of one image, whose decoder `run` runs, and return its path below `target`.
 
-    The copy has the path of the image, with folders for archives; what is neither JPEG nor PNG becomes a PNG
-    with that suffix. A bad image raises BadImage.
+    What is neither JPEG nor PNG becomes a PNG. A bad image raises BadImage.
     """
-    name, root = copy_name(path), read_image.root
-    if target.is_local and os.path.realpath(target.join(name)) == os.path.realpath(root.join(path)):
-        raise UserError(f"annotating would overwrite {target.join(name)}: choose another folder")
+    name = copy_name(path)
     draw = partial(
         copies.captioned,
         text=f"{label}: {100 * probability:.1f} %",
@@ -77,10 +113,24 @@ def annotate_one(
 
 
 def copy_name(path: str) -> str:
-    """Return the path of the copy, which is below its folder even if `path` is hostile."""
-    path = re.sub(r"(?<=\.parquet)#", "/", path, flags=re.IGNORECASE)
-    name = "/".join(part for part in path.split("/") if part not in ("", "..", "."))
-    return name if PurePosixPath(name).suffix.lower() in _FORMATS else f"{name}.png"
+    """Return the path of the copy, which is below its folder even if `path` is hostile.
+
+    It is the path of the image, with a folder for a Parquet file. A path that the copy of another image could
+    have, and one that is no valid path, becomes one with a digest of the image's path.
+    """
+    name = re.sub(r"(?<=\.parquet)#", "/", path, flags=re.IGNORECASE)
+    parts = [part for part in name.split("/") if part not in ("", "..", ".")]
+    suffix = PurePosixPath(name).suffix.lower()
+    is_long = any(len(part.encode("utf-8", "replace")) > 200 for part in parts)
+    if "/".join(parts) == name and suffix in _FORMATS and not is_long and not _AMBIGUOUS.search(path):
+        return name
+    # No folder has a suffix of a copy, so that no copy has the place of a folder.
+    folders = [
+        f"{part[:50]}_" if PurePosixPath(part).suffix.lower() in _FORMATS else part[:50] for part in parts
+    ]
+    digest = hashlib.sha256(path.encode("utf-8", "replace")).hexdigest()[:16]
+    file = f"{parts[-1][:50] if parts else ''}.{digest}{suffix if suffix in _FORMATS else '.png'}"
+    return "/".join((*folders[:-1], file))
 
 
 def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tlray.core.runtime import prepare_keras
 from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import model_inference
-from tlray.evaluation.report import write_report
+from tlray.evaluation.report import check_folder, write_report
 from tlray.evaluation.scores import Evaluation, Tally
 from tlray.features import inference
 from tlray.features.feature_set import FeatureSet, Rows
@@ -31,6 +31,9 @@ from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import DecoderProcess
 from tlray.models.model import NETWORK, Model, load
+
+Counts = Counter[tuple[str | None, ...]]
+"""The number of images by split and label."""
 
 
 def evaluate(
@@ -66,51 +69,76 @@ def evaluate(
     config = configured(EvaluateConfig, config, settings)
     trained, folder = Model.open(model), Folder.open(data)
     report = Folder.open(out) if out else trained.folder.child("report")
-    if folder.is_file(piece_name(0)):
-        features = FeatureSet.open(data)
+    features = FeatureSet.open(data) if folder.is_file(piece_name(0)) else None
+    if features is None:
+        source = model_inference.images_of(trained, data, config)
+        counts: Counts = Counter((image.split, image.label) for image in source)
+    else:
         if ColumnNames.of(config) != ColumnNames():
             raise UserError(
                 f"{data} is a feature set: leave out --path-column, --label-column, --split-column"
             )
         counts = features.counts()
-        split = _check(counts, config.split, folder.uri, trained)
-        batches = _from_features(trained, features, split)
-        root = _root_of_images(features)
-    else:
-        source = model_inference.images_of(trained, data, config)
-        counts = Counter((image.split, image.label) for image in source)
-        split = _check(counts, config.split, folder.uri, trained)
-        batches = _from_images(trained, source, folder.uri, split, report, config, address, progress)
-        root = source.root
-    tally = Tally(trained.classes)
+    split = _check(counts, config.split, folder.uri, trained)
+    (source if features is None else features).check_outside(report)
+    images = f"{folder.uri} ({split})"
+    # Each (images, split, precision, model) has its own folder, so an interrupted job never blocks another.
+    key = f"{images} {config.precision} {trained.manifest.created}"
+    parts = report.child(f".parts-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
+    with report.locked():
+        check_folder(report, trained.manifest.stages)
+        if features is None:
+            chosen = (image for image in source if image.label is not None and split in (None, image.split))
+            job, _, _ = model_inference.run(
+                trained, source.root, chosen, images, parts, config, progress, address
+            )
+            batches: Iterator[Rows] = map(Rows.of, model_inference.tables(job))
+            root: Folder | None = source.root
+        else:
+            batches, root = _from_features(trained, features, split), _root_of_images(features)
+        evaluation = _evaluation(trained, folder.uri, batches, counts, split, root, started)
+        write_report(evaluation, report)
+        inference.remove(parts)  # Until the report is written, the same command continues from them.
+    return evaluation
+
+
+def _evaluation(
+    model: Model,
+    data: str,
+    batches: Iterator[Rows],
+    counts: Counts,
+    split: str | None,
+    root: Folder | None,
+    started: float,
+) -> Evaluation:
+    """Count all rows; `root` is the folder of their files."""
+    tally = Tally(model.classes)
     for batch in batches:
         tally.add(batch)
     chosen = [(label, count) for (name, label), count in counts.items() if split in (None, name)]
     images = sum(count for label, count in chosen if label is not None)
     # Read in the order of the paths, because images that are close in an archive are read together.
     thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in tally.worst)) if root else {}
-    evaluation = tally.evaluation(
+    return tally.evaluation(
         thumbnails,
-        model=trained.folder.uri,
-        data=folder.uri,
+        model=model.folder.uri,
+        data=data,
         split=split,
         images=images,
         errors=images - tally.rows,
         unlabelled=sum(count for label, count in chosen if label is None),
-        stages=tuple(trained.manifest.stages),
+        stages=tuple(model.manifest.stages),
         provenance={
-            "head": trained.manifest.head,
-            **trained.provenance.to_json(),
-            "training": trained.manifest.job["training"],
-            "versions": trained.manifest.versions,
+            "head": model.manifest.head,
+            **model.provenance.to_json(),
+            "training": model.manifest.job["training"],
+            "versions": model.manifest.versions,
         },
         started=started,
     )
-    write_report(evaluation, report)
-    return evaluation
 
 
-def _check(counts: Counter[tuple[str | None, ...]], asked: str | None, data: str, model: Model) -> str | None:
+def _check(counts: Counts, asked: str | None, data: str, model: Model) -> str | None:
     """Check the labels, and return the split to evaluate; None stands for all images."""
     splits = sorted({split for split, _ in counts if split is not None})
     if asked is not None and asked not in splits:
@@ -147,27 +175,6 @@ def _from_features(model: Model, features: FeatureSet, split: str | None) -> Ite
     head = load(model.folder.read(NETWORK)).get_layer("head")
     for rows in features.batches(split, labelled=True):
         yield replace(rows, features=np.asarray(head(rows.features.astype(np.float32), training=False)))
-
-
-def _from_images(
-    model: Model,
-    source: Images,
-    uri: str,
-    split: str | None,
-    report: Folder,
-    config: EvaluateConfig,
-    address: str | None,
-    progress: inference.Progress,
-) -> Iterator[Rows]:
-    """Yield rows whose "features" are probabilities, computed by the whole network."""
-    chosen = (image for image in source if image.label is not None and split in (None, image.split))
-    images = f"{uri} ({split})"
-    # Each (images, split, precision, model) has its own folder, so an interrupted job never blocks another.
-    key = hashlib.sha256(f"{images} {config.precision} {model.manifest.created}".encode()).hexdigest()[:8]
-    parts = report.child(f".parts-{key}")
-    job, _, _ = model_inference.run(model, source.root, chosen, images, parts, config, progress, address)
-    yield from map(Rows.of, model_inference.tables(job))
-    parts.remove()
 
 
 def _root_of_images(features: FeatureSet) -> Folder | None:

@@ -48,7 +48,7 @@ def run(
             "max_pixels": config.max_pixels,
             "columns": list(astuple(ColumnNames.of(config))),
         }
-        writer = IndexWriter.start(work, images, config.batch_size, identity)
+        writer = IndexWriter.start(work, images, config.batch_size, identity, work=work)
         job = InferenceJob(
             root=root,
             index=writer.index,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, overload
@@ -17,6 +19,7 @@ from tlray.core import parquet
 from tlray.core.config import PredictConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
+from tlray.core.record import dump, plain
 from tlray.core.results import ImageError, InferenceCounts
 from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
@@ -93,7 +96,7 @@ def predict(
     The columns are path, split, label (the true class, null if it is not known), predicted (the most probable
     class) and probability; then probability_CLASS for each class, or with `top` predicted_1, probability_1,
     predicted_2, and so on. A second file, OUT with ".errors" before the suffix, lists the images that cannot
-    be decoded. The folder OUT.parts holds work in progress.
+    be decoded. The folder OUT.parts and the file OUT.parts.json hold work in progress.
 
     Args:
         model: the folder or URI of the model.
@@ -120,6 +123,58 @@ def predict(
         raise JobError(f"{uri}: {bad.message} ({bad.error})") from bad
 
 
+@dataclass(frozen=True)
+class _Output:
+    """The files of a prediction. A file that exists before belongs to the user, and is never touched."""
+
+    folder: Folder
+    name: str
+    job: dict[str, Any]
+    """The settings on which the predictions depend."""
+
+    @classmethod
+    def open(cls, out: str, source: Images, job: dict[str, Any]) -> _Output:
+        if not out.endswith(_SUFFIXES):
+            raise UserError(f"--out {out}: expected a file name that ends with {' or '.join(_SUFFIXES)}")
+        file = Folder.open(out)
+        source.check_outside(file)
+        folder, _, name = file.path.rpartition("/")
+        return cls(Folder(file.filesystem, folder or "/", file.uri.rpartition("/")[0]), name, job)
+
+    @property
+    def errors(self) -> str:
+        stem, _, suffix = self.name.rpartition(".")
+        return f"{stem}.errors.{suffix}"
+
+    @property
+    def parts(self) -> Folder:
+        return self.folder.child(f"{self.name}.parts")
+
+    @property
+    def begun(self) -> str:
+        """This file exists while the other files are written and the parts are removed."""
+        return f"{self.name}.parts.json"
+
+    def finished(self) -> PredictResult | None:
+        """The result of this job if all its files are written, whether or not its parts are removed.
+
+        Raises:
+            UserError: a file is in the way that this job has not begun to write.
+        """
+        if self.folder.is_file(self.begun):
+            with suppress(ValueError, KeyError, TypeError):
+                values = json.loads(self.folder.read(self.begun))
+                if values["job"] == plain(self.job):
+                    result = PredictResult.from_json(values["result"])
+                    return result if self.folder.is_file(self.name) else None  # It is written last.
+        for name in (self.name, self.errors, self.begun):
+            if self.folder.exists(name):
+                raise UserError(
+                    f"{self.folder.child(name).uri} already exists: choose another --out, or remove it"
+                )
+        return None
+
+
 def _predict_all(
     model: Model,
     images: str,
@@ -128,58 +183,75 @@ def _predict_all(
     address: str | None,
     progress: inference.Progress,
 ) -> PredictResult:
-    started = time.monotonic()
     source = model_inference.images_of(model, images, config)
-    if not out.endswith(_SUFFIXES):
-        raise UserError(f"--out {out}: expected a file name that ends with {' or '.join(_SUFFIXES)}")
-    file = Folder.open(out)
-    folder, _, name = file.path.rpartition("/")
-    target = Folder(file.filesystem, folder or "/", file.uri.rpartition("/")[0])
-    parts = target.child(f"{name}.parts")
-    if target.exists(name) and not parts.exists():
-        raise UserError(f"--out {out} already exists: choose another name, or remove it")
-    if config.annotate is not None:
-        annotate.check_target(source.root, Folder.open(config.annotate))
-    job_images = Folder.open(images).uri
+    job = {
+        "model": model.folder.uri,
+        "model_created": model.manifest.created,
+        "images": Folder.open(images).uri + (f" ({config.split})" if config.split is not None else ""),
+        **{
+            name: getattr(config, name)
+            for name in ("precision", "max_pixels", "top", "path_column", "label_column", "split_column")
+        },
+    }
+    output = _Output.open(out, source, job)
     chosen: Iterable[Listed] = source
-    if config.split is not None:
-        job_images = f"{job_images} ({config.split})"
-        chosen = (image for image in source if image.split == config.split)
-        if config.split not in (splits := {image.split for image in source}):
-            names = ", ".join(sorted(filter(None, splits))) or "no splits"
-            raise UserError(f"--split {config.split}: {images} has no such split: it has {names}")
-    stem, _, suffix = name.rpartition(".")
-    error_file = f"{stem}.errors.{suffix}"
-    chosen = listing_for(parts, chosen)
-    with parts.locked():
-        job, timings, errors = model_inference.run(
-            model, source.root, chosen, job_images, parts, config, progress, address
-        )
-        if errors.num_rows == job.index.images:
-            raise JobError(f"none of these {errors.num_rows} images can be decoded: see {parts.uri}/errors")
-        if config.annotate is not None:
-            annotate.annotate(job, Folder.open(config.annotate), address=address)
-        tables = model_inference.tables(job)
-        _write(target, name, (_columns(table, model.classes, config.top) for table in tables), model)
-        target.remove(error_file)  # An earlier job of that name may have left one.
-        if errors.num_rows:
-            _write(target, error_file, [errors], model)
-        parts.remove()
-    counts = inference.counts(job, timings, errors, time.monotonic() - started)
-    return PredictResult(
-        **vars(counts),
-        out=file.uri,
-        first_errors=part_files.first_errors(errors),
-        errors_uri=target.child(error_file).uri if errors.num_rows else None,
+    if (result := output.finished()) is None:
+        if config.split is not None:
+            chosen = (image for image in source if image.split == config.split)
+            if config.split not in (splits := {image.split for image in source}):
+                names = ", ".join(sorted(filter(None, splits))) or "no splits"
+                raise UserError(f"--split {config.split}: {images} has no such split: it has {names}")
+        chosen = listing_for(output.parts, chosen)
+    copies = config.annotate if result is None else None
+    with annotate.reserved(source, copies, model), output.parts.locked():
+        if (result := output.finished()) is None:
+            result = _run(model, source.root, chosen, output, config, address, progress)
+        inference.remove(output.parts)
+        output.folder.remove(output.begun)
+    return result
+
+
+def _run(
+    model: Model,
+    root: Folder,
+    images: Iterable[Listed],
+    output: _Output,
+    config: PredictConfig,
+    address: str | None,
+    progress: inference.Progress,
+) -> PredictResult:
+    """Predict, and write all files; the caller has locked the folder of the parts."""
+    started = time.monotonic()
+    job, timings, errors = model_inference.run(
+        model, root, images, output.job["images"], output.parts, config, progress, address
     )
+    if errors.num_rows == job.index.images:
+        raise JobError(
+            f"none of these {errors.num_rows} images can be decoded: see {output.parts.uri}/errors"
+        )
+    if config.annotate is not None:
+        annotate.annotate(job, Folder.open(config.annotate), address=address)
+    result = PredictResult(
+        **vars(inference.counts(job, timings, errors, time.monotonic() - started)),
+        out=output.folder.child(output.name).uri,
+        first_errors=part_files.first_errors(errors),
+        errors_uri=output.folder.child(output.errors).uri if errors.num_rows else None,
+    )
+    output.finished()  # A file may have come into the way since this job began.
+    output.folder.write(output.begun, dump({"job": output.job, "result": result}).encode())
+    if errors.num_rows:
+        _write(output.folder, output.errors, [errors], model)
+    tables = model_inference.tables(job)
+    _write(
+        output.folder, output.name, (_columns(table, model.classes, config.top) for table in tables), model
+    )
+    return result
 
 
 def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     started = time.monotonic()
     source = Images.open(uri)
     (image,) = source
-    if config.annotate is not None:
-        annotate.check_target(source.root, Folder.open(config.annotate))
     size = model.provenance.image_size
     with ImageLoader(source.root, size, config.max_pixels) as load:
         pixels = load(image.place)
@@ -192,7 +264,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     predicted, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         target = Folder.open(config.annotate)
-        with DecoderProcess() as run:
+        with annotate.reserved(source, config.annotate, model), DecoderProcess() as run:
             annotate.annotate_one(
                 Reader(source.root), run, image.path, predicted, probability, target, config.max_pixels
             )

@@ -3,53 +3,85 @@
 from __future__ import annotations
 
 import base64
-import re
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from tlray.core.errors import UserError
 from tlray.core.record import dump, plain
 from tlray.core.storage import Folder
 from tlray.evaluation import plots
 from tlray.evaluation.scores import MAX_TILES, Evaluation
 from tlray.evaluation.summary import decimals, escaped, percent, trained_part
 
+_FILES = ("report.json", "index.html", "confusion_matrix.png")
+_KINDS = {"": 1, "_smoothed": plots.MIN_SMOOTHED_EPOCHS}
+"""The kinds of curves, each with the number of epochs from which it is drawn."""
+
+
+def check_folder(folder: Folder, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError if writing a report on these stages into a folder would overwrite other files.
+
+    A folder may hold an earlier report, or the work of an evaluation, but not only something else.
+    """
+    own, written = _files_in(folder), {*_FILES, *_names(stages)}
+    others = [name for name in folder.names() if not name.startswith((".parts-", ".report.json."))]
+    if others := [name for name in others if name not in own and (not own or name in written)]:
+        raise UserError(
+            f"{folder.uri} is not empty and holds no report of tlray with {others[0]}: choose another --out"
+        )
+
 
 def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:
     """Write report.json, the plots and index.html into a folder, and return the names of the files.
 
     The curves of the last stage are in curves.png and, if there are enough epochs, in curves_smoothed.png;
-    those of an earlier stage N are in curves_N.png and curves_N_smoothed.png.
+    those of an earlier stage N are in curves_N.png and curves_N_smoothed.png. Those of an earlier report are
+    removed.
     """
     # Write one line for each entry, because indented JSON of a matrix of 200 classes has 40,000 lines.
     entries = (f'"{name}": {dump(value)}' for name, value in evaluation.to_json().items())
     plots.prepare_matplotlib()
     classes = [escaped(name) for name in evaluation.classes]
     confusion = plots.confusion(classes, evaluation.confusion_matrix)
-    curves = [_curves(stage) for stage in evaluation.stages]
+    names = _names(evaluation.stages)
+    drawn = {name: plots.curves(stage["history"], smooth=kind != "") for name, (stage, kind) in names.items()}
+    curves = [
+        {kind: drawn[name] for name, (of, kind) in names.items() if of is stage}
+        for stage in evaluation.stages
+    ]
     texts = {
         "report.json": "{\n" + ",\n".join(entries) + "\n}\n",
         "index.html": _page(evaluation, confusion, curves),
     }
     # A file name that is not UTF-8 holds halves of surrogate pairs, which can only be written escaped.
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
-    files["confusion_matrix.png"] = confusion
-    for number, pictures in enumerate(curves, 1):
-        stage = "" if number == len(curves) else f"_{number}"
-        files |= {f"curves{stage}{kind}.png": picture for kind, picture in pictures.items()}
-    for name in folder.names():
-        if name not in files and re.fullmatch(r"curves(_[0-9]+)?(_smoothed)?\.png", name):
-            folder.remove(name)  # It is from an earlier report.
-    for name, data in files.items():
+    files |= {"confusion_matrix.png": confusion, **drawn}
+    for name in _files_in(folder) - files.keys():
+        folder.remove(name)
+    for name, data in files.items():  # The first is report.json, which shows that the others are tlray's.
         folder.write(name, data)
     return sorted(files)
 
 
-def _curves(stage: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the plots of a stage, by the last part of their file names."""
-    history = stage["history"]
-    if len(history) < plots.MIN_SMOOTHED_EPOCHS:
-        return {"": plots.curves(history)} if history else {}
-    return {"": plots.curves(history), "_smoothed": plots.curves(history, smooth=True)}
+def _names(stages: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """The stage and the kind of the curves, by the name of their file."""
+    return {
+        f"curves{'' if number == len(stages) else f'_{number}'}{kind}.png": (stage, kind)
+        for number, stage in enumerate(stages, 1)
+        for kind, epochs in _KINDS.items()
+        if len(stage["history"]) >= epochs
+    }
+
+
+def _files_in(folder: Folder) -> set[str]:
+    """The names of the files of the report in a folder; empty if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        values = json.loads(folder.read("report.json"))
+        if "confusion_matrix" in values:
+            return {*_FILES, *_names(values["stages"])}
+    return set()
 
 
 def _page(evaluation: Evaluation, confusion: bytes, curves: Sequence[Mapping[str, bytes]]) -> str:

@@ -172,6 +172,13 @@ class FeatureSet:
         """JSON values that identify these features; a later set in the same folder has other values."""
         return {"features": self.folder.uri, "created": self.manifest.created}
 
+    def check_outside(self, out: Folder) -> None:
+        """Raise UserError if a job's output in this folder would be among the images of the features."""
+        images = self.manifest.job.images
+        is_remote = "://" in images  # Opening it could mean to wait for a server.
+        if f"{out.uri}/".startswith(f"{images}/") if is_remote else Folder.open(images).contains(out):
+            raise UserError(f"--out {out.uri} lies among the images: choose a place outside {images}")
+
     def index(self) -> Index:
         """The index of the images, which an unfinished `extract --extend` may have continued.
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from tlray.cluster import nodes, session
 from tlray.core.errors import JobError, UserError
 from tlray.core.results import InferenceCounts
+from tlray.core.storage import Folder
 from tlray.features import bottleneck, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
@@ -22,6 +23,8 @@ from tlray.models.compiled import Network
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+_THREADS = 16
 
 Progress = Callable[[int, int], None]
 """Called after each shard with two numbers of images: those that this run has done, and all it has to do."""
@@ -141,6 +144,18 @@ def _consume(results: Dataset, job: InferenceJob, done: set[int], progress: Prog
         if complete:  # Before that, a bad folder at the beginning could fail a job that is good as a whole.
             _check_bad(job, errors)
     return timings
+
+
+def remove(out: Folder) -> None:
+    """Remove the files of a job, and last the index, so that the job can go on if this is interrupted."""
+    with ThreadPoolExecutor(_THREADS) as pool:  # An object store takes its time for each file.
+        list(pool.map(out.remove, (name for name in out.names() if part_files.shard_of(name) is not None)))
+    out.remove("errors")
+    for name in reversed(out.names("index")):  # A listing whose last pieces are missing can go on.
+        out.remove(f"index/{name}")
+    out.remove("index")
+    out.sweep()
+    out.remove_empty()
 
 
 def reconcile(job: InferenceJob) -> pa.Table:

@@ -65,7 +65,8 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
     """
     check("sample", sample, POSITIVE)
     data = FeatureSet.open(features)
-    source = Images.open(images, ColumnNames.of(data.manifest.job))
+    job = data.manifest.job
+    source = Images.open(images, ColumnNames.of(job)).assign(job.split, job.seed or 0)
     frozen = FrozenPart.of(data.provenance)
     index = Index.open(data.folder)
     errors = _check_files(data, index)
@@ -75,7 +76,7 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
         pass
     rows = _sample(data, sample)
     pixels = []
-    size, max_pixels = data.provenance.image_size, data.manifest.job.max_pixels
+    size, max_pixels = data.provenance.image_size, job.max_pixels
     with ImageLoader(source.root, size, max_pixels) as load:
         for path in rows.paths:
             try:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tlray.core.record import Record
 from tlray.images.listing import Listed
 
-COLUMNS = ("path", "size", "modified")
+COLUMNS = ("path", "split", "label", "size", "modified")
 """The columns of an index that are compared."""
 _CHUNK = 1024
 _EXAMPLES = 3
@@ -29,7 +29,7 @@ class Changes(Record):
 
     added: int
     replaced: int = 0
-    """Images whose file has another size or another time of change."""
+    """Images whose file has another size or time of change, or that have another split or label."""
     removed: int = 0
     replaced_paths: list[str] = field(default_factory=list)
     """The first three replaced images."""
@@ -48,7 +48,8 @@ class IndexDiff:
         hashes, states = array("q"), array("q")  # They grow without being copied.
         for table in tables:
             hashes.extend(map(hash, table["path"].to_pylist()))
-            states.frombytes(self._state(*table.columns[1:]).tobytes())
+            classes = zip(table["split"].to_pylist(), table["label"].to_pylist(), strict=True)
+            states.frombytes(self._state(classes, table["size"], table["modified"]).tobytes())
         order = np.argsort(np.frombuffer(hashes, np.int64))
         self._hashes, self._states = (np.frombuffer(column, np.int64)[order] for column in (hashes, states))
         self._present = np.zeros(len(order), np.bool_)
@@ -65,18 +66,19 @@ class IndexDiff:
             self._present[rows[known]] = True
             sizes = pa.array([image.size for image in chunk], pa.int64())
             times = pa.array([image.modified for image in chunk], pa.timestamp("us", "UTC"))
-            replaced = np.flatnonzero(known & (self._states[rows] != self._state(sizes, times)))
+            classes = ((image.split, image.label) for image in chunk)
+            replaced = np.flatnonzero(known & (self._states[rows] != self._state(classes, sizes, times)))
             self._replaced += len(replaced)
             self._examples += [chunk[number].path for number in replaced[: _EXAMPLES - len(self._examples)]]
             for number in np.flatnonzero(~known):
                 self._added += 1
                 yield chunk[number]
 
-    def _state(self, sizes: Any, times: Any) -> npt.NDArray[np.int64]:
-        """One number for the size, and with `by_time` also the time, of each file; -1 stands for unknown."""
+    def _state(self, classes: Iterable[Any], sizes: Any, times: Any) -> npt.NDArray[np.int64]:
+        """One number for split, label, size and, with `by_time`, the time of each image; -1 is unknown."""
         size, time = (column.cast(pa.int64()).fill_null(-1).to_numpy() for column in (sizes, times))
         state: npt.NDArray[np.int64] = size * _MIX + time if self._by_time else size
-        return state
+        return state + np.fromiter(map(hash, classes), np.int64, len(state))
 
     def changes(self) -> Changes:
         """All changes, once `new` has come to its end."""

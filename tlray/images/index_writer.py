@@ -16,10 +16,10 @@ from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import stamp
 from tlray.core.record import plain
 from tlray.core.results import Account
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, is_temporary
 from tlray.images.account import LabelError, Tally
 from tlray.images.index import SCHEMA, SHARDS_PER_PIECE, STOPPED, Index, piece_name, read_piece, stopped
-from tlray.images.index_diff import COLUMNS, IndexDiff
+from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
 from tlray.images.listing import Images, Listed
 
 _FIRST, _LATER = 128, 1024
@@ -44,9 +44,9 @@ def listing_for(folder: Folder, images: Iterable[Listed]) -> Iterable[Listed]:
 class IndexWriter:
     """Lists the images of a job, and writes them to its index."""
 
-    def __init__(self, index: Index, source: Images | None = None) -> None:
+    def __init__(self, index: Index, source: Images | None = None, work: Folder | None = None) -> None:
         self.index = index
-        self._source, self._tally = source, Tally()
+        self._source, self._tally, self._work = source, Tally(), work
         self.diff: IndexDiff | None = None
         """The changes since an earlier run listed the images, if this run continues that listing."""
         self._rest: Iterator[_Piece] = iter(())
@@ -63,6 +63,7 @@ class IndexWriter:
         *,
         source: Images | None = None,
         extend: bool = False,
+        work: Folder | None = None,
     ) -> IndexWriter:
         """Start or continue a job in a folder, and write the first piece if there is none.
 
@@ -74,21 +75,26 @@ class IndexWriter:
             copies: the rows of network input per image; shards have that many times fewer images.
             source: what `images` iterates over, if the index is to have an account of the images.
             extend: look for new images even if an earlier run has listed all images.
+            work: where a stopped job has results that would be wrong if its images change: no image may have
+                changed since an earlier run listed it. The message says to remove this folder.
 
         Raises:
-            UserError: the folder contains another job or other files, there is no image, or the labels are
-                surely wrong. Nothing was written.
+            UserError: the folder contains another job or other files, there is no image, the labels are
+                surely wrong, or images have changed. Nothing was written.
             JobError: the index is damaged.
         """
         folder.remove(STOPPED)
         size = partial(shard_size, batch_size=batch_size, copies=copies)
         if folder.is_file(piece_name(0)):
-            writer = cls(Index.open(folder, job), source)
-            if extend or not writer.index.complete:
+            writer = cls(Index.open(folder, job), source, work)
+            if extend or work or not writer.index.complete:
                 for table in writer.index.tables("split", "label") if source else ():
                     writer._count(table)
                 writer.diff = IndexDiff(writer.index.tables(*COLUMNS))
                 new = writer.diff.new(writer._until_stopped(images))
+                if writer.index.complete and not extend:
+                    writer._check_unchanged(added=sum(1 for _ in new))
+                    return writer
                 writer._rest = _pieces(new, size, len(writer.index.shard_sizes))
                 first = next(writer._rest)
                 if first[0] or not writer.index.complete:
@@ -122,6 +128,7 @@ class IndexWriter:
             for piece in self._rest:
                 self._write(piece)
                 yield
+            self._check_unchanged()
         except UserError as error:
             # A row that is written keeps its label, so labels can be mended only in a new index.
             remedy = f"remove {self.index.folder.uri}, and " if isinstance(error, LabelError) else ""
@@ -145,6 +152,16 @@ class IndexWriter:
         """Remove the index, and also the folder if it contains nothing else."""
         self.index.folder.remove("index")
         self.index.folder.remove_empty()
+
+    def _check_unchanged(self, added: int = 0) -> None:
+        changes = self.diff.changes() if self.diff is not None else Changes(added=0)
+        if self._work is not None and (added or changes.replaced or changes.removed):
+            examples = f", e.g. {changes.replaced_paths[0]}" if changes.replaced else ""
+            raise UserError(
+                f"the images have changed since this job began ({added} added, {changes.replaced} replaced"
+                f"{examples}, {changes.removed} removed): remove {self._work.uri}, which has results of the "
+                "earlier images"
+            )
 
     def _until_stopped(self, images: Iterable[Listed]) -> Iterator[Listed]:
         for image in images:
@@ -185,7 +202,7 @@ def _check_unused(folder: Folder) -> None:
     """Raise UserError if a folder without an index contains anything."""
     # A killed listing leaves nothing but a temporary file.
     others = [name for name in folder.names() if name != "index" or folder.is_file(name)]
-    others = others or [f"index/{name}" for name in folder.names("index") if not name.endswith(".tmp")]
+    others = others or [f"index/{name}" for name in folder.names("index") if not is_temporary(name)]
     if others:
         raise UserError(
             f"{folder.uri} is not empty and is no job of tlray (it holds {', '.join(others[:3])}"

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from glob import escape, glob
+from itertools import chain
 from typing import NamedTuple
 
 from pyarrow import fs
@@ -142,11 +144,25 @@ class Images:
         images._assigned = None if fraction is None else (fraction, seed)
         return images
 
-    def check_outside(self, out: Folder) -> None:
-        """Raise UserError if a job's output in this folder would become part of the images."""
-        inside = f"{out.path}/".startswith(f"{self.root.path}/") and out.filesystem == self.root.filesystem
-        if inside and self._start.is_folder:
-            raise UserError(f"--out {out.uri} lies among the images: choose a folder outside {self.root.uri}")
+    def check_outside(self, out: Folder, name: str = "--out") -> None:
+        """Raise UserError if a job's output in this place would become part of the images.
+
+        `name` is the option that names the place.
+        """
+        if not self._start.is_folder:
+            return
+        folders = [self.root]
+        if self.root.is_local:  # The folders of splits and classes are often links to other places.
+            levels = ("*/", "*/*/") if self._has_splits else ("*/",)
+            paths = chain.from_iterable(
+                glob(posixpath.join(escape(self.root.path), level)) for level in levels
+            )
+            folders += [Folder.open(path) for path in paths if os.path.islink(path.rstrip("/"))]
+        for folder in folders:
+            if folder.contains(out):
+                raise UserError(
+                    f"{name} {out.uri} lies among the images: choose a place outside {folder.uri}"
+                )
 
     def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:
         for row in rows:

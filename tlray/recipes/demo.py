@@ -51,7 +51,7 @@ def demo(out: str, *, address: str | None = None) -> DemoResult:
     out = os.path.abspath(out)
     images, features, model = (os.path.join(out, name) for name in ("images", "features", "model"))
     predictions = os.path.join(out, "predictions.parquet")
-    if os.path.isdir(out) and not os.path.isdir(images) and os.listdir(out):
+    if os.path.isdir(out) and os.listdir(out) and not os.path.isfile(f"{images}/train/0/0000.png"):
         raise UserError(f"{out} is not empty and holds no demo: choose another --out")
     _say("writing 1,797 handwritten digits as images")
     write_digits(images)
@@ -64,7 +64,7 @@ def demo(out: str, *, address: str | None = None) -> DemoResult:
         evaluation = evaluate(model, features)
         print(f"\n{summary(evaluation)}\n", file=sys.stderr)
         _say("predicting the test images")
-        if not os.path.exists(predictions):
+        if not os.path.exists(predictions) or os.path.exists(f"{predictions}.parts.json"):
             predict(model, os.path.join(images, "test"), predictions, address=address)
     return DemoResult(
         accuracy=evaluation.accuracy,

@@ -132,7 +132,8 @@ class Stage:
         output = self.output(out)
         if COMMANDS[self.command].resumes or not Folder.open(output).is_file():
             return False
-        return not Folder.open(f"{output}.parts").exists()  # An interrupted job leaves a folder of parts.
+        # A job that is interrupted while it writes its files leaves one of these.
+        return not any(Folder.open(output + end).exists() for end in (".parts", ".parts.json"))
 
     def places(self, images: str, out: str) -> dict[str, str]:
         """The paths of the inputs by the name of the input."""

@@ -64,7 +64,7 @@ class FeatureCache:
         for use in rows:
             if not counts[use]:
                 continue
-            job, writer = self._start(use, work.child(use), feature_shape, images)
+            job, writer = self._start(use, work, feature_shape, images)
             loader = (lambda: _no_network) if self._only_decodes(use) else self.starting_point.frozen.loader
             passes += inference.run(job, writer, loader, progress, connected=lambda: None)
             errors.append(inference.reconcile(job))
@@ -88,14 +88,15 @@ class FeatureCache:
         return self.config.streams and use == "training"
 
     def _start(
-        self, use: str, out: Folder, feature_shape: tuple[int, ...], images: int
+        self, use: str, work: Folder, feature_shape: tuple[int, ...], images: int
     ) -> tuple[InferenceJob, IndexWriter]:
         """Write the index of a pass; `images` is the number of images of both passes."""
+        out = work.child(use)
         views = self.views if use == "training" and not self.config.streams else None
         copies = (self.config.views or 1) if views else 1
         job = {"pass": use}
         chosen = (image for image in self.images if self._use(image) == use)
-        writer = IndexWriter.start(out, chosen, _BATCH, job, copies)
+        writer = IndexWriter.start(out, chosen, _BATCH, job, copies, work=work)
         writer.finish()
         provenance = self.starting_point.frozen.provenance
         if not self._only_decodes(use):

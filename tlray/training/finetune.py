@@ -64,7 +64,7 @@ def finetune(
     config = configured(FinetuneConfig, config, settings)
     folder = Folder.open(out)
     if Folder.open(images).is_file(piece_name(0)):
-        data = _from_features(images, config, model)
+        data = _from_features(images, folder, config, model)
     else:
         data = _from_images(images, folder, config, model, progress)
     starting_point = data.starting_point
@@ -110,8 +110,9 @@ class _Data:
     """Returns the rows, given a folder for work and the shape of one row of features; it needs Ray."""
 
 
-def _from_features(uri: StrPath, config: FinetuneConfig, model: StrPath | None) -> _Data:
+def _from_features(uri: StrPath, out: Folder, config: FinetuneConfig, model: StrPath | None) -> _Data:
     features = FeatureSet.open(uri)
+    features.check_outside(out)
     for name in ("augment", "split", "path_column", "label_column", "split_column"):
         if (value := getattr(config, name)) is not None:
             raise UserError(

@@ -52,6 +52,7 @@ def fit(
     head = registry.head(config.head)
     classes = checks.check(config, data.classes, data.folder.uri)
     folder = Folder.open(out)
+    data.check_outside(folder)
     made, training = data.provenance.identity(), model_folder.identity(config)
     job = {**data.identity, "provenance": made, "training": training}
     if (result := model_folder.finished(folder, job)) is not None:

@@ -13,7 +13,7 @@ from tlray.core.errors import UserError
 from tlray.core.manifest import MANIFEST, other_job
 from tlray.core.record import dump, plain
 from tlray.core.results import ImageError, TrainingSummary
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, is_temporary
 from tlray.models.model import Model, ModelManifest
 
 WORK = ".training"
@@ -49,16 +49,29 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
         if is_begun and (begun := json.loads(work.read(_JOB))) != plain(job):
             raise other_job(folder, "another job, which is not finished", begun, plain(job))
         if not is_begun:
-            if any(not name.endswith(".tmp") and name != WORK for name in folder.names()):
-                raise UserError(f"{folder.uri} is not empty and is no model of tlray: choose a new folder")
-            folder.remove(WORK)
+            others = [name for name in folder.names() if not name.endswith(".tmp") and name != WORK]
+            others += [f"{WORK}/{name}" for name in work.names() if not is_temporary(name)]
+            if others:
+                raise UserError(
+                    f"{folder.uri} is not empty and is no model of tlray (it holds {others[0]}): "
+                    "choose a new folder"
+                )
             work.write(_JOB, dump(job).encode())
         try:
             yield
         except UserError:
             if not is_begun:
-                folder.remove(WORK)
+                remove_work(folder)
             raise
+
+
+def remove_work(folder: Folder) -> None:
+    """Remove the work in progress from a model's folder, and last the file that shows that it is tlray's."""
+    work = folder.child(WORK)
+    if work.is_file(_JOB):
+        for name in sorted(work.names(), key=lambda name: name == _JOB):
+            work.remove(name)
+    work.remove_empty()
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -73,7 +86,8 @@ def finished(folder: Folder, job: Mapping[str, Any]) -> TrainResult | None:
     manifest = Model.open(folder.uri).manifest
     if manifest.job != plain(job):
         raise other_job(folder, "a model of another job", manifest.job, plain(job))
-    folder.remove(WORK)  # An earlier run may have been killed just before it removed this.
+    with folder.locked():
+        remove_work(folder)  # An earlier run may have been killed just before it did.
     return result(folder, manifest, was_complete=True)
 
 

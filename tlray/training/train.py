@@ -20,7 +20,7 @@ from tlray.models import registry
 from tlray.models.model import FORMAT, ModelManifest
 from tlray.training.holdout import TrainingData
 from tlray.training.local_worker import LocalWorker
-from tlray.training.model_folder import WORK, TrainResult, result
+from tlray.training.model_folder import WORK, TrainResult, remove_work, result
 from tlray.training.starting_point import StartingPoint
 from tlray.training.worker import best_epoch
 from tlray.training.worker.task import Report, Task, Trained, Worker, targets
@@ -75,7 +75,7 @@ def run(
     if data.errors.num_rows:
         part_files.write_errors(folder, 0, data.errors, {"job": job})
     folder.write(MANIFEST, dump(manifest, indent=2).encode())
-    folder.remove(WORK)
+    remove_work(folder)
     return result(folder, manifest, part_files.first_errors(data.errors), was_complete=False)
 
 
