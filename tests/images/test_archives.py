@@ -20,7 +20,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.annotate import copy_name
 from tlray.images import walk
-from tlray.images.archives import parquet, tar
+from tlray.images.archives import parquet, samples, tar
 from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
@@ -97,15 +97,118 @@ def test_the_label_of_a_sample_goes_before_its_folder_and_that_before_the_archiv
         *(("6.jpg", b""), ("other.cls", b"x")),
     ]
     write_tar(tmp_path / "birds/a.tar", members)
-    labels = ["7", "late", "late", "cats", "birds", "cats", "birds"]
+    labels = ["7", "late", "late", "cats", "birds", None, "birds"]
     assert [row[2] for row in rows(str(tmp_path))] == labels
 
 
-def test_many_images_of_one_name_up_to_the_dot_are_not_held_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "_MAX_WAITING", 10)
-    members = [(f"frame.{number:04d}.jpg", b"") for number in range(50)]
-    assert len(paths(write_tar(tmp_path / "a.tar", members))) == 50
-    assert "comes too late" in refusal(write_tar(tmp_path / "b.tar", [*members, ("frame.cls", b"x")]))
+IMAGES = [(f"{number}.jpg", b"") for number in range(12)]
+LABELS = [(f"{number}.cls", b"%d" % (number % 2)) for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([("22.00.png", b""), ("22.00.cls", b"a"), ("22.01.png", b""), ("22.01.cls", b"b")], ["a", "b"]),
+        ([("22.01.cls", b"b"), ("22.cls", b"a"), ("22.00.png", b""), ("22.01.png", b"")], ["a", "b"]),
+        ([("p.v2.jpg", b""), ("p.v2.cls", b"a"), ("p.cls", b"b"), ("p.jpg", b"")], ["a", "b"]),
+        ([("1.JPG", b""), ("1.CLS", b"a")], ["a"]),
+        ([("1.jpg", b""), ("1.cls", b"\xef\xbb\xbfa\r\n")], ["a"]),
+        ([("1.jpg", b""), ("1.class", b"a"), ("2.label", b"b"), ("2.jpg", b""), ("2.txt", b"x")], ["a", "b"]),
+        ([("1.jpg", b""), ("1.json", b'{"height": 1, "label": 7}')], ["7"]),
+        ([("1.JSON", b'{"class": " a "}'), ("1.jpg", b"")], ["a"]),
+        ([("c/1.jpg", b""), ("c/1.json", b'{"label": null}')], [None]),
+        ([("c/1.jpg", b""), ("c/1.json", b'{"caption": "x"}')], ["c"]),
+        ([("c/1.jpg", b""), ("c/1.json", b"[1]")], ["c"]),
+        ([*IMAGES, *LABELS], [*"01" * 6]),
+        ([*LABELS, *reversed(IMAGES)], [*"10" * 6]),
+        ([("a.b/1.jpg", b""), ("a.cls", b"x"), ("a.b.cls", b"y")], ["a.b"]),
+        ([("1.cls", b"a"), ("1.seg.png", b""), ("1.heic", b""), ("1.dng", b"")], ["a", "a", "a"]),
+    ],
+)  # fmt: skip
+def test_the_label_of_a_sample(tmp_path, members, expected):
+    assert [label for _, _, label in rows(write_tar(tmp_path / "x.tar", members))] == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"\xff\xfe", b"two\nlines", b"x" * 1025, b"{", b"[" * 9999),
+        *(b'{"label": ["a"]}', b'{"label": 1.5}', b'{"category": {}}'),
+    ],
+)
+def test_a_label_that_is_no_class_name_is_refused_if_an_image_has_it(tmp_path, content):
+    name = "1.json" if content[:1] in b"{[" else "1.cls"
+    uri = write_tar(tmp_path / "a.tar", [("1.jpg", b""), (name, content)])
+    assert f"its member {name!r} is no class name" in refusal(uri)
+    assert "images or labels would be missing" in refusal(uri)
+    (_,) = rows(write_tar(tmp_path / "a.tar", [("2.jpg", b""), (name, content)]))
+
+
+def test_a_label_that_is_a_link_is_refused(tmp_path):
+    link = tarfile.TarInfo("1.cls")
+    link.type, link.linkname = tarfile.LNKTYPE, "0.cls"
+    uri = write_tar(tmp_path / "a.tar", [("0.cls", b"a"), ("0.jpg", b""), link, ("1.jpg", b"")])
+    assert "'1.cls' is no class name" in refusal(uri)
+
+
+def test_labels_that_belong_to_no_image_or_differ_are_told(tmp_path):
+    images = Images.open(
+        write_tar(tmp_path / "a.tar", [("1.jpg", b""), *((f"x{n}.cls", b"a") for n in range(6))])
+    )
+    assert [row.label for row in images] == [None]
+    assert images.passed_over == {".cls": 6}
+    assert "a.tar: 6 labels like 'x5.cls' belong to no image" in images.warnings[0]
+    differ = [("1.jpg", b""), ("1.json", b'{"label": "b"}'), ("1.cls", b"a")]
+    images = Images.open(write_tar(tmp_path / "b.tar", differ))
+    assert [row.label for row in images] == ["a"]
+    assert "'1.json' is 'b' and '1.cls' is 'a', the one of '1.cls' is taken" in images.warnings[0]
+    assert "two labels" in refusal(write_tar(tmp_path / "c.tar", [*differ, ("1.CLS", b"c")]))
+    assert images.passed_over == {}
+
+
+def test_a_label_that_is_far_from_its_image_fails_the_listing(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "_MAX_WAITING", 10)
+    frames = [(f"frame.{number:04d}.jpg", b"") for number in range(50)]
+    assert len(paths(write_tar(tmp_path / "a.tar", frames))) == 50
+    assert {row[2] for row in rows(write_tar(tmp_path / "a.tar", [("frame.cls", b"x"), *frames]))} == {"x"}
+    labels = [(name.replace("jpg", "cls"), b"x") for name, _ in frames]
+    for members in ([*frames, ("frame.cls", b"x")], [*frames, *labels], [*labels, *frames]):
+        message = refusal(write_tar(tmp_path / "b.tar", members))
+        assert "the label of 'frame.0000.jpg' is too far from it: sort the members by name" in message
+    neighbours = [member for pair in zip(frames, labels, strict=True) for member in pair]
+    assert {row[2] for row in rows(write_tar(tmp_path / "c.tar", neighbours))} == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["n01440764", "n01443537"], ["n01440764", "n01443537"]),
+        (["cats", "Dogs", "._cats"], ["Dogs", "cats"]),
+        (["001.Albatross", "002.Gull"], ["001.Albatross", "002.Gull"]),
+        (["shard-00000", "shard-00001"], [None, None]),
+        (["00000", "00001"], [None, None]),
+        (["data_0", "data_1"], [None, None]),
+        (["cats-0", "cats-1", "dogs-0"], [None, None, None]),
+        (["3fa85f64", "9b1deb4d"], [None, None]),
+        (["train-000", "cats"], [None, None]),
+        (["cats"], [None]),
+    ],
+)
+def test_a_tar_for_each_class(tmp_path, names, expected):
+    for name in names:
+        write_tar(tmp_path / f"{name}.tar", [("1.jpg", b""), ("2.jpg", b"")])
+    images = Images.open(str(tmp_path))
+    assert [row.label for row in images][::2] == expected
+    assert images.columns == ({"label": "the names of the tar files"} if expected[0] else {})
+    assert Counter(rows(str(tmp_path / f"{names[0]}.tar"))[0][1:]) == {None: 2}
+
+
+def test_the_names_of_tars_are_no_labels_where_there_are_others(tmp_path):
+    write_tar(tmp_path / "train/cats.tar", [("1.jpg", b""), ("2.jpg", b""), ("2.cls", b"lion")])
+    write_tar(tmp_path / "train/dogs.tar", [("pug/1.jpg", b""), ("2.jpg", b"")])
+    write_tar(tmp_path / "train/bats.tar", [("1.jpg", b"")])
+    assert [label for _, _, label in rows(str(tmp_path))] == ["bats", None, "lion", "pug", None]
+    assert {split for _, split, _ in rows(str(tmp_path))} == {"train"}
 
 
 def test_parquet_of_hugging_face(tmp_path):
@@ -167,11 +270,28 @@ def test_a_table_of_paths_may_name_images_in_archives(tmp_path):
     assert contents(uri) == dict(zip(given, (b"2", b"3", b"1"), strict=True))
 
 
-def test_splits_are_not_looked_for_in_archives(tmp_path):
-    uri = write_tar(tmp_path / "a.tar", [("train/cats/1.jpg", b""), ("test/cats/1.jpg", b"")])
-    assert "make one file for each" in refusal(uri)
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train/cats/1.jpg", "Val/cats/deep/1.jpg"], [("train", "cats"), ("validation", "cats")]),
+        (["./test_set/1.jpg"], [("test", None)]),
+        (["bus/1.jpg", "train/1.jpg"], [(None, "bus"), (None, "train")]),
+        (["train/x/1.jpg", "1.jpg"], [("train", "x"), (None, None)]),
+    ],
+)
+def test_splits_in_a_tar(tmp_path, names, expected):
+    images = Images.open(write_tar(tmp_path / "a.tar", [(name, b"") for name in names]))
+    assert [(row.split, row.label) for row in images] == expected
+    assert len(images.warnings) == (names[0] == "bus/1.jpg")
+
+
+def test_folders_of_a_tar_that_contradict_the_first_ones_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "_MAX_WAITING", 2)
+    names = ["test/a/1.jpg", "test/a/2.jpg", "train/a/1.jpg", "zebra/1.jpg"]
+    uri = write_tar(tmp_path / "a.tar", [(name, b"") for name in names])
+    assert "'zebra/1.jpg' lies beside folders of splits" in refusal(uri)
     uri = write_tar(tmp_path / "b.tar", [("train/1.cls", b"cats"), ("train/1.jpg", b"")])
-    assert rows(uri) == [("b.tar/train/1.jpg", None, "cats")]
+    assert rows(uri) == [("b.tar/train/1.jpg", "train", "cats")]
 
 
 def test_archives_on_storage_that_fsspec_opens(tmp_path):

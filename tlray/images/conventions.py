@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,18 +66,23 @@ class ColumnNames:
     def _matches(self, content: str, schema: pa.Schema, where: str) -> list[str]:
         given, first = getattr(self, content), COLUMNS[content][0]
         if given is None:
-            words = [_key(word) for word in COLUMNS[content]]
-            names = [
-                field.name for field in schema if field.name == first or not pa.types.is_nested(field.type)
-            ]
-            matches = [name for name in names if _key(name) in words]
-            return sorted(matches, key=lambda name: (words.index(_key(name)), name not in COLUMNS[content]))
+            return likely_columns(
+                content,
+                [field.name for field in schema if field.name == first or not pa.types.is_nested(field.type)],
+            )
         matches = [name for name in schema.names if given in (name, name.strip())]
         if not matches and given != "none":
             raise UserError(
                 f"--{content}-column {given}: {where} has no such column; it has {', '.join(schema.names)}"
             )
         return matches
+
+
+def likely_columns(content: str, names: Sequence[str]) -> list[str]:
+    """Those of the names that a column of "path", "label" or "split" usually has, the likeliest first."""
+    words = [_key(word) for word in COLUMNS[content]]
+    matches = [name for name in names if _key(name) in words]
+    return sorted(matches, key=lambda name: (words.index(_key(name)), name not in COLUMNS[content]))
 
 
 def split_named(name: str) -> str | None:
@@ -90,6 +95,15 @@ def split_in(name: str) -> str | None:
     """The split in an archive's name, e.g. `train-00000-of-00005.parquet` or `imagenet-val-000001.tar`."""
     match = _IN_NAME.search(name)
     return _SPLITS[match[1].lower()] if match else None
+
+
+def name_classes(names: Sequence[str]) -> bool:
+    """Whether archives of these names, without suffix, are a class each: no splits, no numbered parts."""
+    matches = (re.fullmatch(r"[\W\d_]*(\D*?)[\W\d_]*", name) for name in names)
+    words = {match[1].lower() for match in matches if match}
+    # The ids of ImageNet differ only in their number, as the names of shards do.
+    differ = len(words - {""}) == len(names) or all(re.fullmatch(r"n\d{8}", name) for name in names)
+    return len(names) > 1 and differ and not any(map(split_in, names))
 
 
 def is_hidden(name: str) -> bool:

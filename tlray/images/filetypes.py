@@ -48,6 +48,11 @@ def remedy(suffix: str) -> str:
     return "install tlray[heic]" if suffix in HEIC_SUFFIXES else "convert them to JPEG or PNG"
 
 
+def is_listed(name: str) -> bool:
+    """Whether an archive that has a file of this name lists it as an image, even if it cannot be read."""
+    return is_image(name) or is_unread(name)
+
+
 def is_archive(name: str) -> bool:
     return name.lower().endswith(tuple(ARCHIVE_SUFFIXES))
 

@@ -88,6 +88,8 @@ class Images:
     _table: Table | None = None
     """The table whose rows are the images, which may lie anywhere."""
     _has_splits: bool = False
+    _warned: set[str] = field(default_factory=set)
+    """The kinds of warnings about archives that were given."""
     _assigned: tuple[float, int] | None = None
     """The fraction and the seed of the split that `assign` gives."""
 
@@ -225,22 +227,33 @@ class Images:
             split = conventions.split_in(posixpath.basename(row.path))
         try:
             archive = open_archive(self.root, entry.path, self._given)
-            self._note(archive.columns if archive else {})
-            for image in [row.path] if archive is None else archive.images():
+            if archive is None:
+                yield row.path
+                return
+            for image in archive.images():
                 if isinstance(image, ArchivedImage):
+                    label = image.label if image.label is not None else row.label
+                    if label is None and not archive.has_labels and entry.class_name:
+                        label = entry.class_name
+                        self.columns["label"] = "the names of the tar files"
                     yield row._replace(
                         path=f"{row.path}{separator}{image.name}",
                         split=image.split or split,
-                        label=image.label or row.label,
+                        label=label or None,
                         size=image.size,
                         offset=image.offset,
                     )
                 else:
                     yield image
+            self._note(archive.columns)
+            for kind, warning in archive.warnings.items():
+                if kind not in self._warned:
+                    self._warned.add(kind)
+                    self.warnings.append(f"{row.path}: {warning}")
         except (Damaged, OSError, UnicodeError) as error:
             raise UserError(
                 f"cannot list the images in {self.root.join(row.path)!r}: {_reason(error)};\n"
-                "images would be missing: repair the file, or move it away"
+                "images or labels would be missing: repair the file, or move it away"
             ) from error
 
     def _listed(self, entry: Entry) -> Listed:

@@ -26,7 +26,9 @@ _open_folder = functools.lru_cache(maxsize=64)(Folder.open)
 
 def open_archive(root: Folder, path: str, columns: ColumnNames = ColumnNames()) -> Archive | None:  # noqa: B008
     """Open a tar or Parquet file, in which the user names columns; None for a Parquet file without images."""
-    return Tar(root, path) if path.lower().endswith(".tar") else Parquet.open(root, path, columns)
+    return (
+        Tar(root, path, columns.label) if path.lower().endswith(".tar") else Parquet.open(root, path, columns)
+    )
 
 
 class Place(NamedTuple):

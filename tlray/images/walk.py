@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice, takewhile
@@ -17,7 +18,7 @@ from pyarrow import fs
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.conventions import is_hidden
+from tlray.images.conventions import is_hidden, name_classes
 
 _THREADS = 8
 """Threads that open folders and archives of an object store ahead of their turn, one at a time each."""
@@ -35,6 +36,8 @@ class Entry(NamedTuple):
     """What a remote listing reports about it; a local file is asked only when its turn comes."""
     ancestors: tuple[tuple[int, int], ...] = ()
     """Device and inode of every local folder that contains it."""
+    class_name: str | None = None
+    """Of a tar file, its name if the tar files in its folder are named like one for each class."""
     hidden: bool = False
     """Whether its name begins with a dot, or is that of a folder which a system makes. It is never opened."""
 
@@ -152,7 +155,11 @@ def list_folder(root: Folder, folder: Entry) -> list[Entry]:
                 raise UserError(
                     f"{entry.path!r} in {place!r} may be the name of an image in {archive!r}: rename one"
                 )
-    return entries
+    tars = [path for path in archives if path.lower().endswith(".tar")]
+    classes = {path: filetypes.valid_text(posixpath.basename(path))[:-4] for path in tars}
+    if not name_classes([*classes.values()]):
+        return entries
+    return [entry._replace(class_name=classes.get(entry.path)) for entry in entries]
 
 
 def _scan(root: Folder, folder: Entry, place: str) -> Iterator[Entry]:

@@ -31,7 +31,7 @@ class ArchivedImage(NamedTuple):
     split: str | None = None
     """None if the image has the split of the archive."""
     label: str | None = None
-    """None if the image has the label of the archive."""
+    """None if the image has the label of the archive, and empty if it has none."""
 
 
 class Damaged(Exception):  # noqa: N818 - The name describes the archive.
@@ -43,9 +43,14 @@ class Archive(Protocol):
 
     has_names: bool
     """Whether its images have names; otherwise they are numbered, and a replaced image goes unnoticed."""
-
+    warnings: Mapping[str, str]
+    """What is doubtful, by kind, once its images are listed."""
     columns: Mapping[str, list[str]]
     """The columns that may contain "label" and "split"; the first of each is read."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels or folders in it, as far as its images are listed."""
 
     def images(self) -> Iterator[ArchivedImage | str]:
         """The images in their order, and the names of all other files."""

@@ -98,6 +98,7 @@ class Parquet:
 
     def __init__(self, file: pq.ParquetFile, size: int, columns: Columns) -> None:
         self._file, self._columns = file, columns
+        self.warnings: Mapping[str, str] = {}
         self.has_names = columns.key is not None
         self.columns = columns.matches
         groups = range(file.num_row_groups)
@@ -110,6 +111,10 @@ class Parquet:
         self._group = self._next = -1
         """The row group that `_reader` reads, and the row that it yields next."""
         self._numbers = HashIndex()
+
+    @property
+    def has_labels(self) -> bool:
+        return self._columns.label is not None
 
     @classmethod
     def open(cls, root: Folder, path: str, given: ColumnNames = ColumnNames()) -> Parquet | None:  # noqa: B008
@@ -212,9 +217,9 @@ class Parquet:
     def _label(self, label: str | None, row: int) -> str | None:
         classes = self._columns.classes
         if not label or classes is None:
-            return label or None
+            return label if self._columns.label is None else label or ""
         if label == "-1":  # Hugging Face writes this for an unknown label.
-            return None
+            return ""
         if not label.isdecimal() or int(label) >= len(classes):
             raise Damaged(
                 f"its row {row} has the label {label}, but there are only {len(classes)} class names"

@@ -6,26 +6,22 @@ which may be hostile.
 
 from __future__ import annotations
 
-import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import groupby
+from functools import partial
 from typing import NamedTuple
 
 from tlray.core.storage import Folder
 from tlray.images import filetypes
 from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, ReadAheadFile
+from tlray.images.archives.samples import Samples, sample_names
 from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.conventions import is_hidden
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_HEADER = 1 << 20
 """The most bytes in front of one member's data, with extended headers such as a long name."""
-_MAX_LABEL = 1024
-"""The most bytes in a .cls member."""
-_MAX_WAITING = 1000
-"""The most images of one sample that wait for its label."""
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _WITHOUT_DATA = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
@@ -50,69 +46,52 @@ class _Member(NamedTuple):
     def end(self) -> int:
         return self.data + (0 if self.kind in _WITHOUT_DATA else -(-self.size // _BLOCK) * _BLOCK)
 
-    @property
-    def sample(self) -> str:
-        """The WebDataset sample that it belongs to: its folders, and its name up to the first dot."""
-        folder, name = posixpath.split(self.name)
-        return posixpath.join(folder, name.partition(".")[0])
-
 
 class Tar:
     """An open tar file."""
 
     has_names = True
-    columns: Mapping[str, list[str]] = {}
 
-    def __init__(self, root: Folder, path: str) -> None:
+    def __init__(self, root: Folder, path: str, label_column: str | None = None) -> None:
         self._file = ReadAheadFile(root, path)
         self._offsets = HashIndex()
+        self._samples = Samples(label_column)
+        self.columns: Mapping[str, list[str]] = self._samples.columns
+        self.warnings: Mapping[str, str] = self._samples.warnings
+
+    @property
+    def has_labels(self) -> bool:
+        return self._samples.has_labels
 
     def images(self) -> Iterator[ArchivedImage | str]:
         names = Duplicates()
-        for image in self._images_and_others():
-            if isinstance(image, ArchivedImage):
-                names.add(image.name)
-            yield image
-        duplicate = names.find(member.name for member in self._members() if filetypes.is_image(member.name))
-        if duplicate is not None:
-            raise Damaged(f"it has the member {duplicate!r} twice")
-
-    def _images_and_others(self) -> Iterator[ArchivedImage | str]:
-        """The images, each with the label of its sample, whose members follow each other; and other names."""
-        hidden: list[str] = []
-        for sample, members in groupby(self._visible(hidden), key=lambda member: member.sample):
-            label, late = None, False
-            waiting: list[ArchivedImage] = []
-            for member in members:
-                if filetypes.is_image(member.name):
-                    size = member.size if member.kind in _FILES else None
-                    waiting.append(ArchivedImage(member.name, member.offset, size))
-                    if len(waiting) > _MAX_WAITING:
-                        yield from (_labelled(image, label) for image in waiting)
-                        late, waiting = True, []
-                    continue
-                if member.kind in _FILES and member.name == f"{sample}.cls":
-                    label = self._label(member)
-                    if late and label:
-                        raise Damaged(f"its member {member.name!r} comes too late: put it before its images")
-                yield member.name
-            yield from (_labelled(image, label) for image in waiting)
-            yield from hidden
-            hidden.clear()
-        yield from hidden
-
-    def _visible(self, hidden: list[str]) -> Iterator[_Member]:
-        """All members except folders; the names of the hidden ones go into the list `hidden` instead."""
         for member in self._members():
             if any(map(is_hidden, member.name.split("/"))):
-                hidden.append(member.name)
+                yield member.name
+            elif filetypes.is_listed(member.name):
+                names.add(member.name)
+                size = member.size if member.kind in _FILES else None
+                yield from self._samples.add(ArchivedImage(member.name, member.offset, size))
             else:
-                yield member
+                yield from self._samples.add_other(member.name, partial(self._text, member))
+        yield from self._samples.finish()
+        duplicate = names.find(name for name, _ in self._listed())
+        if duplicate is not None:
+            raise Damaged(f"it has the member {duplicate!r} twice")
+        late = self._samples.late()
+        for name in (name for name, _ in self._listed() if late):
+            if not late.isdisjoint(map(hash, sample_names(name))):
+                raise Damaged(f"the label of {name!r} is too far from it: sort the members by name")
+
+    def _listed(self) -> Iterator[tuple[str, int]]:
+        """The names and offsets of all images."""
+        for member in self._members():
+            if filetypes.is_listed(member.name) and not any(map(is_hidden, member.name.split("/"))):
+                yield member.name, member.offset
 
     def read(self, name: str, offset: int | None) -> bytes:
         # The name decides, because the file may have been written anew since it was listed.
-        scan = ((member.name, member.offset) for member in self._members() if filetypes.is_image(member.name))
-        for start in self._offsets.lookup(name, offset, scan):
+        for start in self._offsets.lookup(name, offset, self._listed()):
             member = None
             with suppress(Damaged):
                 member = self._member(start)
@@ -133,13 +112,11 @@ class Tar:
             raise Damaged("it was replaced while it was read, or is cut off")
         return data[len(header) :]
 
-    def _label(self, member: _Member) -> str | None:
-        try:
-            if member.size > _MAX_LABEL:
-                raise ValueError
-            return self._file.read_at(member.data, member.size).decode().strip() or None
-        except ValueError as error:
-            raise Damaged(f"its member {member.name!r} is no class name: expected a short text") from error
+    def _text(self, member: _Member, limit: int) -> bytes:
+        """The bytes of a member; ValueError if they are more than `limit`, or it is not a file."""
+        if member.kind not in _FILES or member.size > limit:
+            raise ValueError
+        return self._file.read_at(member.data, member.size)
 
     def _members(self) -> Iterator[_Member]:
         """All members except folders."""
@@ -194,18 +171,6 @@ class Tar:
         rest = self._file.size - offset
         if rest > _MAX_HEADER or self._file.read_at(offset, rest).strip(b"\0"):
             raise Damaged(f"it continues behind its end mark at byte {offset}, as joined archives do")
-
-
-def _labelled(image: ArchivedImage, label: str | None) -> ArchivedImage:
-    """The image with the label of its sample, or else of its folder in the archive."""
-    if label is None:
-        folders = [part for part in image.name.split("/")[:-1] if part not in ("", ".", "..")]
-        label = folders[0] if folders else None
-        if label is not None and label.lower() == "train":
-            raise Damaged(
-                f"it contains splits ({image.name!r}): make one file for each, named after the split"
-            )
-    return image._replace(label=label)
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
