@@ -13,6 +13,7 @@ from tests.support.manifests import feature_set_json, model_json
 from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
+from tlray.core.text import escaped
 
 SMALL = '''
 from pathlib import Path
@@ -247,3 +248,35 @@ def test_the_script_exits_with_the_status(place):
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_status"] == 2
     assert done.stderr.count("\n") == 1
+
+
+EVIL, SECRET = "a\x1b[2J\r\x9b\u202e", "hunter2-hunter2"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--debug"], ["--debug", "--json"]])
+def test_a_message_neither_deceives_nor_shows_a_password(monkeypatch, options):
+    error = UserError(f"cannot read s3://key:{SECRET}@bucket/{EVIL}")
+    monkeypatch.setattr("tlray.training.fit.fit", Mock(side_effect=error))
+    result = invoke("fit", "x", "--out", "y", *options)
+    assert result.exit_code == 2
+    assert f"tlray: cannot read s3://bucket/{escaped(EVIL)}\n" in result.stderr
+    for text in (result.stdout, result.stderr):
+        assert SECRET not in text
+        assert text.replace("\n", "").isprintable()
+
+
+def test_what_inspect_prints_of_a_manifest_does_not_deceive(place):
+    manifest = model_json() | {"classes": [EVIL, "b\ntlray: done"], "images": f"/x/{EVIL}"}
+    (place / "model" / "manifest.json").write_text(json.dumps(manifest))
+    for options in ([], ["--json"]):
+        result = invoke("inspect", "model", *options)
+        assert result.exit_code == 0
+        assert result.stdout.replace("\n", "").isprintable()
+        assert "\ntlray: done" not in result.stdout
+    assert json.loads(result.stdout)["classes"][0] == EVIL
+
+
+def test_a_mistyped_option_does_not_deceive():
+    done = script("fit", "x", f"--{EVIL}")
+    assert done.returncode == 2
+    assert done.stderr.replace("\n", "").isprintable()

@@ -13,10 +13,11 @@ import pytest
 from tests.support.evaluations import HOSTILE, JPEG, evaluation, history, many, stage
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
+from tlray.core.text import escaped
 from tlray.evaluation import plots, scores
 from tlray.evaluation.report import check_folder, write_report
 from tlray.evaluation.scores import Evaluation, Mistake
-from tlray.evaluation.summary import escaped, summary
+from tlray.evaluation.summary import summary
 
 
 def sketch(*what: Any) -> bytes:

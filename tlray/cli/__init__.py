@@ -13,6 +13,7 @@ import typer
 from tlray.cli import jobs, plugins, recipes, submit
 from tlray.cli.help import Command, Group
 from tlray.core import private
+from tlray.core.text import printable
 
 _COMMANDS = ("extract", "fit", "finetune", "evaluate", "predict", "run", "plan", "verify", "inspect", "demo")
 """The commands in the order of `--help`; each is a function in the module of its name."""
@@ -63,6 +64,7 @@ def main() -> None:
         gc.freeze()  # Otherwise Python searches all of Ray for garbage at exit, for a fifth of a second.
         sys.exit(status)
     except typer.TyperException as error:
+        error.message = printable(error.message)
         private.show(error)
         if "--json" in sys.argv:
             print(json.dumps({"error": error.format_message(), "exit_status": error.exit_code}))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tlray.cli.options import Result, command
+from tlray.core.text import escaped
 
 _LONG = ("history", "job", "stages")
 """Entries that only --json prints."""
@@ -47,4 +48,5 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
         else:
-            yield f"{above}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield escaped(f"{above}{name}"), escaped(text)

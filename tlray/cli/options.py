@@ -12,16 +12,18 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TextIO, get_args, get_type_hints
 
 import typer
 
 from tlray.cli.arguments import COMPLETIONS, METAVARS, option
 from tlray.cli.help import Command, Group
+from tlray.cli.progress import say
 from tlray.core.errors import TlrayError
 from tlray.core.record import Record, dump
 from tlray.core.settings import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, setting, settings
 from tlray.core.settings import option as option_name
+from tlray.core.text import printable, printable_json, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,8 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
             with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout.
                 result = function(**arguments)
             now = f"\nnow: {result.now}" if result.now else ""
-            print(dump(result.values) if given["json"] else f"{result.text}{now}")
+            text = printable_json(dump(result.values)) if given["json"] else printable(f"{result.text}{now}")
+            print(text)
             if result.status:
                 raise typer.Exit(result.status)
 
@@ -112,11 +115,16 @@ def _reported(*, as_json: bool, debug: bool) -> Iterator[None]:
     except BaseException as error:
         status, message = _explanation(error)
         if debug:
-            traceback.print_exception(error)
-        print(f"tlray: {message}", file=sys.stderr)
-        if as_json:
-            print(json.dumps({"error": message, "exit_status": status}))
+            say("".join(traceback.format_exception(error)), end="")
+        _fail(status, message, sys.stdout if as_json else None)
         raise typer.Exit(status) from error
+
+
+def _fail(status: int, message: str, stdout: TextIO | None) -> None:
+    """Print an error, also as JSON on `stdout` if it is given."""
+    say(f"tlray: {message}")
+    if stdout is not None:
+        print(json.dumps({"error": without_credentials(message), "exit_status": status}), file=stdout)
 
 
 def _explanation(error: BaseException) -> tuple[int, str]:

@@ -8,13 +8,14 @@ from typing import Any
 
 from tlray.cli import summaries
 from tlray.core.results import Account
+from tlray.core.text import printable
 
 _SECONDS_BETWEEN_LINES = 10
 
 
 def say(text: str, end: str = "\n") -> None:
     """Print a message on stderr at once."""
-    print(text, end=end, file=sys.stderr, flush=True)
+    print(printable(text), end=end, file=sys.stderr, flush=True)
 
 
 class AccountPrinter:

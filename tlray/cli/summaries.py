@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from tlray.core.results import Account, ImageError, InferenceCounts, TrainingSummary
+from tlray.core.text import escaped
 
 if TYPE_CHECKING:
     from tlray.images.index_diff import Changes
@@ -70,7 +71,7 @@ def errors(first: Sequence[ImageError], number: int, uri: str | None) -> list[st
     """The first of the images that could not be used, and the file or folder that lists all of them."""
     if not number:
         return []
-    rows = [f"  {error.path}: {error.message} ({error.error})" for error in first]
+    rows = [escaped(f"  {error.path}: {error.message} ({error.error})") for error in first]
     return [f"{amount(number, 'image')} could not be used; all errors are in {uri}", *rows]
 
 
@@ -96,7 +97,7 @@ def changes(changes: Changes | None) -> list[str]:
     parts = [f"{changes.added:,} new"] if changes.added else []
     if changes.replaced:
         more = ", ..." if len(changes.replaced_paths) < changes.replaced else ""
-        paths = ", ".join(changes.replaced_paths)
+        paths = escaped(", ".join(changes.replaced_paths))
         parts.append(f"{changes.replaced:,} with another size or time ({paths}{more})")
     parts += [f"{changes.removed:,} removed"] if changes.removed else []
     stale = "; their stored features are kept" if changes.replaced or changes.removed else ""

@@ -17,10 +17,10 @@ from tlray import __version__
 from tlray.cluster import wheels
 from tlray.cluster.jobs import Job, Jobs, Say, reason
 from tlray.core.errors import JobError, UserError
+from tlray.core.text import has_credentials
 
 # Where tlray was sent as a wheel, its script is not on the path. -P ignores a tlray in the current folder.
 _TLRAY = "python -P -m tlray"
-_SECRET = re.compile(r"\w+://[^/@\s]*:[^/@\s]*@")
 
 
 def submit(
@@ -87,7 +87,7 @@ def submit(
 def _lines(command: Sequence[str]) -> tuple[str, str]:
     """The command as a user types it, and as the shell of the cluster runs it."""
     for word in command:
-        if _SECRET.search(word):
+        if has_credentials(word):
             raise UserError(
                 "the command has credentials in a URI, which every list of jobs would show: set them in the "
                 "environment, and give --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY"

@@ -128,9 +128,10 @@ def bundle(packages: Iterable[Package], target: Path) -> Path:
 
 def installed() -> dict[str, Distribution]:
     """Tlray and every installed package that has plugins for it, by name; tlray comes first."""
-    others = {canonicalize_name(package.name): package for package in reversed([*distributions()])}
-    names = sorted(name for name, package in others.items() if plugins(package))
-    return {name: others[name] for name in dict.fromkeys(["tlray", *names])}
+    others: dict[str, Distribution] = {}
+    for package in filter(plugins, distributions()):
+        others.setdefault(canonicalize_name(package.name), package)
+    return {"tlray": distribution("tlray"), **dict(sorted(others.items()))}
 
 
 def plugins(package: Distribution) -> list[str]:

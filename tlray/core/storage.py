@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import posixpath
-import re
 import shutil
 import string
 import tempfile
@@ -24,6 +23,7 @@ from pyarrow import fs
 
 from tlray.core import private
 from tlray.core.errors import UserError
+from tlray.core.text import without_credentials
 
 _RETRIES = 8
 """Repetitions, within 7 seconds, of a request that S3 refuses or does not answer: a busy bucket must not turn
@@ -46,7 +46,7 @@ class Folder:
     path: str
     """The absolute path with forward slashes, without the scheme."""
     uri: str
-    """The path or URI as the user gave it, without S3 credentials; a local path is made absolute."""
+    """The path or URI as the user gave it, without credentials; a local path is made absolute."""
 
     @classmethod
     def open(cls, uri: StrPath) -> Folder:
@@ -63,16 +63,22 @@ class Folder:
             # People write spaces and umlauts into URIs, which do not allow them.
             filesystem, path = fs.FileSystem.from_uri(quote(uri, safe=string.punctuation))
         except OSError as error:  # E.g. hdfs:// without Java, or an unknown bucket.
-            raise UserError(f"cannot open {uri!r}: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot open {without_credentials(uri)!r}: {reason}") from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError):
             import fsspec
 
             try:
                 remote, path = fsspec.core.url_to_fs(uri)
             except (ValueError, ImportError, OSError) as error:
-                raise UserError(f"cannot open {uri!r}: {error}") from error
+                raise UserError(f"cannot open {without_credentials(uri)!r}: {error}") from error
+            if (shown := without_credentials(path)) != path and "***" in shown:
+                raise UserError(
+                    f"{shown}: signed URIs are not supported, because names of images would contain the "
+                    "signature: give the URI without it, and the credentials in the environment"
+                ) from None
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(remote))
-        return cls(filesystem, path.rstrip("/"), re.sub("^s3://[^/@]+@", "s3://", uri).rstrip("/"))
+        return cls(filesystem, path.rstrip("/"), without_credentials(uri).rstrip("/"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         filesystem = state["filesystem"]

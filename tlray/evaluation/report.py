@@ -11,9 +11,10 @@ from typing import Any
 from tlray.core.errors import UserError
 from tlray.core.record import dump, plain
 from tlray.core.storage import Folder
+from tlray.core.text import escaped
 from tlray.evaluation import plots
 from tlray.evaluation.scores import MAX_TILES, Evaluation
-from tlray.evaluation.summary import decimals, escaped, percent, trained_part
+from tlray.evaluation.summary import decimals, percent, trained_part
 
 _FILES = ("report.json", "index.html", "confusion_matrix.png")
 _KINDS = {"": 1, "_smoothed": plots.MIN_SMOOTHED_EPOCHS}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tlray.core.text import escaped
 from tlray.evaluation.plots import MAX_COUNTED_CLASSES, MAX_NAMED_CLASSES
 from tlray.evaluation.scores import Evaluation
 
@@ -65,16 +65,6 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
         rows.append((f" {number}", part, epochs + stopped, accuracy))
     head = (" ", "trained", "epochs", "validation accuracy")
     return _columns([head, *rows], "rllr")
-
-
-def escaped(text: str) -> str:
-    """Return the text with all characters escaped that move the cursor or reorder the text beside them."""
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d"
-        else char
-        for char in str(text)
-    )
 
 
 def decimals(value: float | None, digits: int) -> str:
