@@ -41,7 +41,7 @@ def account(account: Account) -> list[str]:
     skipped += [f"{account.hidden:,} hidden"] if account.hidden else []
     skipped += [f"{n:,} {name} are not read: {filetypes.remedy(name)}" for name, n in account.unread.items()]
     lines += [f"passed over: {'; '.join(skipped)}"] if skipped else []
-    return [*lines, *(f"warning: {line}" for line in account.warnings)]
+    return [escaped(line) for line in (*lines, *(f"warning: {line}" for line in account.warnings))]
 
 
 def _numbers(counts: Mapping[str, int], *, after: bool = True) -> str:
