@@ -17,6 +17,7 @@ from tests.support.feature_sets import (
     listed,
     numbers,
     rows,
+    write,
     write_index,
     write_set,
 )
@@ -176,3 +177,22 @@ def test_where_and_join():
     np.testing.assert_array_equal(both.features, np.concatenate([chosen.features, numbers(1, start=7)]))
     for empty in (left.where(np.zeros(3, bool)), Rows.join([], (0, *SHAPE))):
         assert (empty.paths, empty.labels, empty.features.shape) == ([], [], (0, *SHAPE))
+
+
+def test_readers_see_the_last_finished_state(folder):
+    """An unfinished `extract --extend` has added shards to the index, and files of some of them."""
+    write_set(folder)
+    before = FeatureSet.open(folder.uri).counts()
+    write_index(folder, (50, 0, 70, 30, 20))
+    write(folder, numbers(30, start=120), shard=3, start=120)
+    data = FeatureSet.open(folder.uri)
+    assert data.counts() == before
+    assert before.total() == 121
+    assert sum(len(rows.paths) for rows in data.batches()) == 120
+
+
+def test_an_index_that_lacks_shards_is_damaged(folder):
+    write_set(folder)
+    write_index(folder, (50, 0))
+    with pytest.raises(JobError, match="index has 2 shards, and the manifest says 3"):
+        load(FeatureSet.open(folder.uri))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tlray.cli import summaries
 from tlray.cli.arguments import Features, NewModel
 from tlray.cli.options import OnRay, Result, command
-from tlray.cli.progress import print_epoch
+from tlray.cli.progress import print_epoch, say
 from tlray.core.config import FitConfig
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def fit(features: Features, out: NewModel, config: FitConfig, run: OnRay) -> Res
 
 def trained(result: TrainResult, out: str) -> Result:
     """The result of a command that trains, as text and with the next step."""
+    for warning in result.warnings:
+        say(f"warning: {warning}")
     lines = [*([summaries.COMPLETE] if result.was_complete else []), *summaries.training(result)]
     lines += summaries.errors(result.first_errors, result.errors, result.errors_uri)
     now = f"{shlex.join(['tlray', 'evaluate', out])} IMAGES"

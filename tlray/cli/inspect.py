@@ -21,6 +21,9 @@ def inspect(
 ) -> Result:
     """Show what a feature set or a model contains and how it was made.
 
+    This checks a model's file, and the number of rows and the footer of each file of a feature set; `tlray
+    verify` reads all of them.
+
     Examples:
         tlray inspect features
         tlray inspect model --json
@@ -36,6 +39,10 @@ def inspect(
     opened = Model.open(path) if folder.is_file(NETWORK) else FeatureSet.open(path)
     kind = "a model" if isinstance(opened, Model) else "a feature set"
     manifest = opened.manifest.to_json()
+    if isinstance(opened, Model):
+        opened.read()
+    else:
+        opened.check()
     lines = [f"{folder.uri} is {kind}"]
     lines += [
         f"  {name:<28} {value}" for name, value in _flat(manifest) if name.partition(".")[0] not in _LONG

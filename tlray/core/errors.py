@@ -22,6 +22,10 @@ class JobError(TlrayError):
     """The job started, and failed."""
 
 
+class DivergenceError(JobError):
+    """A training arrived at numbers that are not finite, so nothing of it can be used."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist; it suggests the nearest names that do.
 

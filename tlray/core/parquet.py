@@ -57,10 +57,10 @@ def open_file(source: pa.NativeFile, **options: Any) -> pq.ParquetFile:
         if len(tail) < needed:
             raise OSError(f"the file has ended {needed - len(tail)} bytes too early")
         needed = min(size, int.from_bytes(tail[-_END:-4], "little") + _END + _SEAL)
-    metadata = pq.read_metadata(pa.BufferReader(tail))
     seal, footer = tail[-needed : _SEAL - needed], tail[_SEAL - needed :]
     if seal.startswith(_MARK) and seal != _MARK + crc32(footer).to_bytes(4, "little"):
-        raise ValueError("its footer is damaged: the checksum does not match")
+        raise ValueError("the checksum of its footer does not match")
+    metadata = pq.read_metadata(pa.BufferReader(tail))
     return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, **options)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from tlray.core.config import EvaluateConfig
 from tlray.core.errors import UserError
-from tlray.core.runtime import prepare_keras
 from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import model_inference
@@ -30,7 +29,7 @@ from tlray.images.index import piece_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import DecoderProcess
-from tlray.models.model import NETWORK, Model, load
+from tlray.models.model import Model
 
 Counts = Counter[tuple[str | None, ...]]
 """The number of images by split and label."""
@@ -171,10 +170,11 @@ def _from_features(model: Model, features: FeatureSet, split: str | None) -> Ite
             f"{features.folder.uri} has another provenance than the model ({'; '.join(differences)}): "
             "evaluate on the images, or extract features as for the model"
         )
-    prepare_keras()
-    head = load(model.folder.read(NETWORK)).get_layer("head")
+    head = model.load().get_layer("head")
     for rows in features.batches(split, labelled=True):
-        yield replace(rows, features=np.asarray(head(rows.features.astype(np.float32), training=False)))
+        probabilities = np.asarray(head(rows.features.astype(np.float32), training=False))
+        model.check_output(probabilities, rows.paths[0])
+        yield replace(rows, features=probabilities)
 
 
 def _root_of_images(features: FeatureSet) -> Folder | None:

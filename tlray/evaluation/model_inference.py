@@ -18,7 +18,7 @@ from tlray.images.conventions import ColumnNames
 from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
 from tlray.models.compiled import fastest_precision
-from tlray.models.model import NETWORK, Model, loader
+from tlray.models.model import Model, loader
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
         timings = inference.run(
             job,
             writer,
-            lambda: loader(model.folder.read(NETWORK), job.image_size, precision),
+            lambda: loader(model.read(), job.image_size, precision),
             progress,
             connected,
         )

@@ -259,6 +259,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     precision = "float32" if config.precision == "auto" else config.precision
     network = compile_network(without_resize(model.load(), size), size, precision)
     (probabilities,) = network(pixels[None])
+    model.check_output(probabilities, image.path)
     order = np.argsort(-probabilities, kind="stable")[: config.top]
     ranked = {model.classes[index]: float(probabilities[index]) for index in order}
     predicted, probability = next(iter(ranked.items()))

@@ -19,7 +19,7 @@ from tlray.core.manifest import MANIFEST, Manifest, read_manifest
 from tlray.core.record import Record
 from tlray.core.results import Account, InferenceCounts
 from tlray.core.storage import Folder, StrPath
-from tlray.features.part_files import MAX_SHARDS, MAX_VALUES, read_parts
+from tlray.features.part_files import MAX_SHARDS, MAX_VALUES, read_parts, reconcile
 from tlray.images.index import Index
 from tlray.models.provenance import Provenance
 
@@ -200,6 +200,22 @@ class FeatureSet:
             JobError: the index is missing or damaged.
         """
         return self.index().count("split", "label", shards=self.manifest.shards)
+
+    def check(self) -> int:
+        """Check the footers of all files against index and manifest; returns the number of error rows.
+
+        Raises:
+            JobError: a file is missing or damaged, or has another number of rows.
+        """
+        sizes, manifest = self.index().shard_sizes[: self.manifest.shards], self.manifest
+        errors = int(reconcile(self.folder, sizes, manifest.job.to_json()).num_rows)
+        rows = sum(sizes) - errors
+        if (rows, errors) != (manifest.rows, manifest.errors):
+            raise JobError(
+                f"{self.folder.uri} is damaged: it has {rows} rows and {errors} errors, but its manifest "
+                f"says {manifest.rows} and {manifest.errors}; extract again into a new folder"
+            )
+        return errors
 
     def batches(self, split: str | None = None, *, labelled: bool = False) -> Iterator[Rows]:
         """Yield the rows in the order of the listing, in batches of bounded size.

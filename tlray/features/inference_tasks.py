@@ -25,6 +25,7 @@ from tlray.images.index import Index
 from tlray.images.loader import ImageLoader
 from tlray.images.reader import Place
 from tlray.models.compiled import Network
+from tlray.models.model import not_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class NetworkActor:
         self.seconds = 0.0
         # A model's metadata has the classes of its output; otherwise they are the labels in this shard.
         metadata = {"classes": sorted(set(rows["label"].drop_null().to_pylist())), **job.metadata}
-        features = self._features(pixels)
+        features = self._features(pixels, rows["path"])
         part_files.write_part(job.out, shard, rows, features, self.shape, job.store, metadata)
         timing = ShardTiming(
             rows=len(pixels),
@@ -159,7 +160,7 @@ class NetworkActor:
         )
         return pa.Table.from_pylist([vars(timing)])
 
-    def _features(self, pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[Any]]:
+    def _features(self, pixels: npt.NDArray[np.uint8], paths: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
         rows = max(1, self.job.batch_size // self.job.copies)
         for start in range(0, len(pixels), rows):
             clock = time.perf_counter()
@@ -168,8 +169,12 @@ class NetworkActor:
             with np.errstate(over="ignore"):
                 stored = features.astype(self.job.store, copy=False)
             if not np.isfinite(stored).all():
+                finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+                path = paths[start + int(finite.argmin())].as_py()
+                if model := self.job.metadata["job"].get("model"):
+                    raise not_finite(model, path)
                 raise JobError(
-                    f"some features are not finite as {self.job.store}: check the weights, "
+                    f"the features of {path} are not finite as {self.job.store}: check the weights, "
                     "or try --store float32 and --precision float32"
                 )
             self.seconds += time.perf_counter() - clock

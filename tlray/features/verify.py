@@ -17,7 +17,6 @@ from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
-from tlray.images.index import Index
 from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
 from tlray.images.listing import Images
 from tlray.images.loader import ImageLoader
@@ -60,18 +59,19 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
 
     Raises:
         UserError: there is no finished set, or its network is not installed here.
-        JobError: a file is missing or damaged, rows and errors do not add up to the images, an image can no
-            longer be decoded, or a feature differs by more than the tolerance.
+        JobError: a file is missing or damaged, its rows are not those of the images, an image can no longer
+            be decoded, or a feature differs by more than the tolerance.
     """
     check("sample", sample, POSITIVE)
     data = FeatureSet.open(features)
     job = data.manifest.job
     source = Images.open(images, ColumnNames.of(job)).assign(job.split, job.seed or 0)
     frozen = FrozenPart.of(data.provenance)
-    index = Index.open(data.folder)
-    errors = _check_files(data, index)
+    errors = data.check()
+    for _ in data.batches():  # Reading them compares all checksums, and all rows with the index.
+        pass
     # Compare by time only at the original place: copying a file changes its time.
-    diff = IndexDiff(index.tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
+    diff = IndexDiff(data.index().tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
     for _ in diff.new(source):
         pass
     rows = _sample(data, sample)
@@ -107,20 +107,6 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
         tolerance=tolerance,
         changes=diff.changes(),
     )
-
-
-def _check_files(data: FeatureSet, index: Index) -> int:
-    """Check that the files match the index and the manifest; returns the number of error rows."""
-    # Leave out the shards that an unfinished `extract --extend` has added.
-    sizes = index.shard_sizes[: data.manifest.shards]
-    errors = part_files.reconcile(data.folder, sizes, data.manifest.job.to_json()).num_rows
-    rows, manifest = sum(sizes) - errors, data.manifest
-    if (rows, errors) != (manifest.rows, manifest.errors):
-        raise JobError(
-            f"{data.folder.uri} is damaged: it has {rows} rows and {errors} errors, but its manifest says "
-            f"{manifest.rows} and {manifest.errors}; extract again into a new folder"
-        )
-    return int(errors)
 
 
 def _sample(data: FeatureSet, count: int) -> Rows:

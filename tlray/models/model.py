@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
-from tlray.core.errors import UserError
+import numpy as np
+import numpy.typing as npt
+
+from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import MANIFEST, Manifest, read_manifest
 from tlray.core.results import TrainingSummary
 from tlray.core.runtime import prepare_keras
@@ -96,14 +101,45 @@ class Model:
         """The class names in the order of the model's output."""
         return self.manifest.classes
 
+    def check_output(self, probabilities: npt.NDArray[Any], path: str) -> None:
+        """Raise JobError unless the output of the model, for images of which `path` is one, is finite."""
+        if not np.isfinite(probabilities).all():
+            raise not_finite(self.folder.uri, path)
+
+    def read(self) -> bytes:
+        """Read the file of the network.
+
+        Raises:
+            JobError: the file is missing or damaged.
+        """
+        try:
+            data = self.folder.read(NETWORK)
+            # Keras reads parts of the files in the archive, and compares no checksums.
+            if name := ZipFile(io.BytesIO(data)).testzip():
+                raise ValueError(f"the checksum of {name} does not match")
+            return data
+        except Exception as error:
+            path = self.folder.join(NETWORK)
+            raise JobError(
+                f"{path} cannot be read: {error}; if it is damaged, train the model again"
+            ) from error
+
     def load(self) -> keras.Model:
         """Load the network, from uint8 RGB images (batch, height, width, 3) of any size to (batch, classes).
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file was not made by tlray.
+            JobError: the file is missing or damaged.
         """
         prepare_keras()
-        return load(self.folder.read(NETWORK))
+        return load(self.read())
+
+
+def not_finite(model: str, path: str) -> JobError:
+    return JobError(
+        f"{model} gives probabilities that are not finite, e.g. for {path}: its weights are damaged or its "
+        "training has diverged; train it again, with a smaller --learning-rate"
+    )
 
 
 def load(data: bytes) -> keras.Model:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tlray.core.config import TrainConfig
-from tlray.core.errors import UserError
+from tlray.core.errors import DivergenceError, UserError
 from tlray.core.manifest import MANIFEST, other_job
 from tlray.core.record import dump, plain
 from tlray.core.results import ImageError, TrainingSummary
@@ -35,13 +35,16 @@ class TrainResult(TrainingSummary):
     """The first three error rows of this run, in the order of the listing."""
     errors_uri: str | None
     """The folder with all error rows; None if there are none."""
+    warnings: list[str]
+    """Sentences about a training that cannot have learned anything."""
 
 
 @contextmanager
 def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
     """Reserve a model's folder for a new or continued job; raise UserError if it holds something else.
 
-    If a UserError leaves the block, the files of a new job are removed.
+    If a UserError leaves the block, the files of a new job are removed; those of a training that has diverged
+    are always removed, because it would diverge again.
     """
     with folder.locked():
         work = folder.child(WORK)
@@ -62,6 +65,9 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
         except UserError:
             if not is_begun:
                 remove_work(folder)
+            raise
+        except DivergenceError:
+            folder.remove(WORK)
             raise
 
 
@@ -102,4 +108,15 @@ def result(
         was_complete=was_complete,
         first_errors=list(first_errors),
         errors_uri=folder.child("errors").uri if manifest.errors else None,
+        warnings=list(_warnings(manifest)),
     )
+
+
+def _warnings(manifest: ModelManifest) -> Iterator[str]:
+    if not manifest.trainable_tensors:
+        yield "nothing was trained: no layer that is trained has weights; give an earlier layer by --from"
+    elif manifest.history and manifest.history[0].get("loss") == 0:
+        yield (
+            "the loss was 0 from the first epoch on, so the weights cannot have changed: check the labels, "
+            "or start with a new --head"
+        )

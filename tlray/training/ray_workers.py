@@ -17,7 +17,7 @@ from ray.util.queue import Empty, Queue
 
 from tlray.cluster import nodes, session
 from tlray.core import private
-from tlray.core.errors import JobError, TlrayError, UserError
+from tlray.core.errors import DivergenceError, JobError, TlrayError, UserError
 from tlray.core.storage import Folder
 from tlray.training.view_stream import STREAM_CPUS
 from tlray.training.worker.task import Report, Worker
@@ -172,7 +172,7 @@ def _outcome(trainer: Any, epochs: Queue, report: Report) -> Any:
         except Empty:
             continue
     (outcome,) = outcomes
-    if isinstance(outcome, UserError):
+    if isinstance(outcome, UserError | DivergenceError):
         raise outcome
     if isinstance(outcome, Exception):
         failures = getattr(outcome, "worker_failures", None) or {0: outcome}

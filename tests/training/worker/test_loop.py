@@ -3,12 +3,13 @@
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tlray.core.config import FitConfig, NetworkConfig
-from tlray.core.errors import UserError
+from tlray.core.errors import DivergenceError, UserError
 from tlray.models import registry
 from tlray.models.frozen import FrozenPart
 from tlray.models.interfaces import Head
@@ -260,3 +261,41 @@ def test_batch_statistics_of_padded_rows_do_not_count(keras):
     network(mine, training=True)
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-6)
     np.testing.assert_allclose(layer.moving_variance, tf.math.reduce_variance(rows, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"learning_rate": 1e38}, {}, "the loss is not finite after epoch 1"),
+        ({"learning_rate": 1e38, "early_stopping": 2}, {}, "the loss is not finite after epoch 1"),
+        # With one step in an epoch, its loss is that of the weights before the step.
+        (
+            {"learning_rate": 1e39, "batch_size": ROWS},
+            {"validation": None},
+            "a weight is not finite after epoch 1",
+        ),
+        (
+            {},
+            {"validation": (np.full((1, 507), np.inf, np.float32), CLASSES[:1])},
+            "the val_loss is not finite",
+        ),
+    ],
+)
+def test_a_training_that_diverges_ends_and_keeps_nothing(keras, train, tmp_path, changes, options, message):
+    worker = OnlyWorker(tmp_path / "diverged")
+    with pytest.raises(DivergenceError, match=f"diverged: {message}.* try a smaller --learning-rate"):
+        train(replace(CONFIG, **changes), worker, **options)
+    assert len(worker.reports) == 1
+    assert worker.last is None
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_continued(keras, train, tmp_path):
+    worker = OnlyWorker(tmp_path / "kept", ends_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, worker)
+    with np.load(Path(worker.last, "state.npz")) as state:
+        arrays = [state[name] for name in state.files]
+    arrays[0][0, 0] = np.nan
+    np.savez(Path(worker.last, "state.npz"), *arrays)
+    with pytest.raises(DivergenceError, match="a weight is not finite after epoch 1"):
+        train(CONFIG, worker)

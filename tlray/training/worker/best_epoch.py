@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from tlray.core.config import TrainConfig
@@ -18,7 +17,7 @@ def best(history: History, monitor: str) -> int:
     """
     sign = -1 if monitor.endswith("accuracy") else 1
     values = [sign * metrics[monitor] for metrics in history]
-    return values.index(min((value for value in values if not math.isnan(value)), default=values[0]))
+    return values.index(min(values))
 
 
 def stops(history: History, config: TrainConfig) -> bool:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tlray.core import private
 from tlray.core.config import TrainConfig
+from tlray.core.errors import DivergenceError
 from tlray.training.worker import best_epoch
 
 _STATE, _HISTORY, _BEST = "state.npz", "history.json", "best.npz"
@@ -37,12 +38,25 @@ class State:
         self.history = json.loads((self.folder / _HISTORY).read_text())
         for variable, value in zip(self._variables, _read(self.folder / _STATE), strict=True):
             variable.assign(value)
+        self.check()
 
     def add(self, metrics: dict[str, float]) -> None:
         """Record the metrics of an epoch, and its weights if it is the best so far."""
         self.history.append(metrics)
         if self.config.keeps_best and best_epoch.kept(self.history, self.config) == len(self.history) - 1:
             _write(self.folder / _BEST, self.model.get_weights())
+
+    def check(self) -> None:
+        """Raise DivergenceError unless the losses of the last epoch, and the weights after it, are finite."""
+        epoch = self.history[-1]
+        bad = [f"the {name}" for name in ("loss", "val_loss") if not np.isfinite(epoch.get(name, 0))]
+        if not all(np.isfinite(array).all() for array in self.model.get_weights()):
+            bad.append("a weight")
+        if bad:
+            raise DivergenceError(
+                f"the training has diverged: {bad[0]} is not finite after epoch {epoch['epoch']}, so no "
+                "model is kept; try a smaller --learning-rate or another --optimizer"
+            )
 
     def write(self) -> None:
         """Bring the files in the folder up to date."""

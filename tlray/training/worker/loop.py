@@ -64,6 +64,7 @@ def train(task: Task, worker: Worker) -> Trained | None:
                 state.add({"epoch": epoch + 1, **logs})
                 model.stop_training = best_epoch.stops(state.history, config)
                 worker.report(state.history[-1])
+                state.check()
                 if epochs.is_due:
                     if worker.rank == 0:
                         state.write()
