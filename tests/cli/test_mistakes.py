@@ -5,10 +5,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from zipfile import ZipFile
 
 import pytest
 
 from tests.support.command_line import invoke, mistake, script
+from tests.support.feature_sets import write_set
 from tests.support.manifests import feature_set_json, model_json
 from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
@@ -206,6 +208,11 @@ def test_two_commands_do_not_write_to_one_folder(line, locked, place):
 
 
 def test_inspect(place):
+    assert "model.keras cannot be read: File is not a zip file" in mistake("inspect", "model", status=1)
+    assert "index/part-00000.parquet cannot be read" in mistake("inspect", "features", status=1)
+    with ZipFile("model/model.keras", "w") as file:
+        file.writestr("config.json", "{}")
+    write_set(Folder.open("features"))
     result = invoke("inspect", "model")
     assert result.exit_code == 0
     assert "is a model" in result.stdout

@@ -47,6 +47,7 @@ def test_a_result_as_text_and_as_json(monkeypatch):
         was_complete=False,
         first_errors=[ImageError(path="a/1.png", stage="read", error="EmptyFile", message="it has no bytes")],
         errors_uri="/y/errors",
+        warnings=["nothing was trained"],
     )
 
     def fit(features: str, out: str, given: config.FitConfig, *, address: Any, report: Any) -> TrainResult:
@@ -70,6 +71,7 @@ def test_a_result_as_text_and_as_json(monkeypatch):
         "now: tlray evaluate 'my y' IMAGES",
     ]
     assert "loss 0.2500" in result.stderr
+    assert "warning: nothing was trained" in result.stderr
     result = invoke("fit", "x", "--out", "my y", *options, "--json")
     assert json.loads(result.stdout) == trained.to_json()
     assert result.stdout.count("\n") == 1

@@ -99,7 +99,12 @@ def write_set(
         write(folder, features[-1], shard=shard, start=done)
         done += size
     write_index(folder, sizes)
-    counts = {"splits": {"train": 40, "test": 40}, "shards": len(sizes), "rows": done}
+    counts = {
+        "splits": {"train": 40, "test": 40},
+        "shards": len(sizes),
+        "rows": done,
+        "errors": sizes.count(0),
+    }
     manifest = manifests.feature_set_json(feature_shape=list(SHAPE), **counts)
     if earlier:
         _make_earlier(folder)
