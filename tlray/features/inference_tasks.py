@@ -21,7 +21,7 @@ from tlray.features import part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
-from tlray.images.index import Index
+from tlray.images.index import Index, check_exists
 from tlray.images.loader import ImageLoader
 from tlray.images.reader import Place
 from tlray.models.compiled import Network
@@ -134,6 +134,7 @@ class NetworkActor:
         shard = table["shard"][0].as_py()
         rows = table.select(["path", "split", "label"])
         good = np.asarray(table["error"].is_null())
+        check_exists(job.out)
         errors = table.select(part_files.ERRORS.names).filter(pa.array(~good))
         if errors.num_rows or shard == 0:  # The first shard always has one, so that errors/ opens as a table.
             part_files.write_errors(job.out, shard, errors, job.metadata)

@@ -118,6 +118,7 @@ class Index:
         piece, last = max(0, next(piece for piece in count() if not is_done(piece)) - 1), False
         while not last or self.folder.is_file(piece_name(piece)):
             while not self.folder.is_file(piece_name(piece)):
+                check_exists(self.folder)
                 if self.folder.is_file(STOPPED):
                     raise stopped(self.folder)
                 time.sleep(_POLL_SECONDS)
@@ -158,6 +159,12 @@ class Index:
             for size in islice(sizes, SHARDS_PER_PIECE):
                 yield table.slice(start, size)
                 start += size
+
+
+def check_exists(folder: Folder) -> None:
+    """Raise JobError if the index is gone. Whatever is written after that would block the next run."""
+    if not folder.is_file(piece_name(0)):
+        raise JobError(f"{folder.uri} was moved or removed while the job was running")
 
 
 def stopped(folder: Folder) -> JobError:

@@ -18,7 +18,16 @@ from tlray.core.record import plain
 from tlray.core.results import Account
 from tlray.core.storage import Folder, is_temporary
 from tlray.images.account import LabelError, Tally
-from tlray.images.index import SCHEMA, SHARDS_PER_PIECE, STOPPED, Index, piece_name, read_piece, stopped
+from tlray.images.index import (
+    SCHEMA,
+    SHARDS_PER_PIECE,
+    STOPPED,
+    Index,
+    check_exists,
+    piece_name,
+    read_piece,
+    stopped,
+)
 from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
 from tlray.images.listing import Images, Listed
 
@@ -126,6 +135,7 @@ class IndexWriter:
         """
         try:
             for piece in self._rest:
+                check_exists(self.index.folder)
                 self._write(piece)
                 yield
             self._check_unchanged()
@@ -146,7 +156,8 @@ class IndexWriter:
         """End the listing, and tell the tasks that wait for the rest of it that it will not come."""
         if not self.index.complete and not self._stopping.is_set():
             self._stopping.set()
-            self.index.folder.write(STOPPED, b"")
+            if self.index.folder.is_file(piece_name(0)):
+                self.index.folder.write(STOPPED, b"")
 
     def discard(self) -> None:
         """Remove the index, and also the folder if it contains nothing else."""
