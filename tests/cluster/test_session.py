@@ -41,6 +41,7 @@ def starts(monkeypatch):
 
     monkeypatch.setattr(session, "_start", start)
     monkeypatch.setattr(session, "_prepare", lambda address: None)
+    monkeypatch.setattr(session, "_processes", dict)
     monkeypatch.setitem(sys.modules, "ray", ray)
     return ray
 

@@ -19,6 +19,7 @@ import typer
 from tlray.cli.arguments import COMPLETIONS, METAVARS, option
 from tlray.cli.help import Command, Group
 from tlray.cli.progress import say
+from tlray.cluster import session
 from tlray.core.errors import TlrayError
 from tlray.core.record import Record, dump
 from tlray.core.settings import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, setting, settings
@@ -108,6 +109,9 @@ def group(name: str, help: str, *functions: Callable[..., Result]) -> typer.Type
 def _reported(*, as_json: bool, debug: bool) -> Iterator[None]:
     """End the command with a message and an exit status if the block raises an error."""
     logging.getLogger("tlray").setLevel(logging.DEBUG if debug else logging.WARNING)
+    stdout = sys.stdout if as_json else None
+    on_loss = session.on_loss
+    session.on_loss = functools.partial(_end, stdout)
     try:
         yield
     except typer.Exit:
@@ -116,15 +120,26 @@ def _reported(*, as_json: bool, debug: bool) -> Iterator[None]:
         status, message = _explanation(error)
         if debug:
             say("".join(traceback.format_exception(error)), end="")
-        _fail(status, message, sys.stdout if as_json else None)
+        _fail(status, message, stdout)
         raise typer.Exit(status) from error
+    finally:
+        session.on_loss = on_loss
+
+
+def _end(stdout: TextIO | None, error: TlrayError) -> None:
+    """End this process at once with an error, e.g. because calls of a lost Ray do not return."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")  # A progress bar hides the cursor.
+    _fail(error.exit_status, str(error), stdout)
+    os._exit(error.exit_status)
 
 
 def _fail(status: int, message: str, stdout: TextIO | None) -> None:
     """Print an error, also as JSON on `stdout` if it is given."""
     say(f"tlray: {message}")
     if stdout is not None:
-        print(json.dumps({"error": without_credentials(message), "exit_status": status}), file=stdout)
+        values = {"error": without_credentials(message), "exit_status": status}
+        print(json.dumps(values), file=stdout, flush=True)
 
 
 def _explanation(error: BaseException) -> tuple[int, str]:

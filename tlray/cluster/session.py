@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from tlray.core.errors import UserError
+from tlray.core.errors import JobError, UserError
 from tlray.core.runtime import importing, muted
 
 # By default Ray Train polls its workers every 2 s, so a short training ends up to 2 s late.
 _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 _CONNECT_SECONDS = 10
+_ATTEMPTS = 3
+"""Failed connections to a process of Ray, a second apart, after which it is lost; Ray waits for a minute."""
+_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOENT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 Connected = Callable[[], None]
 """Waits until this process is connected to Ray; raises UserError if no Ray answers at the address."""
+_Place = tuple[str, int] | str
+"""A host and a port, or the path of a socket."""
 _current: Connected | None = None
+
+
+def _interrupt(error: JobError) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+on_loss: Callable[[JobError], None] = _interrupt
+"""Called in a thread if Ray ends during the block of `connect`. The default interrupts the block, which then
+raises the error. The command line ends its process instead: calls of Ray may not return for a minute."""
 
 
 def import_ahead(address: str | None) -> None:
@@ -62,16 +79,23 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
     _prepare(address)
     starting: Future[None] = Future()
     over = threading.Event()
+    lost: list[JobError] = []
 
     def keep() -> None:
         try:
             _start(address, cpus)
+            processes = _processes()
         except BaseException as error:
             starting.set_exception(error)
             return
         starting.set_result(None)
-        over.wait()  # The kernel ends Ray's processes when the thread that started them ends.
-        sys.modules["ray"].shutdown()
+        # This thread stays until the block ends, because the kernel ends Ray's processes with it.
+        if (loss := _watch(address, processes, over)) is None:
+            sys.modules["ray"].shutdown()
+        else:
+            lost.append(loss)
+            on_loss(loss)
+            over.wait()
 
     thread = threading.Thread(target=keep, name="ray", daemon=True)
 
@@ -85,6 +109,8 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
     _current = connected
     try:
         yield connected
+    except KeyboardInterrupt as error:
+        raise (lost[0] if lost else error) from error
     finally:
         _current = None
         over.set()
@@ -163,6 +189,49 @@ def _start(address: str | None, cpus: int) -> None:
     if not _debugging():
         for name in ("ray.data", "ray.train"):  # What they log is raised as well.
             logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _processes() -> dict[str, _Place]:
+    """The places at which the processes that this one needs of Ray answer, by what they are called."""
+    import ray
+
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    node = context.get_node_id()
+    (raylet,) = (entry["RayletSocketName"] for entry in ray.nodes() if entry["NodeID"] == node)
+    head = f"its head at {context.gcs_address}"
+    return {head: (host.strip("[]"), int(port)), "its process on this machine": raylet}
+
+
+def _watch(address: str | None, processes: Mapping[str, _Place], over: threading.Event) -> JobError | None:
+    """Wait until `over` is set, and return None; or return the error if a process of Ray ends before."""
+    # KubeRay sets this time for Ray's processes where a head may be started again.
+    seconds = int(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "0"))  # noqa: SIM112 - Ray's name.
+    limit = max(_ATTEMPTS, seconds - 2)
+    failures: Counter[str] = Counter()
+    while not over.wait(1):
+        for name, place in processes.items():
+            failures[name] = 0 if _answers(place) else failures[name] + 1
+            if failures[name] == (limit if isinstance(place, tuple) else _ATTEMPTS):
+                ray = "the local Ray" if address is None else f"the Ray at {address}"
+                return JobError(
+                    f"{ray} has ended: {name} does not answer; perhaps it was stopped, or the memory was full. "
+                    "Run the same command again to continue"
+                )
+    return None
+
+
+def _answers(place: _Place) -> bool:
+    """Whether a process listens at a host and port, or at the path of a socket."""
+    try:
+        if isinstance(place, str):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(place)
+        else:
+            socket.create_connection(place, timeout=2).close()
+    except OSError as error:  # Others say nothing about that process, e.g. too many open files here.
+        return error.errno not in _GONE and not isinstance(error, TimeoutError)
+    return True
 
 
 def _check_answers(address: str) -> None:
