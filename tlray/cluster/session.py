@@ -215,7 +215,7 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
             if failures[name] == (limit if isinstance(place, tuple) else _ATTEMPTS):
                 ray = "the local Ray" if address is None else f"the Ray at {address}"
                 return JobError(
-                    f"{ray} has ended: {name} does not answer; perhaps it was stopped, or the memory was full. "
+                    f"{ray} has ended: {name} does not answer; perhaps it was stopped or out of memory. "
                     "Run the same command again to continue"
                 )
     return None
