@@ -12,7 +12,7 @@ from PIL import Image
 
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
-from tlray.evaluation.annotate import annotate_one, copy_name, reserved
+from tlray.evaluation.annotate import annotate_one, check_target, copy_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import with_time_limit
@@ -68,33 +68,29 @@ def test_no_two_copies_have_one_name_and_none_has_the_name_of_a_folder(tmp_path)
 MODEL = Mock(folder=Folder.open("/model"), manifest=Mock(created="today"))
 
 
-def reserve(images: Path, target: object, model: Mock = MODEL, error: Exception | None = None) -> None:
-    with reserved(Images.open(images), str(target), model):
-        if error:
-            raise error
-
-
 def test_only_a_folder_of_copies_of_these_images_is_written_to(root, tmp_path):
+    def check(target: Path, model: Mock = MODEL, **begin: bool) -> None:
+        check_target(Images.open(root.path), Folder.open(target), model, **begin)
+
     save(root, "cat/1.png")
-    images, (target, full) = Path(root.path), (tmp_path / name for name in ("new/copies", "full"))
-    with pytest.raises(UserError, match="no Ray"):
-        reserve(images, target, error=UserError("no Ray"))
-    assert not target.exists()
-    reserve(images, target)
-    reserve(images, target)  # Again, e.g. after it was stopped.
+    images, target, full = Path(root.path), tmp_path / "new" / "copies", tmp_path / "full"
+    check(target)
+    assert list(target.iterdir()) == []
+    check(target, begin=True)
+    check(target, begin=True)  # Again, e.g. after it was stopped.
     with pytest.raises(UserError, match=r"copies of another job \(created today, not tomorrow\)"):
-        reserve(images, target, Mock(folder=MODEL.folder, manifest=Mock(created="tomorrow")))
+        check(target, Mock(folder=MODEL.folder, manifest=Mock(created="tomorrow")))
     full.mkdir()
     for name, content in {"1.png": b"mine", ".tlray.json": b"[]"}.items():
         (full / name).write_bytes(content)
         with pytest.raises(UserError, match="is not empty and has no copies by tlray"):
-            reserve(images, full)
+            check(full, begin=True)
         assert (full / name).read_bytes() == content
     (tmp_path / "link").symlink_to(images)
     (images / "dog").symlink_to(full)
     for inside in (images, images / "new", tmp_path / "link" / "new", full / "deep" / "new"):
         with pytest.raises(UserError, match=f"--annotate {inside} lies among the images"):
-            reserve(images, inside)
+            check(inside)
     assert not list(images.rglob("*new*"))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -30,47 +29,37 @@ from tlray.models.model import Model
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 _AMBIGUOUS = re.compile(r"\.(parquet|jpe?g|png)/|\.[0-9a-f]{16}\.(jpe?g|png)$", re.IGNORECASE)
 """Paths of images that a copy of another image can have: those in odd folders, or with a digest."""
+_LONGEST = 200
+"""Bytes in the name of a file; a temporary name, which may have 255, is longer."""
 _MARKER = ".tlray.json"
 """This file says which copies a folder holds."""
 
 
-@contextmanager
-def reserved(source: Images, uri: str | None, model: Model) -> Iterator[None]:
-    """Reserve a folder for the copies of these images, if `uri` names one.
-
-    The folder is new, empty, or has a file that says that it holds copies of these images by this model. No
-    other file is ever overwritten.
+def check_target(source: Images, target: Folder, model: Model, *, begin: bool = False) -> None:
+    """Check that a folder is for copies of these images by this model only; `begin` marks it as such.
 
     Raises:
         UserError: the folder holds something else, is among the images, or cannot be written to.
     """
-    if uri is None:
-        yield
-        return
-    target = Folder.open(uri)
     source.check_outside(target, "--annotate")
     job = {"model": model.folder.uri, "created": model.manifest.created, "images": source.root.uri}
     try:
-        names = target.names()
-        written = json.loads(target.read(_MARKER)) if _MARKER in names else None
-        if written is None and names:
-            raise ValueError(f"it holds {names[0]}")
-        if written not in (None, job):
-            raise other_job(target, "copies of another job", written, job)
+        names, written = target.names(), None
+        if names:
+            with suppress(ValueError, FileNotFoundError):
+                written = json.loads(target.read(_MARKER))
+            if not isinstance(written, dict):
+                raise UserError(
+                    f"--annotate {target.uri} is not empty and has no copies by tlray (it holds {names[0]}): "
+                    "choose a new folder"
+                )
+            if written != job:
+                raise other_job(target, "copies of another job", written, job)
         target.write(_MARKER, dump(job).encode())
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"--annotate {target.uri} is not empty and has no copies by tlray ({error}): choose a new folder"
-        ) from error
+        if not (written or begin):
+            target.remove(_MARKER)
     except OSError as error:
         raise UserError(f"--annotate: cannot write to {target.uri}: {error.strerror or error}") from error
-    try:
-        yield
-    except UserError:
-        if written is None:
-            target.remove(_MARKER)
-            target.remove_empty()
-        raise
 
 
 def annotate(job: InferenceJob, target: Folder, *, address: str | None) -> None:
@@ -121,16 +110,14 @@ def copy_name(path: str) -> str:
     name = re.sub(r"(?<=\.parquet)#", "/", path, flags=re.IGNORECASE)
     parts = [part for part in name.split("/") if part not in ("", "..", ".")]
     suffix = PurePosixPath(name).suffix.lower()
-    is_long = any(len(part.encode("utf-8", "replace")) > 200 for part in parts)
-    if "/".join(parts) == name and suffix in _FORMATS and not is_long and not _AMBIGUOUS.search(path):
+    is_safe = "/".join(parts) == name and suffix in _FORMATS and not _AMBIGUOUS.search(path)
+    if is_safe and max(len(part.encode("utf-8", "replace")) for part in parts) <= _LONGEST:
         return name
-    # No folder has a suffix of a copy, so that no copy has the place of a folder.
-    folders = [
-        f"{part[:50]}_" if PurePosixPath(part).suffix.lower() in _FORMATS else part[:50] for part in parts
-    ]
+    # No folder has the suffix of a copy, so that no copy needs the place of a folder.
+    folders = [re.sub(r"(?i)(\.(jpe?g|png))$", r"\1_", part[:50]) for part in parts[:-1]]
     digest = hashlib.sha256(path.encode("utf-8", "replace")).hexdigest()[:16]
-    file = f"{parts[-1][:50] if parts else ''}.{digest}{suffix if suffix in _FORMATS else '.png'}"
-    return "/".join((*folders[:-1], file))
+    file = f"{''.join(parts[-1:])[:50]}.{digest}{suffix if suffix in _FORMATS else '.png'}"
+    return "/".join((*folders, file))
 
 
 def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, Any]:

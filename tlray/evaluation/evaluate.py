@@ -85,7 +85,7 @@ def evaluate(
     key = f"{images} {config.precision} {trained.manifest.created}"
     parts = report.child(f".parts-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
     with report.locked():
-        check_folder(report, trained.manifest.stages)
+        check_folder(report)
         if features is None:
             chosen = (image for image in source if image.label is not None and split in (None, image.split))
             job, _, _ = model_inference.run(

@@ -129,44 +129,33 @@ class _Output:
 
     folder: Folder
     name: str
+    errors: str
+    begun: str
+    """This file exists while the other files are written and the parts are removed."""
+    parts: Folder
     job: dict[str, Any]
     """The settings on which the predictions depend."""
 
     @classmethod
-    def open(cls, out: str, source: Images, job: dict[str, Any]) -> _Output:
+    def open(cls, out: str, job: dict[str, Any]) -> _Output:
         if not out.endswith(_SUFFIXES):
             raise UserError(f"--out {out}: expected a file name that ends with {' or '.join(_SUFFIXES)}")
         file = Folder.open(out)
-        source.check_outside(file)
-        folder, _, name = file.path.rpartition("/")
-        return cls(Folder(file.filesystem, folder or "/", file.uri.rpartition("/")[0]), name, job)
-
-    @property
-    def errors(self) -> str:
-        stem, _, suffix = self.name.rpartition(".")
-        return f"{stem}.errors.{suffix}"
-
-    @property
-    def parts(self) -> Folder:
-        return self.folder.child(f"{self.name}.parts")
-
-    @property
-    def begun(self) -> str:
-        """This file exists while the other files are written and the parts are removed."""
-        return f"{self.name}.parts.json"
+        path, _, name = file.path.rpartition("/")
+        folder = Folder(file.filesystem, path or "/", file.uri.rpartition("/")[0])
+        stem, _, suffix = name.rpartition(".")
+        parts = folder.child(f"{name}.parts")
+        return cls(folder, name, f"{stem}.errors.{suffix}", f"{name}.parts.json", parts, job)
 
     def finished(self) -> PredictResult | None:
-        """The result of this job if all its files are written, whether or not its parts are removed.
-
-        Raises:
-            UserError: a file is in the way that this job has not begun to write.
-        """
+        """The result of this job if its files are written; UserError if others are in their place."""
         if self.folder.is_file(self.begun):
             with suppress(ValueError, KeyError, TypeError):
                 values = json.loads(self.folder.read(self.begun))
                 if values["job"] == plain(self.job):
-                    result = PredictResult.from_json(values["result"])
-                    return result if self.folder.is_file(self.name) else None  # It is written last.
+                    # The file of predictions is written last.
+                    is_written = self.folder.is_file(self.name)
+                    return PredictResult.from_json(values["result"]) if is_written else None
         for name in (self.name, self.errors, self.begun):
             if self.folder.exists(name):
                 raise UserError(
@@ -184,28 +173,28 @@ def _predict_all(
     progress: inference.Progress,
 ) -> PredictResult:
     source = model_inference.images_of(model, images, config)
+    settings = ("precision", "max_pixels", "top", "path_column", "label_column", "split_column")
     job = {
         "model": model.folder.uri,
         "model_created": model.manifest.created,
         "images": Folder.open(images).uri + (f" ({config.split})" if config.split is not None else ""),
-        **{
-            name: getattr(config, name)
-            for name in ("precision", "max_pixels", "top", "path_column", "label_column", "split_column")
-        },
+        **{name: getattr(config, name) for name in settings},
     }
-    output = _Output.open(out, source, job)
+    output = _Output.open(out, job)
+    source.check_outside(output.folder.child(output.name))
     chosen: Iterable[Listed] = source
-    if (result := output.finished()) is None:
+    if output.finished() is None:
+        if config.annotate is not None:
+            annotate.check_target(source, Folder.open(config.annotate), model)
         if config.split is not None:
             chosen = (image for image in source if image.split == config.split)
             if config.split not in (splits := {image.split for image in source}):
                 names = ", ".join(sorted(filter(None, splits))) or "no splits"
                 raise UserError(f"--split {config.split}: {images} has no such split: it has {names}")
         chosen = listing_for(output.parts, chosen)
-    copies = config.annotate if result is None else None
-    with annotate.reserved(source, copies, model), output.parts.locked():
+    with output.parts.locked():
         if (result := output.finished()) is None:
-            result = _run(model, source.root, chosen, output, config, address, progress)
+            result = _run(model, source, chosen, output, config, address, progress)
         inference.remove(output.parts)
         output.folder.remove(output.begun)
     return result
@@ -213,8 +202,8 @@ def _predict_all(
 
 def _run(
     model: Model,
-    root: Folder,
-    images: Iterable[Listed],
+    source: Images,
+    chosen: Iterable[Listed],
     output: _Output,
     config: PredictConfig,
     address: str | None,
@@ -223,14 +212,16 @@ def _run(
     """Predict, and write all files; the caller has locked the folder of the parts."""
     started = time.monotonic()
     job, timings, errors = model_inference.run(
-        model, root, images, output.job["images"], output.parts, config, progress, address
+        model, source.root, chosen, output.job["images"], output.parts, config, progress, address
     )
     if errors.num_rows == job.index.images:
         raise JobError(
             f"none of these {errors.num_rows} images can be decoded: see {output.parts.uri}/errors"
         )
     if config.annotate is not None:
-        annotate.annotate(job, Folder.open(config.annotate), address=address)
+        target = Folder.open(config.annotate)
+        annotate.check_target(source, target, model, begin=True)
+        annotate.annotate(job, target, address=address)
     result = PredictResult(
         **vars(inference.counts(job, timings, errors, time.monotonic() - started)),
         out=output.folder.child(output.name).uri,
@@ -252,6 +243,8 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     started = time.monotonic()
     source = Images.open(uri)
     (image,) = source
+    if config.annotate is not None:
+        annotate.check_target(source, Folder.open(config.annotate), model)
     size = model.provenance.image_size
     with ImageLoader(source.root, size, config.max_pixels) as load:
         pixels = load(image.place)
@@ -265,7 +258,8 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     predicted, probability = next(iter(ranked.items()))
     if config.annotate is not None:
         target = Folder.open(config.annotate)
-        with annotate.reserved(source, config.annotate, model), DecoderProcess() as run:
+        annotate.check_target(source, target, model, begin=True)
+        with DecoderProcess() as run:
             annotate.annotate_one(
                 Reader(source.root), run, image.path, predicted, probability, target, config.max_pixels
             )

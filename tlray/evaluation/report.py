@@ -21,17 +21,11 @@ _KINDS = {"": 1, "_smoothed": plots.MIN_SMOOTHED_EPOCHS}
 """The kinds of curves, each with the number of epochs from which it is drawn."""
 
 
-def check_folder(folder: Folder, stages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if writing a report on these stages into a folder would overwrite other files.
-
-    A folder may hold an earlier report, or the work of an evaluation, but not only something else.
-    """
-    own, written = _files_in(folder), {*_FILES, *_names(stages)}
+def check_folder(folder: Folder) -> None:
+    """Raise UserError if a folder holds files, but neither a report nor the work of an evaluation."""
     others = [name for name in folder.names() if not name.startswith((".parts-", ".report.json."))]
-    if others := [name for name in others if name not in own and (not own or name in written)]:
-        raise UserError(
-            f"{folder.uri} is not empty and holds no report of tlray with {others[0]}: choose another --out"
-        )
+    if others and not _files_in(folder):
+        raise UserError(f"{folder.uri} is not empty and has no report by tlray: choose another --out")
 
 
 def write_report(evaluation: Evaluation, folder: Folder) -> list[str]:

@@ -84,8 +84,8 @@ class IndexWriter:
             copies: the rows of network input per image; shards have that many times fewer images.
             source: what `images` iterates over, if the index is to have an account of the images.
             extend: look for new images even if an earlier run has listed all images.
-            work: where a stopped job has results that would be wrong if its images change: no image may have
-                changed since an earlier run listed it. The message says to remove this folder.
+            work: the folder to remove, by the message, if images have changed since an earlier run listed
+                them; None if that is no fault.
 
         Raises:
             UserError: the folder contains another job or other files, there is no image, the labels are

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from glob import escape, glob
-from itertools import chain
 from typing import NamedTuple
 
 from pyarrow import fs
@@ -155,16 +153,12 @@ class Images:
             return
         folders = [self.root]
         if self.root.is_local:  # The folders of splits and classes are often links to other places.
-            levels = ("*/", "*/*/") if self._has_splits else ("*/",)
-            paths = chain.from_iterable(
-                glob(posixpath.join(escape(self.root.path), level)) for level in levels
-            )
-            folders += [Folder.open(path) for path in paths if os.path.islink(path.rstrip("/"))]
-        for folder in folders:
-            if folder.contains(out):
-                raise UserError(
-                    f"{name} {out.uri} lies among the images: choose a place outside {folder.uri}"
-                )
+            entries = list(os.scandir(self.root.path))
+            for entry in entries[:] if self._has_splits else ():
+                entries += os.scandir(entry) if entry.is_dir() else ()
+            folders += [Folder.open(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
+        if inside := [folder.uri for folder in folders if folder.contains(out)]:
+            raise UserError(f"{name} {out.uri} lies among the images: choose a place outside {inside[0]}")
 
     def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:
         for row in rows:
