@@ -9,7 +9,7 @@ import typer
 from tlray.cli.arguments import NewModel, option
 from tlray.cli.fit import trained
 from tlray.cli.options import OnRay, Result, command
-from tlray.cli.progress import Progress, print_epoch
+from tlray.cli.progress import AccountPrinter, Progress, print_epoch
 from tlray.core.config import FinetuneConfig
 from tlray.core.settings import NETWORK
 
@@ -55,6 +55,13 @@ def finetune(
             print_epoch(metrics, config.epochs)
 
         result = finetune(
-            images, out, config, model=model, address=run.address, progress=progress, report=report
+            images,
+            out,
+            config,
+            model=model,
+            address=run.address,
+            progress=progress,
+            announce=AccountPrinter(),
+            report=report,
         )
     return trained(result, out)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tlray.cli.arguments import Images, option
 from tlray.cli.options import OnRay, Result, command
+from tlray.cli.progress import AccountPrinter
 from tlray.cli.summaries import amount
 from tlray.cli.tables import table
 from tlray.core.config import ExtractConfig
@@ -43,7 +44,9 @@ def plan(
     """
     from tlray.features.plan import plan
 
-    result = plan(images, config, sample=sample, cluster=cluster, address=ray.address)
+    result = plan(
+        images, config, sample=sample, cluster=cluster, address=ray.address, announce=AccountPrinter()
+    )
     size = "" if result.bytes_read is None else f", {_bytes(result.bytes_read)} to read"
     hours, minutes = result.seconds / 3600, result.seconds / 60
     duration = f"{hours:,.1f} hours" if hours >= 1 else f"{minutes:,.1f} minutes"

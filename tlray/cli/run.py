@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tlray.cli.arguments import Images, Recipe, option
 from tlray.cli.options import OnRay, Result, command
-from tlray.cli.progress import Progress, print_epoch, say
+from tlray.cli.progress import AccountPrinter, Progress, print_epoch, say
 from tlray.cli.tables import table
 from tlray.core.settings import OUTPUT
 
@@ -57,6 +57,7 @@ def run(
         address=run.address,
         say=say,
         report=lambda stage, metrics: print_epoch(metrics, stage.config.epochs),
+        announce=AccountPrinter(),
         progress=Progress,
     )
     rows = [

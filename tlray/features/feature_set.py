@@ -163,9 +163,10 @@ class FeatureSet:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The images that the features were extracted from, and how they were split."""
+        """The images that the features were extracted from, how they were split and what was understood."""
         job = self.manifest.job
-        return {"images": job.images, "split": job.split, "split_seed": job.seed}
+        facts = {"images": job.images, "split": job.split, "split_seed": job.seed}
+        return {**facts, "account": self.manifest.account}
 
     @property
     def identity(self) -> dict[str, Any]:

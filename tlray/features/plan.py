@@ -18,11 +18,13 @@ from tlray.cluster import nodes, session
 from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
+from tlray.core.results import Account
 from tlray.core.runtime import prepare_keras
 from tlray.core.settings import POSITIVE, check, configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
 from tlray.features.throughput import Cost, Kind, Throughput
+from tlray.images.account import Announce, Tally, warn
 from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images, Listed
@@ -36,6 +38,8 @@ class Plan(Throughput):
     """The cost of an extraction, estimated from a sample."""
 
     images: int
+    account: Account
+    """What was understood of the images."""
     bytes_read: int | None
     """None if the sizes of the images are not known, as in a table."""
     sample: int
@@ -58,6 +62,7 @@ def plan(
     sample: int = 64,
     cluster: bool = False,
     address: str | None = None,
+    announce: Announce = warn,
     **settings: Any,
 ) -> Plan:
     """Time a sample of an extraction, here or on a Ray cluster, and estimate the whole job from it.
@@ -68,6 +73,8 @@ def plan(
         sample: the number of images in the sample.
         cluster: whether to time it on one node of each kind of a Ray cluster instead of in this process.
         address: the address of that Ray.
+        announce: called with what was understood of the images, before the first one is decoded. By default,
+            its warnings become Python's.
         settings: single fields of `config`, e.g. `image_size=224`.
 
     Raises:
@@ -80,7 +87,10 @@ def plan(
         raise UserError("--cluster needs a Ray: give its --address, or use `tlray submit -- plan ...`")
     source = Images.open(images, ColumnNames.of(config))
     frozen = FrozenPart.decide(config)
-    count, size, chosen = _survey(source, sample)
+    tally = Tally()
+    count, size, chosen = _survey(source, sample, tally)
+    account = tally.account(source, complete=True)
+    announce(account)
     image_size, packages = frozen.provenance.image_size, package_versions(frozen.provenance.package)
     arguments = source.root, chosen, config, image_size, packages
     if cluster:
@@ -96,6 +106,7 @@ def plan(
     return Plan(
         **vars(estimate),
         images=count,
+        account=account,
         bytes_read=size,
         sample=len(chosen),
         sample_errors=cost.errors,
@@ -160,13 +171,17 @@ def _measure(
     return Cost(read, decode, compute, errors, list(features.shape[1:]), written)
 
 
-def _survey(source: Iterable[Listed], sample: int) -> tuple[int, int | None, list[Listed]]:
-    """The number of images, the sum of their known sizes, and an even sample of them (reservoir sampling)."""
+def _survey(source: Iterable[Listed], sample: int, tally: Tally) -> tuple[int, int | None, list[Listed]]:
+    """The number of images, the sum of their known sizes, and an even sample of them (reservoir sampling).
+
+    `tally` counts them by split and label.
+    """
     draw = random.Random(0)
     count, size = 0, None
     chosen: list[Listed] = []
     for image in source:
         count += 1
+        tally.add(image.split, image.label)
         if image.size is not None:
             size = (size or 0) + image.size
         if len(chosen) < sample:

@@ -13,7 +13,7 @@ from tlray.core.results import Account
 from tlray.images import filetypes
 from tlray.images.listing import Images
 
-Counts = Mapping[tuple[str | None, str | None], int]
+Counts = Mapping[tuple[str | None, ...], int]
 """The number of images for each pair of split and label."""
 Announce = Callable[[Account], None]
 """Called with an account before the first image is decoded, and with the whole account at the end."""
@@ -40,7 +40,7 @@ class Tally:
     """Counts images by split and label while they are listed."""
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[str | None, str | None]] = Counter()
+        self.counts: Counter[tuple[str | None, ...]] = Counter()
         self._forms: dict[str, str] = {}
         """The labels, each by the form that it has in common with labels that only look different."""
 
@@ -93,10 +93,17 @@ def check_classes(counts: Counts, validation: str) -> None:
         raise LabelError(f"{strange}: add training images, or take these {validation} images away")
 
 
-def check_labels(counts: Counts, split: str, where: str) -> None:
+def check_labels(counts: Counts, split: str) -> None:
     """Raise LabelError if this split has images, but none of them has a label."""
     if split in _unlabelled(counts):
-        raise LabelError(f"{where}: {_without_labels(counts, split)}")
+        raise LabelError(_without_labels(counts, split))
+
+
+def check_forms(counts: Counts) -> None:
+    """Raise LabelError if two labels differ only by white space or Unicode form."""
+    tally = Tally()
+    for (split, label), images in counts.items():
+        tally.add(split, label, images)
 
 
 def warn(account: Account) -> None:

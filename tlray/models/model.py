@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import MANIFEST, Manifest, read_manifest
-from tlray.core.results import TrainingSummary
+from tlray.core.results import Account, TrainingSummary
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder, StrPath
 from tlray.models.compiled import Network, compile_network
@@ -52,6 +52,8 @@ class ModelManifest(Manifest, TrainingSummary):
     """The fraction of images that tlray assigned to `train`; None if it assigned no splits."""
     split_seed: int | None
     """The seed of that assignment."""
+    account: Account | None = None
+    """What was understood of the images; None in models that older versions of tlray have made."""
     stages: list[dict[str, Any]]
     """The trainings that led to this model, the oldest first."""
     versions: dict[str, str]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module, resources
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlray.core.config import TrainConfig
 from tlray.core.errors import UserError, unknown
@@ -20,6 +20,9 @@ from tlray.core.record import Record
 from tlray.core.schema import described
 from tlray.core.storage import StrPath
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage, build, unknown_key
+
+if TYPE_CHECKING:
+    from tlray.images.account import Announce
 
 _FOLDER = resources.files("tlray.recipes")
 _HEADER = ("title", "reproduces", "source", "published", "command", "differs")
@@ -123,6 +126,7 @@ def run(
     address: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     report: Report = lambda stage, metrics: None,
+    announce: Announce | None = None,
     progress: ProgressBar = lambda stage: nullcontext(lambda done, total: None),
 ) -> RecipeResult:
     """Run all stages of a recipe in order. A second run continues an interrupted one.
@@ -135,6 +139,7 @@ def run(
         address: the address of a running Ray; None starts a local Ray and stops it at the end.
         say: called before each stage with a line that holds its number and its command line.
         report: called with the stage and the metrics of each epoch of training.
+        announce: called with what was understood of the images; None turns its warnings into Python's.
         progress: called with the name of a stage that processes images. It returns a context manager,
             whose value is called with the numbers of finished and of all images.
 
@@ -159,7 +164,7 @@ def run(
         for number, stage in enumerate(stages, start=1):
             say(f"stage {number} of {len(stages)}: {stage.line(images, out)}")
             stage_started = time.monotonic()
-            result = _run(stage, images, out, address, report, progress)
+            result = _run(stage, images, out, address, report, progress, announce)
             results.append(
                 StageResult(
                     stage=stage.name,
@@ -174,7 +179,13 @@ def run(
 
 
 def _run(
-    stage: Stage, images: str, out: str, address: str | None, report: Report, progress: ProgressBar
+    stage: Stage,
+    images: str,
+    out: str,
+    address: str | None,
+    report: Report,
+    progress: ProgressBar,
+    announce: Announce | None,
 ) -> Record | None:
     """Run one stage and return its result; None if its output is complete and it must not run again."""
     if stage.is_complete(out):
@@ -187,7 +198,7 @@ def _run(
             progress_bar.close()  # All images are processed once the training reports an epoch.
             report(stage, metrics)
 
-        callbacks: dict[str, Any] = {"report": report_epoch}
+        callbacks: dict[str, Any] = {"report": report_epoch, "announce": announce}
         if "progress" in command.callbacks:
             callbacks["progress"] = progress_bar.enter_context(progress(stage.name))
         result: Record = job(
@@ -195,7 +206,7 @@ def _run(
             out=stage.output(out),
             config=stage.config,
             address=address,
-            **{name: callbacks[name] for name in command.callbacks},
+            **{name: callbacks[name] for name in command.callbacks if callbacks[name] is not None},
         )
     return result
 

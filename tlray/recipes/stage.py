@@ -41,7 +41,7 @@ class Command:
     config: type[Any]
     inputs: tuple[Input, ...]
     callbacks: tuple[str, ...]
-    """The parameters of the function that take callbacks for progress: "progress", "report"."""
+    """The parameters of the function that take callbacks: "progress", "announce", "report"."""
     split: Callable[[Any], str | None]
     """Returns the split that the input must have, for the settings of a stage."""
     splits_of: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ COMMANDS = {
         module="tlray.features.extract",
         config=config.ExtractConfig,
         inputs=(Input("images", default=IMAGES),),
-        callbacks=("progress",),
+        callbacks=("progress", "announce"),
         split=lambda settings: None,
     ),
     "fit": Command(
@@ -86,7 +86,7 @@ COMMANDS = {
         module="tlray.training.finetune",
         config=config.FinetuneConfig,
         inputs=(Input("images", ("extract",), IMAGES), Input("model", _MODEL, optional=True)),
-        callbacks=("progress", "report"),
+        callbacks=("progress", "announce", "report"),
         split=_validation,
         splits_of=("images", "model"),
     ),

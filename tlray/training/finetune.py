@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from tlray.core.settings import configured, option
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference
 from tlray.features.feature_set import FeatureSet
+from tlray.images.account import Announce, Tally, warn
 from tlray.images.augment import Augmentation, Views
 from tlray.images.conventions import ColumnNames
 from tlray.images.index import piece_name
@@ -37,6 +37,7 @@ def finetune(
     model: StrPath | None = None,
     address: str | None = None,
     progress: inference.Progress = lambda done, total: None,
+    announce: Announce = warn,
     report: Report = lambda metrics: None,
     **settings: Any,
 ) -> TrainResult:
@@ -53,6 +54,7 @@ def finetune(
         model: the model to start from; None starts with a new head on the backbone that `config` names.
         address: the address of a running Ray; None starts a local Ray and stops it at the end.
         progress: called after each shard of images before the training, with the images done and to do.
+        announce: called with what was understood of the images; by default, its warnings become Python's.
         report: called with the metrics of each epoch, as `tlray.training.fit.fit` does.
         settings: single fields of `config`, e.g. `from_="block5_conv1"`.
 
@@ -66,7 +68,7 @@ def finetune(
     if Folder.open(images).is_file(piece_name(0)):
         data = _from_features(images, folder, config, model)
     else:
-        data = _from_images(images, folder, config, model, progress)
+        data = _from_images(images, folder, config, model, progress, announce)
     starting_point = data.starting_point
     job = {"data": data.identity, **starting_point.identity, "training": model_folder.identity(config)}
     if (result := model_folder.finished(folder, job)) is not None:
@@ -105,7 +107,7 @@ class _Data:
     identity: Any
     """The JSON value that identifies these images or features."""
     facts: dict[str, Any]
-    """The fields `images`, `split` and `split_seed` of the model's manifest."""
+    """The fields `images`, `split`, `split_seed` and `account` of the model's manifest."""
     prepare: Callable[[Folder, tuple[int, ...]], TrainingData]
     """Returns the rows, given a folder for work and the shape of one row of features; it needs Ray."""
 
@@ -121,13 +123,19 @@ def _from_features(uri: StrPath, out: Folder, config: FinetuneConfig, model: Str
             )
     starting_point = StartingPoint.decide(config, model, features)
     _check_same_split(starting_point, features.facts)
-    classes = _classes(config, starting_point, features.classes, features.folder.uri)
+    labels = holdout.check_parts(config, features.folder.uri, features.counts())
+    classes = _classes(config, starting_point, labels, features.folder.uri)
     rows = holdout.load(features, config)
     return _Data(starting_point, classes, features.identity, features.facts, lambda work, feature_shape: rows)
 
 
 def _from_images(
-    path: StrPath, out: Folder, config: FinetuneConfig, model: StrPath | None, progress: inference.Progress
+    path: StrPath,
+    out: Folder,
+    config: FinetuneConfig,
+    model: StrPath | None,
+    progress: inference.Progress,
+    announce: Announce,
 ) -> _Data:
     views = Views(Augmentation.parse(config.augment), config.seed) if config.augment is not None else None
     images, uri = Images.open(path, ColumnNames.of(config)), Folder.open(path).uri
@@ -142,17 +150,18 @@ def _from_images(
         # Use the split of the model, so that images which it has not been trained on stay held out.
         facts = {name: getattr(starting_point.model.manifest, name) for name in facts}
     images = images.assign(facts["split"], facts["split_seed"])
-    splits: Counter[str | None] = Counter()
-    labels: set[str] = set()
+    tally, training = Tally(), set()
     for image in images:
-        if image.label is not None:
-            splits[image.split] += 1
-            if holdout.part(config, image.split, image.path) == "training":
-                labels.add(image.label)
+        tally.add(image.split, image.label)
+        if holdout.part(config, image.split, image.path) == "training":
+            training.add(image.label)
+    account = tally.account(images, complete=True)
+    announce(account)
     _check_same_split(starting_point, facts)
-    if splits:
-        holdout.check_parts(config, uri, splits)
-    classes = _classes(config, starting_point, sorted(labels), uri)
+    labels = holdout.check_parts(config, uri, tally.counts)
+    holdout.check_held_out(config, uri, training, labels)
+    classes = _classes(config, starting_point, labels, uri)
+    facts["account"] = account
     cache = FeatureCache(images=images, uri=uri, config=config, starting_point=starting_point, views=views)
     return _Data(starting_point, classes, uri, facts, partial(cache.fill, progress=progress))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,8 @@ from tlray.core.errors import UserError
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.features.part_files import ERRORS
+from tlray.images import account
+from tlray.images.account import Counts
 from tlray.images.listing import assign_split
 from tlray.training.view_stream import ViewSource
 
@@ -53,9 +55,7 @@ def part(config: TrainConfig, split: str | None, path: str) -> str | None:
 
 def load(features: FeatureSet, config: TrainConfig) -> TrainingData:
     """Read the rows of a feature set; raise UserError if they do not fit the settings or the memory."""
-    where, counts = features.folder.uri, Counter[str | None](features.splits)
-    counts[None] = features.manifest.rows - counts.total()
-    check_parts(config, where, counts)
+    where = features.folder.uri
     row_bytes = np.dtype(features.provenance.store).itemsize * math.prod(features.shape)
     check_memory(features.manifest.rows, row_bytes, where)
     parts: dict[str, list[Rows]] = {"training": [], "validation": []}
@@ -82,10 +82,17 @@ def check_memory(rows: int, row_bytes: int, where: str) -> None:
         )
 
 
-def check_parts(config: TrainConfig, where: str, splits: Mapping[str | None, int]) -> None:
-    """Raise UserError if the settings do not fit these splits (rows of each; None: rows without a split)."""
-    names = sorted(name for name, count in splits.items() if name is not None and count)
-    if not splits.get("train") and not splits.get(None):
+def check_parts(config: TrainConfig, where: str, counts: Counts) -> list[str]:
+    """Return the classes of the training images; raise UserError if the images do not fit the settings."""
+    account.check_forms(counts)
+    splits = Counter[str | None]()
+    for (split, label), images in counts.items():
+        splits[split] += images if label is not None else 0
+    if not splits.total():
+        return []  # `checks.check` says so.
+    names = sorted(name for name, images in splits.items() if name is not None and images)
+    account.check_labels(counts, "train")
+    if not splits["train"] and not splits[None]:
         raise UserError(
             f"{where} has no training rows: it has the splits {', '.join(names)}; expected `train`, or none"
         )
@@ -99,13 +106,17 @@ def check_parts(config: TrainConfig, where: str, splits: Mapping[str | None, int
             "--validation train: the model would be validated on the rows it is trained on; "
             "give another split, or a fraction such as 0.2"
         )
+    if config.validation_fraction is None:
+        account.check_labels(counts, named or "validation")
+        account.check_classes(counts, named or "validation")
     if named and named not in names:
         raise UserError(
             f"--validation {config.validation}: {where} has no such split: it has "
             f"{', '.join(names) or 'no splits'}; give one of those, or a fraction such as 0.2"
         )
     has_validation = config.validation is not None or "validation" in names
-    _check_counts(config, where, splits.get("train", 0) + splits.get(None, 0), has_validation)
+    _check_counts(config, where, splits["train"] + splits[None], has_validation)
+    return account.training_classes(counts)
 
 
 def check_rows(config: TrainConfig, where: str, training: Rows, validation: Rows) -> None:
@@ -115,12 +126,24 @@ def check_rows(config: TrainConfig, where: str, training: Rows, validation: Rows
         raise UserError(
             f"--validation {config.validation} leaves no {empty} rows of {where}: give another fraction"
         )
+    check_held_out(config, where, training.labels, validation.labels)
     if len(set(training.labels)) < 2:
         raise UserError(
             f"the {len(training.labels)} training rows of {where} are all of one class, but a head needs at "
             "least two classes: add images of another class"
         )
     _check_counts(config, where, len(training.paths), bool(validation.paths))
+
+
+def check_held_out(
+    config: TrainConfig, where: str, training: Iterable[str | None], labels: Iterable[str | None]
+) -> None:
+    """Raise UserError if a fraction for validation leaves no training images of one of these labels."""
+    if config.validation_fraction is not None and (lost := sorted(map(repr, {*labels} - {*training}))):
+        raise UserError(
+            f"--validation {config.validation} leaves no training image of {', '.join(lost[:3])} in {where}; "
+            "give a smaller fraction or another --seed, or add images of each class"
+        )
 
 
 def _check_counts(config: TrainConfig, where: str, rows: int, has_validation: bool) -> None:

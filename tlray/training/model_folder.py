@@ -12,7 +12,7 @@ from tlray.core.config import TrainConfig
 from tlray.core.errors import DivergenceError, UserError
 from tlray.core.manifest import MANIFEST, other_job
 from tlray.core.record import dump, plain
-from tlray.core.results import ImageError, TrainingSummary
+from tlray.core.results import Account, ImageError, TrainingSummary
 from tlray.core.storage import Folder, is_temporary
 from tlray.models.model import Model, ModelManifest
 
@@ -37,6 +37,8 @@ class TrainResult(TrainingSummary):
     """The folder with all error rows; None if there are none."""
     warnings: list[str]
     """Sentences about a training that cannot have learned anything."""
+    account: Account | None = None
+    """What was understood of the images."""
 
 
 @contextmanager
@@ -109,6 +111,7 @@ def result(
         first_errors=list(first_errors),
         errors_uri=folder.child("errors").uri if manifest.errors else None,
         warnings=list(_warnings(manifest)),
+        account=manifest.account,
     )
 
 
