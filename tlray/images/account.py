@@ -169,11 +169,14 @@ def _alike(counts: Counts) -> Iterator[str]:
 
 
 def _shown(counts: Counts, label: str) -> str:
-    """A label and its numbers of images; characters that Unicode can write in two ways are escaped."""
-    images = ", ".join(f"{n:,} {split or ''}".strip() for (split, name), n in counts.items() if name == label)
-    return (
-        f"{ascii(label) if unicodedata.normalize('NFD', label) != label else repr(label)} ({images} images)"
-    )
+    """A label and its numbers of images; it is escaped if Unicode can write it in several ways."""
+    images = [
+        f"{n:,} {f'in {split}' if split else 'images'}"
+        for (split, name), n in counts.items()
+        if name == label
+    ]
+    is_unique = unicodedata.normalize("NFC", label) == unicodedata.normalize("NFD", label)
+    return f"{repr(label) if is_unique else ascii(label)} ({', '.join(images)})"
 
 
 def _without_labels(counts: Counts, split: str) -> str:
