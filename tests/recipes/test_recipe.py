@@ -592,7 +592,7 @@ def test_no_more_images_are_listed_than_needed(monkeypatch):
     def images(self):
         for split in ("test", "test", "train"):
             listed.append(split)
-            yield SimpleNamespace(split=split)
+            yield SimpleNamespace(split=split, label="a")
 
     monkeypatch.setattr(preflight.Images, "__iter__", images)
     run()
@@ -658,3 +658,12 @@ def test_the_script(here):
         assert len(done.stderr.splitlines()) == status
     assert json.loads(done.stdout)["exit_status"] == 2
     assert not (here / "out").exists()
+
+
+def test_a_split_without_labels_is_missing_too():
+    for path in Path("images/test").glob("*/*"):
+        path.rename(path.parent.parent / f"{path.parent.name}-{path.name}")
+    for path in Path("images/test").iterdir():
+        if path.is_dir():
+            path.rmdir()
+    assert "images has no split 'test', which stage report needs; its splits: train, validation" in refusal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from tlray.core.config import FinetuneConfig, TrainConfig
 from tlray.core.errors import UserError
 from tlray.core.manifest import MANIFEST
 from tlray.core.storage import Folder
+from tlray.images.account import training_classes
 from tlray.images.augment import Augmentation
 from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images
@@ -31,7 +33,7 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
         if isinstance(stage.config, FinetuneConfig):
             _check_finetune(stage, stage.config, by_name)
     if any(getattr(stage.config, "classes", None) for stage in stages):
-        labels = sorted({image.label for image in source if image.label is not None})
+        labels = training_classes(Counter((image.split, image.label) for image in source))
         for stage in stages:
             if isinstance(stage.config, TrainConfig):
                 checks.check(stage.config, labels, images)
@@ -106,9 +108,11 @@ def _check_splits(stages: Sequence[Stage], by_name: Mapping[str, Stage], source:
                 f"stage {stage.name} has split = {stage.config.split:g}, but {images} already has splits "
                 f"({existing}):\nremove it with --set {stage.name}.split= or give a folder without splits"
             )
+    unlabelled = {split for split, stage in needed.items() if stage.command == "predict"}
     splits: set[Any] = set()
     for image in source if needed else ():
-        splits.add(image.split)
+        if image.label is not None or image.split in unlabelled:
+            splits.add(image.split)
         if needed.keys() <= splits:
             return  # The rest of the images need not be listed.
     names = ", ".join(sorted(splits - {None})) or "none"
