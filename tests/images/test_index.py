@@ -397,6 +397,38 @@ def test_an_image_that_was_replaced_is_noticed(folder, changed):
     assert extend(folder, images[1:]).diff.changes() == expected
 
 
+CHANGES = [
+    (lambda images: [*images, Listed("new.png", None, None, 1, None)], "1 added, 0 replaced, 0 removed"),
+    (
+        lambda images: [images[0]._replace(size=9), *images[1:]],
+        "0 added, 1 replaced, e.g. 0/000000.png, 0 removed",
+    ),
+    (lambda images: images[:-1], "0 added, 0 replaced, 1 removed"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_a_stopped_job_does_not_go_on_with_other_images(folder, change, words):
+    images = listing(PIECE + 5)
+    small(folder, images)
+    assert small(folder, images, work=folder).index.images == len(images)
+    for _ in range(2):  # The first refusal changes nothing.
+        with pytest.raises(UserError, match=f"{words}.: remove {folder.uri}, which has results"):
+            small(folder, change(images), work=folder)
+    assert rows(Index.open(folder)) == images
+
+
+def test_a_stopped_listing_goes_on_unless_listed_images_have_changed(folder):
+    images = listing(PIECE + 5)
+    IndexWriter.start(folder, images, *SMALL)
+    changed = [*images[1:], images[0]._replace(path="z.png")]
+    with pytest.raises(JobError, match=rf"0 added, 0 replaced, 1 removed.: remove {folder.uri}"):
+        small(folder, changed, work=folder)
+    other = folder.child("other")
+    IndexWriter.start(other, images, *SMALL)
+    assert small(other, [*images, changed[-1]], work=other).index.images == len(images) + 1
+
+
 # Damage
 
 
