@@ -161,7 +161,7 @@ def test_labels_that_belong_to_no_image_or_differ_are_told(tmp_path):
     differ = [("1.jpg", b""), ("1.json", b'{"label": "b"}'), ("1.cls", b"a")]
     images = Images.open(write_tar(tmp_path / "b.tar", differ))
     assert [row.label for row in images] == ["a"]
-    assert "'1.json' is 'b' and '1.cls' is 'a', the one of '1.cls' is taken" in images.warnings[0]
+    assert "of two labels the first is taken: '1.cls' is 'a', and '1.json' is 'b'" in images.warnings[0]
     assert "two labels" in refusal(write_tar(tmp_path / "c.tar", [*differ, ("1.CLS", b"c")]))
     assert images.passed_over == {}
 

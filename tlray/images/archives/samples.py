@@ -76,13 +76,14 @@ class Samples:
         self._labelled.append(hash(name))
         other = self._labels.setdefault(name, label)
         if other.text != label.text:
-            both = f"{other.member!r} is {other.text!r} and {label.member!r} is {label.text!r}"
+            # A .json member may have been made for other things, so it gives way.
+            best, rest = sorted((other, label), key=lambda choice: choice.member.lower().endswith(".json"))
+            both = f"{best.member!r} is {best.text!r}, and {rest.member!r} is {rest.text!r}"
             if other.column == label.column:
                 raise Damaged(f"a sample has two labels ({both}): remove one")
-            # A .json member may have been made for other things.
-            best = min(other, label, key=lambda choice: choice.member.lower().endswith(".json"))
             self._labels[name] = best
-            self.warnings["two labels"] = f"of two labels, {both}, the one of {best.member!r} is taken"
+            if rest.text is not None:
+                self.warnings["two labels"] = f"of two labels the first is taken: {both}"
         if len(self._labels) > 2 * _MAX_WAITING:
             yield from self._drop(next(iter(self._labels)))
 
@@ -96,7 +97,7 @@ class Samples:
             yield from self._drop(name)
 
     def late(self) -> set[int]:
-        """The hashes of `names_of_samples` of images whose label is too far from them."""
+        """Hashes of `sample_names` of images whose label is too far from them."""
         return set(np.intersect1d(self._wanted, self._labelled).tolist())
 
     def _drop(self, name: str) -> Iterator[str]:
