@@ -3,6 +3,7 @@
 import gzip
 import io
 import zipfile
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from tests.support import heic
 from tests.support.bad_files import encode, photo
+from tests.support.listings import refusal
+from tlray.core.manifest import package_versions
 from tlray.images import decoder, filetypes
 from tlray.images.bad_image import BadImage
 from tlray.images.decoder import open_image
@@ -125,3 +128,16 @@ def test_images_of_kinds_that_are_not_read_are_counted_in_folders(reads_heic, tm
     assert {row.path: row.label for row in images} == listed
     assert images.unread == {".dng": 1, ".psd": 1} | ({} if reads_heic else {".heic": 1, ".heif": 1})
     assert images.passed_over == {".txt": 1}
+
+
+def test_a_kind_that_is_not_read_is_refused_with_the_remedy(reads_heic, tmp_path):
+    for name in ("1.HEIC", "2.heic", "3.psd"):
+        (tmp_path / name).touch()
+    assert "cannot read: convert them to JPEG" in refusal(str(tmp_path / "3.psd"))
+    if not reads_heic:
+        assert "cannot read: install tlray[heic]" in refusal(str(tmp_path / "1.HEIC"))
+        assert ".heic: install tlray[heic]; .psd: convert them" in refusal(str(tmp_path))
+
+
+def test_every_node_must_have_the_pi_heif_of_the_command():
+    assert package_versions()["pi-heif"] == metadata.version("pi-heif")

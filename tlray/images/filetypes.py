@@ -45,7 +45,7 @@ def is_unread(name: str) -> bool:
 
 def remedy(suffix: str) -> str:
     """What makes images with a suffix of an unread kind readable."""
-    return "install tlray[heic]" if suffix in HEIC_SUFFIXES else "convert them to JPEG or PNG"
+    return "install tlray[heic]" if suffix.lower() in HEIC_SUFFIXES else "convert them to JPEG or PNG"
 
 
 def is_listed(name: str) -> bool:

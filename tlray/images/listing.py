@@ -123,6 +123,9 @@ class Images:
             images._table = Table.open(images.root, images._start.path, columns)
             images.warnings += images._table.warnings
             images._note(images._table.columns)
+        elif filetypes.is_unread(images._start.path):
+            remedy = filetypes.remedy(posixpath.splitext(uri)[1])
+            raise UserError(f"{uri!r} is an image of a kind that tlray cannot read: {remedy}")
         elif not images._start.is_container and not filetypes.is_image(images._start.path):
             raise UserError(f"{uri!r} has no extension of an image, archive or table: expected {_EXPECTED}")
         return images
@@ -189,9 +192,10 @@ class Images:
                 yield image
         if not count:
             others = self.passed_over + self.unread
+            remedies = (f"{suffix}: {filetypes.remedy(suffix)}; " for suffix in sorted(self.unread))
             raise UserError(
                 f"no image in {self.root.uri!r}: found {others.total()} other files"
-                f"{', extensions ' if others else ''}{', '.join(sorted(others)[:8])};\n"
+                f"{', extensions ' if others else ''}{', '.join(sorted(others)[:8])};\n{''.join(remedies)}"
                 f"expected {' '.join(IMAGE_SUFFIXES)}, with or without a folder per class, or archives"
             )
 
