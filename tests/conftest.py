@@ -10,11 +10,10 @@ from types import ModuleType
 import pytest
 
 from tests import ROOT
-from tests.support.harmful_images import HARM, SECONDS
+from tests.support.harmful_images import HARM
 from tests.support.s3_server import Server, running
 from tlray.core.runtime import prepare_keras
 from tlray.core.storage import Folder
-from tlray.images import sandbox
 
 Package = Callable[..., Path]
 
@@ -106,4 +105,3 @@ def harmful(tmp_path: Path) -> dict[str, str]:
 def harm(harmful: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """They do it in the subprocesses of this process."""
     monkeypatch.setenv("PYTHONPATH", harmful["PYTHONPATH"])
-    monkeypatch.setattr(sandbox, "SECONDS", SECONDS)

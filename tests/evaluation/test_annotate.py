@@ -15,7 +15,7 @@ from tlray.core.storage import Folder
 from tlray.evaluation.annotate import annotate_one, check_target, copy_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
-from tlray.images.sandbox import with_time_limit
+from tlray.images.sandbox import TimedRun
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def save(root: Folder, path: str, size: tuple[int, int] = (200, 120), mode: str 
 
 
 def annotated(root: Folder, target: Folder, path: str, label: str = "cat", probability: float = 1.0) -> str:
-    return annotate_one(Reader(root), with_time_limit, path, label, probability, target)
+    return annotate_one(Reader(root), TimedRun(), path, label, probability, target)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import ROOT
-from tests.support.harmful_images import CRASHING, HANGING, picture
+from tests.support.harmful_images import CRASHING, HANGING, SECONDS, picture
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
 from tlray.images import copies, decoder, sandbox
@@ -46,7 +46,7 @@ def test_a_loader_loses_only_the_images_that_end_its_process(harm, tmp_path):
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}.png").write_bytes(picture(size))
     outcomes, seconds = [], [0.0]
-    with ImageLoader(Folder.open(str(tmp_path)), 8, 400) as load:
+    with ImageLoader(Folder.open(str(tmp_path)), 8, 400, SECONDS) as load:
         for number in range(6):
             try:
                 outcomes.append(load(Place(f"{number}.png")).shape)
@@ -58,6 +58,36 @@ def test_a_loader_loses_only_the_images_that_end_its_process(harm, tmp_path):
     assert load.read_seconds > 0
     assert [later > earlier for earlier, later in pairwise(seconds)] == [True, False] * 3
     assert seconds[-1] < 1
+
+
+def test_many_slow_images_lower_the_limit_for_the_images_after_them(monkeypatch):
+    monkeypatch.setattr(sandbox, "_SLOW_IMAGES", 1)
+    with sandbox.DecoderProcess(1) as run:
+        limits = []
+        for seconds in (0, 0.6, 0.6):
+            limits.append(run.limit)
+            run(eval, f"__import__('time').sleep({seconds})".encode())
+        assert limits == [1, 1, 1]
+        with pytest.raises(BadImage, match=r"not decoded within 0\.05 s; slow images before it took \d s"):
+            run(eval, b"__import__('time').sleep(9)")
+
+
+def test_a_process_that_is_stopped_is_killed(monkeypatch):
+    monkeypatch.setattr(sandbox, "_GRACE", 0.1)
+    with sandbox.DecoderProcess(0.2) as run:
+        with pytest.raises(BadImage, match=r"TimeLimit: not decoded within 0\.2 s"):
+            run(eval, b"__import__('os').kill(__import__('os').getpid(), 19)")
+        assert run(len, b"next") == 4
+
+
+@pytest.mark.parametrize("attempt", range(6))
+def test_a_task_is_given_up_when_its_process_has_ended_five_times(attempt, monkeypatch):
+    monkeypatch.setattr(sandbox.private, "task_attempt", lambda: attempt)
+    if attempt < 5:
+        assert type(sandbox.in_task(1)) is (sandbox.DecoderProcess if attempt else sandbox.TimedRun)
+    else:
+        with pytest.raises(JobError, match=r"has ended 5 times: .+ too little memory"):
+            sandbox.in_task(1)
 
 
 def test_a_process_decodes_all_images_of_a_loop_and_ends_with_it():

@@ -165,7 +165,13 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
     places = {name: [getattr(row, name) for row in listed] for name in ("path", "offset", "modified")}
     views, root = Views(Augmentation.parse("strong"), 7), Folder.open(tmp_path)
     read_image = Reader(root)
-    work = {"views": views, "image_size": SIZE, "load_network": frozen.loader(), "max_pixels": 10_000}
+    work = {
+        "views": views,
+        "image_size": SIZE,
+        "load_network": frozen.loader(),
+        "max_pixels": 10_000,
+        "seconds_per_image": 60,
+    }
     source = ViewSource(root=root, images=ray_module.put(pa.table(places)), **work)
     for rank in (0, 1):
         batches = GlobalBatches(rows=len(paths), batch_size=24, workers=2, rank=rank, seed=3)

@@ -11,9 +11,6 @@ HARM = f"""
 import os, signal, time
 import simplejpeg
 from PIL import ImageFile
-from tlray.images import sandbox
-
-sandbox.SECONDS = {SECONDS}
 load = ImageFile.ImageFile.load
 
 def harm(image, *arguments):

@@ -19,6 +19,7 @@ from tlray.core.settings import (
     NETWORK,
     OUTPUT,
     POSITIVE,
+    SECONDS,
     SEED,
     SHARE,
     TRAINING,
@@ -28,6 +29,8 @@ from tlray.core.settings import (
 
 MAX_PIXELS = 100_000_000
 """Width times height of the largest image that is decoded, unless the user allows more."""
+SECONDS_PER_IMAGE = 60.0
+"""The most time to decode one image, unless the user allows more."""
 
 
 # The beginnings of help texts whose defaults differ between commands.
@@ -87,6 +90,13 @@ class InferenceConfig(Config):
         "Largest image, as width times height. A larger one counts as bad, because it could fill the memory.",
         MAX_PIXELS,
         POSITIVE,
+    )
+    seconds_per_image: float = setting(
+        IMAGES,
+        "Most seconds to decode an image. One that takes longer counts as bad. After ten times as long with "
+        "slow images, other images of the shard get a twentieth of it.",
+        SECONDS_PER_IMAGE,
+        SECONDS,
     )
     path_column: str | None = setting(
         IMAGES, "Column of a table that contains the paths of the images. Default: the one named like that."

@@ -26,6 +26,7 @@ class Bounds:
 POSITIVE = Bounds(lambda value: 0 < value < math.inf, "more than 0")
 FRACTION = Bounds(lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
 SHARE = Bounds(lambda value: 0 < value <= 1, "more than 0 and at most 1")
+SECONDS = Bounds(lambda value: 0 < value <= 86_400, "more than 0 and at most 86400, a day")
 SEED = Bounds(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 
 

@@ -123,7 +123,7 @@ def copy_name(path: str) -> str:
 def _shard(row: dict[str, Any], job: InferenceJob, target: Folder) -> dict[str, Any]:
     shard = int(row["shard"])
     classes, read_image = job.metadata["classes"], Reader(job.root)
-    with sandbox.in_task() as run:
+    with sandbox.in_task(job.settings.seconds_per_image) as run:
         for table in part_files.read_shard(job.out, shard, job.metadata["job"]):
             rows = feature_set.Rows.of(table)
             for path, probabilities in zip(rows.paths, rows.features, strict=True):

@@ -117,7 +117,7 @@ def _evaluation(
     chosen = [(label, count) for (name, label), count in counts.items() if split in (None, name)]
     images = sum(count for label, count in chosen if label is not None)
     # Read in the order of the paths, because images that are close in an archive are read together.
-    thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in tally.worst)) if root else {}
+    thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in tally.worst), config) if root else {}
     return tally.evaluation(
         thumbnails,
         model=model.folder.uri,
@@ -185,11 +185,11 @@ def _root_of_images(features: FeatureSet) -> Folder | None:
         return None
 
 
-def _thumbnails(root: Folder, paths: list[str]) -> dict[str, bytes]:
+def _thumbnails(root: Folder, paths: list[str], config: EvaluateConfig) -> dict[str, bytes]:
     """Return thumbnails, as JPEG, of the images that can still be read."""
     thumbnails, read_image = {}, Reader(root)
     shrink = partial(copies.thumbnail, side=160)
-    with DecoderProcess() as run:
+    with DecoderProcess(config.seconds_per_image) as run:
         for path in paths:
             with suppress(BadImage):
                 thumbnails[path] = run(shrink, read_image(path))

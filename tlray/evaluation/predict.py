@@ -246,7 +246,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     if config.annotate is not None:
         annotate.check_target(source, Folder.open(config.annotate), model)
     size = model.provenance.image_size
-    with ImageLoader(source.root, size, config.max_pixels) as load:
+    with ImageLoader(source.root, size, config.max_pixels, config.seconds_per_image) as load:
         pixels = load(image.place)
     # float32 starts fastest, which is what counts for a single image.
     precision = "float32" if config.precision == "auto" else config.precision
@@ -259,7 +259,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     if config.annotate is not None:
         target = Folder.open(config.annotate)
         annotate.check_target(source, target, model, begin=True)
-        with DecoderProcess() as run:
+        with DecoderProcess(config.seconds_per_image) as run:
             annotate.annotate_one(
                 Reader(source.root), run, image.path, predicted, probability, target, config.max_pixels
             )

@@ -87,7 +87,8 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     errors: list[tuple[str | None, ...]] = [(None, None, None)] * rows.num_rows
     places = zip(*(listed[name].to_pylist() for name in Place._fields), strict=True)
     started = time.perf_counter()
-    with ImageLoader(job.root, size, job.settings.max_pixels, in_task=True) as load:
+    limits = job.settings.max_pixels, job.settings.seconds_per_image
+    with ImageLoader(job.root, size, *limits, in_task=True) as load:
         for number, place in enumerate(starmap(Place, places)):
             try:
                 image = load(place)

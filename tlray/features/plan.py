@@ -146,7 +146,7 @@ def _measure(
     nodes.agree(packages)
     decoded = []
     # This is never a Ray task that Ray runs again, so `in_task` would be wrong on a cluster too.
-    with ImageLoader(root, image_size, config.max_pixels) as load_image:
+    with ImageLoader(root, image_size, config.max_pixels, config.seconds_per_image) as load_image:
         for image in images:
             try:
                 decoded.append(load_image(image.place))

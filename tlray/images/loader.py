@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tlray.core.config import SECONDS_PER_IMAGE
 from tlray.core.storage import Folder
 from tlray.images import sandbox
 from tlray.images.bad_image import BadImage
@@ -23,13 +24,22 @@ class ImageLoader:
     `tlray.images.sandbox`.
     """
 
-    def __init__(self, root: Folder, image_size: int, max_pixels: int, *, in_task: bool = False) -> None:
+    def __init__(
+        self,
+        root: Folder,
+        image_size: int,
+        max_pixels: int,
+        seconds: float = SECONDS_PER_IMAGE,
+        *,
+        in_task: bool = False,
+    ) -> None:
         """Prepare to load images.
 
         Args:
             root: the folder to which the paths of the images are relative.
             image_size: the height and width of the pixels.
             max_pixels: the most pixels (width times height) that an image may have.
+            seconds: the most time to decode an image.
             in_task: whether this is a Ray task that Ray runs again if its process ends.
         """
         self.read_seconds = 0.0
@@ -38,7 +48,7 @@ class ImageLoader:
         """Seconds spent decoding so far, without the start of processes and without images that ended one."""
         self._read = Reader(root)
         self._decode = partial(decode_timed, image_size=image_size, max_pixels=max_pixels)
-        self._sandbox = sandbox.in_task() if in_task else sandbox.DecoderProcess()
+        self._sandbox = sandbox.in_task(seconds) if in_task else sandbox.DecoderProcess(seconds)
 
     def __enter__(self) -> ImageLoader:
         self._run = self._sandbox.__enter__()

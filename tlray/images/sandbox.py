@@ -14,17 +14,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
 from tlray.core import private
+from tlray.core.config import SECONDS_PER_IMAGE
 from tlray.core.errors import JobError
 from tlray.images.bad_image import BadImage
 
-SECONDS: float = 60.0
-"""The most time that the decoder may take for one image."""
+_SLOW_IMAGES, _SLOW = 10, 1 / 20
+"""When slow images have taken as long as ten images may take, each later image gets a twentieth of its time.
+An image is slow if it takes longer than that. So a shard of slow images ends in minutes, not in hours."""
+_GRACE = 5.0
+"""Seconds after which a process that should have ended itself is killed, because it may be stopped."""
+_TASK_ATTEMPTS = 5
+"""A task whose process has ended this often is given up. A crash of the decoder ends one process only."""
 _ATTEMPTS = 2
 """An image is bad only if it crashes this many processes, because one crash may be due to low memory."""
 _CHILD = (
@@ -41,39 +47,79 @@ class Run(Protocol):
     def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result: ...
 
 
-def in_task() -> AbstractContextManager[Run]:
-    """The way to decode in a Ray task that Ray runs again if its process ends."""
-    return nullcontext(with_time_limit) if private.task_attempt() == 0 else DecoderProcess()
+class TimedRun(AbstractContextManager[Run]):
+    """A `Run` in this process, which it ends if an image takes too long."""
+
+    def __init__(self, seconds: float = SECONDS_PER_IMAGE) -> None:
+        """`seconds` is the most time for one image, as long as few images are slow."""
+        self._seconds = seconds
+        self._slow_seconds = 0.0
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    @property
+    def limit(self) -> float:
+        """The most seconds for the next image."""
+        spent = self._slow_seconds >= _SLOW_IMAGES * self._seconds
+        return self._seconds * _SLOW if spent else self._seconds
+
+    def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result:
+        started = time.monotonic()
+        try:
+            return self._run(function, data, self.limit)
+        finally:
+            seconds = time.monotonic() - started
+            if seconds > self._seconds * _SLOW:
+                self._slow_seconds += seconds
+
+    def _run(self, function: Callable[[bytes], Result], data: bytes, limit: float) -> Result:
+        return with_time_limit(function, data, limit)
 
 
-def with_time_limit(function: Callable[[bytes], Result], data: bytes) -> Result:
-    """A `Run` in this process, which it ends if the function takes longer than `SECONDS`.
+def in_task(seconds: float) -> TimedRun:
+    """The way to decode in a Ray task that Ray runs again if its process ends.
+
+    Raises:
+        JobError: the process has ended so often that the images cannot be the reason.
+    """
+    attempt = private.task_attempt()
+    if attempt >= _TASK_ATTEMPTS:
+        raise JobError(
+            f"a process that reads images has ended {attempt} times: its node has probably too little memory"
+        )
+    return TimedRun(seconds) if attempt == 0 else DecoderProcess(seconds)
+
+
+def with_time_limit(function: Callable[[bytes], Result], data: bytes, seconds: float) -> Result:
+    """The result of the function; this process ends if the function takes longer.
 
     Nothing less drastic works: native code cannot be interrupted from Python.
     """
     with open(os.devnull, "w") as devnull:
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=devnull)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=devnull)
         try:
             return function(data)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
-class DecoderProcess(AbstractContextManager[Run]):
+class DecoderProcess(TimedRun):
     """A `Run` in another process, which starts with the first image, and again after an image that ended it.
 
     The process imports only what the function needs. With multiprocessing it would instead run the user's
     script, which calls tlray, a second time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = SECONDS_PER_IMAGE) -> None:
+        super().__init__(seconds)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
     def __exit__(self, *error: object) -> None:
         self._end()
 
-    def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result:
+    def _run(self, function: Callable[[bytes], Result], data: bytes, limit: float) -> Result:
         """Run the function; it and its result are pickled.
 
         Raises:
@@ -84,7 +130,9 @@ class DecoderProcess(AbstractContextManager[Run]):
             connection = self._connection or self._start()
             started = time.monotonic()
             try:
-                connection.send((function, data))
+                connection.send((function, data, limit))
+                if not connection.poll(limit + _GRACE):
+                    raise EOFError
                 reply: tuple[Result, Exception | None] = connection.recv()
             except (EOFError, OSError):
                 self._end()
@@ -93,8 +141,13 @@ class DecoderProcess(AbstractContextManager[Run]):
                 if error is not None:
                     raise error
                 return result
-            if time.monotonic() - started > SECONDS:
-                raise BadImage("decode", "TimeLimit", f"not decoded within {SECONDS:g} s")
+            if time.monotonic() - started > limit:
+                used = (
+                    f"; slow images before it took {self._slow_seconds:.0f} s"
+                    if limit < self._seconds
+                    else ""
+                )
+                raise BadImage("decode", "TimeLimit", f"not decoded within {limit:g} s{used}")
         raise BadImage("decode", "DecoderCrash", "the process that decoded it crashed")
 
     def _start(self) -> Connection:
@@ -132,8 +185,7 @@ def serve(parent: Connection) -> None:
             request = parent.recv_bytes()
             reply: tuple[Any, Exception | None]
             try:
-                function, data = pickle.loads(request)
-                reply = with_time_limit(function, data), None
+                reply = with_time_limit(*pickle.loads(request)), None
             except Exception as error:
                 reply = None, error
             parent.send(reply)

@@ -129,6 +129,7 @@ class FeatureCache:
             views=self.views,
             image_size=self.starting_point.frozen.provenance.image_size,
             max_pixels=self.config.max_pixels,
+            seconds_per_image=self.config.seconds_per_image,
             load_network=self.starting_point.frozen.loader(),
         )
 

@@ -51,6 +51,8 @@ class ViewSource:
     """The side length of the views, in pixels."""
     max_pixels: int
     """A larger image, as width times height, is bad."""
+    seconds_per_image: float
+    """An image that takes longer to decode is bad."""
     load_network: Callable[[], Network]
 
 
@@ -130,7 +132,8 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: ViewSource, batches: Glo
     size = source.image_size
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
     images = ray.get(source.images).take(rows).to_pylist()
-    with ImageLoader(source.root, size, source.max_pixels, in_task=True) as load:
+    limits = source.max_pixels, source.seconds_per_image
+    with ImageLoader(source.root, size, *limits, in_task=True) as load:
         # Read in the order of the listing, because images that are close in an archive are read together.
         for index in np.argsort(rows):
             if not weights[index]:
