@@ -58,6 +58,22 @@ def tiff(data: bytes, width: int, height: int, bits: int, photometric: int, samp
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
+def lossless_jpeg(grey: np.ndarray) -> bytes:
+    """A JPEG of the lossless kind, which Pillow cannot write, of these grey values."""
+    before = np.concatenate([np.append(128, grey[:-1, 0])[:, None], grey[:, :-1]], 1)
+    bits = []
+    for difference in (grey - before).ravel().tolist():
+        length = abs(difference).bit_length()
+        value = difference if difference > 0 else difference + (1 << length) - 1
+        bits.append(f"{length:04b}" + (f"{value:0{length}b}" if length else ""))
+    text = "".join(bits)
+    text += "1" * (-len(text) % 8)
+    body = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
+    codes = b"\xff\xc4" + struct.pack(">H", 28) + bytes([0, 0, 0, 0, 9, *[0] * 12]) + bytes(range(9))
+    frame = b"\xff\xc3" + struct.pack(">HBHHB", 11, 8, *grey.shape, 1) + bytes([1, 0x11, 0])
+    return b"\xff\xd8" + frame + codes + b"\xff\xda\0\x08\x01\x01\0\x01\0\0" + body + b"\xff\xd9"
+
+
 def with_exif(jpeg: bytes, exif: bytes) -> bytes:
     """A JPEG with this as its EXIF block, sensible or not."""
     block = b"Exif\0\0" + exif

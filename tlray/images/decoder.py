@@ -47,7 +47,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tlray.core.config import MAX_PIXELS
-from tlray.images import filetypes, formats, jpeg
+from tlray.images import filetypes, formats, jpeg, tiff
 from tlray.images.bad_image import BadImage, refusing
 
 _SCALED = 2
@@ -93,6 +93,8 @@ def open_image(data: bytes, at_least: int = 0, max_pixels: int = MAX_PIXELS) -> 
             if image.format == "PNG":
                 # Pillow stops reading at the last pixel, before the last checksum.
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+            if image.format == "TIFF":
+                tiff.check(data, image)
             pixels = jpeg.decode(data, image, at_least) if image.format in ("JPEG", "MPO") else image
             pixels.load()
         except Image.DecompressionBombError as error:

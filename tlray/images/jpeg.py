@@ -28,6 +28,7 @@ _BASELINE, _LOSSLESS, _PROGRESSIVE = {0xC0, 0xC1}, 0xC3, {0xC2, 0xCA}
 _METADATA = {*range(0xE0, 0xEE), 0xEF, 0xFE}
 """Metadata that change no pixel; 0xEE is Adobe's, which names the colours."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_TILE = 1 << 22
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _FILLED = re.compile(rb"(.)\1{63}", re.DOTALL)
 
@@ -54,7 +55,11 @@ def decode(data: bytes, image: Image.Image, at_least: int) -> Image.Image:
     segments = list(_segments(data))
     frame, at = next((marker, start) for marker, start, _ in segments if marker in _FRAMES)
     _check_scans(data, segments, frame, at)
-    if simplejpeg.decode_jpeg_header(data, strict=False)[1::-1] != image.size:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError as error:
+        raise BadImage("decode", "UnsupportedJpeg", f"{error}; save it as a usual JPEG") from error
+    if (width, height) != image.size:
         raise BadImage("decode", "BrokenHeader", "the JPEG states two different sizes")
     options: dict[str, Any] = {"colorspace": _COLOUR_SPACES[image.mode]}
     if at_least and frame != _LOSSLESS:  # libjpeg cannot scale a lossless JPEG, and simplejpeg crashes.
@@ -67,6 +72,25 @@ def decode(data: bytes, image: Image.Image, at_least: int) -> Image.Image:
     if image.mode == "CMYK":
         pixels = 255 - pixels  # In a JPEG, 255 stands for no ink.
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels, image.mode)
+
+
+def check_part(tables: bytes, part: bytes, samples: int, pixels: int) -> None:
+    """Check a strip or tile of a TIFF with JPEG compression.
+
+    Args:
+        tables: what the parts have in common; may be empty.
+        part: the bytes of this part.
+        samples: the number of channels.
+        pixels: the number of pixels of the whole image.
+
+    Raises:
+        BadImage: the part is damaged, or larger than the image and than any usual tile.
+    """
+    data = tables[: -len(_END)] + part[len(_START) :] if tables else part
+    height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+    warning = "larger than the image" if height * width > max(pixels, _TILE) else ""
+    if warning := warning or _warning(data, {1: "L", 4: "CMYK"}.get(samples, "RGB")):
+        raise BadImage("decode", "DamagedImage", f"a strip or tile: {warning}")
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
