@@ -95,7 +95,7 @@ def evaluate(
             root: Folder | None = source.root
         else:
             batches, root = _from_features(trained, features, split), _root_of_images(features)
-        evaluation = _evaluation(trained, folder.uri, batches, counts, split, root, started)
+        evaluation = _evaluation(trained, folder.uri, batches, counts, split, root, started, config)
         write_report(evaluation, report)
         inference.remove(parts)  # Until the report is written, the same command continues from them.
     return evaluation
@@ -109,6 +109,7 @@ def _evaluation(
     split: str | None,
     root: Folder | None,
     started: float,
+    config: EvaluateConfig,
 ) -> Evaluation:
     """Count all rows; `root` is the folder of their files."""
     tally = Tally(model.classes)
