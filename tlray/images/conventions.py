@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "split": ("split", "set", "subset", "data_set", "partition"),
 }  # fmt: skip
 """The names of columns, or their plurals. If a table has several, the first in this order is taken."""
+WRAPPERS = ("data", "default")
+"""Folders of repositories of Hugging Face that mean nothing if they contain all others."""
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Files with the labels of the images beside them, by their column `file_name`."""
 _JUNK = {
     "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "system volume information",
     "lost+found", "__pycache__",
@@ -77,6 +81,15 @@ class ColumnNames:
             )
         return matches
 
+    def check_used(self, columns: Mapping[str, str], where: str) -> None:
+        """Raise UserError if no file has a column that the user names; `columns` are those that were read."""
+        for content in COLUMNS:
+            if (given := getattr(self, content)) not in (None, "none") and content not in columns:
+                raise UserError(
+                    f"--{content}-column {given}: there is no table or Parquet archive with such a column in "
+                    f"{where}: leave out the option, or give the table itself"
+                )
+
 
 def likely_columns(content: str, names: Sequence[str]) -> list[str]:
     """Those of the names that a column of "path", "label" or "split" usually has, the likeliest first."""
@@ -85,10 +98,26 @@ def likely_columns(content: str, names: Sequence[str]) -> list[str]:
     return sorted(matches, key=lambda name: (words.index(_key(name)), name not in COLUMNS[content]))
 
 
+def doubts(columns: Mapping[str, list[str]], before: Mapping[str, str]) -> Iterator[str]:
+    """A warning for each content that another column may have too; `before` are those of other files."""
+    for content, (column, *others) in columns.items():
+        others += [name for name in (before.get(content, column),) if name != column]
+        if others and content != "path":
+            yield (
+                f"the {content}s are read from the column {column}, but {', '.join(others)} may contain them "
+                f"too: give --{content}-column {column}, or another"
+            )
+
+
 def split_named(name: str) -> str | None:
     """The split that has this name; None if no split has it."""
     key = _key(name)
-    return _SPLITS.get(key) or _SPLITS.get(re.sub("(set|data|dataset|split|images|imgs)$", "", key))
+    return _SPLITS.get(key) or _SPLITS.get(re.sub("(set|data|dataset|split|image|img)$", "", key))
+
+
+def is_file_name(column: str) -> bool:
+    """Whether a column has the name by which `METADATA` names its images."""
+    return _key(column) == "filename"
 
 
 def split_in(name: str) -> str | None:

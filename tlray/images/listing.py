@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -17,12 +16,15 @@ from pyarrow import fs
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder, StrPath
 from tlray.images import conventions, filetypes
-from tlray.images.archives.base import ArchivedImage, Damaged
+from tlray.images.archives.base import ArchivedImage, Damaged, compressed
 from tlray.images.conventions import ColumnNames
 from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES
+from tlray.images.layout import Layout
+from tlray.images.metadata import Metadata
 from tlray.images.reader import Place, open_archive
+from tlray.images.splitting import assign_split
 from tlray.images.table import Table
-from tlray.images.walk import Entry, list_folder, walk
+from tlray.images.walk import Entry, walk
 
 _EXPECTED = (
     "a folder, an image, a .tar or .parquet of images, or a table of paths: .parquet, .csv, .tsv or .jsonl"
@@ -85,9 +87,10 @@ class Images:
     """The columns that the user names."""
     _table: Table | None = None
     """The table whose rows are the images, which may lie anywhere."""
-    _has_splits: bool = False
     _warned: set[str] = field(default_factory=set)
     """The kinds of warnings about archives that were given."""
+    _layout: Layout = field(default_factory=Layout)
+    _metadata: Metadata = field(default_factory=Metadata)
     _assigned: tuple[float, int] | None = None
     """The fraction and the seed of the split that `assign` gives."""
 
@@ -116,13 +119,13 @@ class Images:
         if filetypes.valid_text(images.root.path) != images.root.path:
             raise UserError(f"the folder {images.root.path!r} has a name that is not UTF-8: rename it")
         if images._start.is_folder:
-            images._has_splits = images._find_splits()
+            images._layout = Layout.of(images.root, images._start)
+            images.warnings += images._layout.warnings
         elif filetypes.is_compressed(images._start.path):
-            raise _compressed(uri)
+            raise compressed(uri)
         elif images._start.path.lower().endswith(TABLE_SUFFIXES) and not images._is_archive():
             images._table = Table.open(images.root, images._start.path, columns)
-            images.warnings += images._table.warnings
-            images._note(images._table.columns)
+            images._note(images._table.columns, images._table.warnings)
         elif filetypes.is_unread(images._start.path):
             remedy = filetypes.remedy(posixpath.splitext(uri)[1])
             raise UserError(f"{uri!r} is an image of a kind that tlray cannot read: {remedy}")
@@ -139,7 +142,7 @@ class Images:
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
 
     def assign(self, fraction: float | None, seed: int) -> Images:
-        """The same images, with splits from `assign_split`. A fraction of None changes nothing.
+        """The same images, with splits from `splitting.assign_split`. A fraction of None changes nothing.
 
         Iteration then raises a UserError if the images have splits already.
         """
@@ -154,13 +157,8 @@ class Images:
         """
         if not self._start.is_folder:
             return
-        folders = [self.root]
-        if self.root.is_local:  # The folders of splits and classes are often links to other places.
-            entries = list(os.scandir(self.root.path))
-            for entry in entries[:] if self._has_splits else ():
-                entries += os.scandir(entry) if entry.is_dir() else ()
-            folders += [Folder.open(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
-        if inside := [folder.uri for folder in folders if folder.contains(out)]:
+        inside = [folder.uri for folder in self._layout.folders(self.root) if folder.contains(out)]
+        if inside:
             raise UserError(f"{name} {out.uri} lies among the images: choose a place outside {inside[0]}")
 
     def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:
@@ -185,11 +183,14 @@ class Images:
 
     def _walk(self) -> Iterator[Listed]:
         count = 0
+        self._metadata = Metadata()
         for entry in walk(self.root, self._start, self._open_archive):
             image = entry if isinstance(entry, Listed) else self._image(entry)
             if image is not None:
                 count += 1
                 yield image
+        yield from (Listed(*row, None, None) for row in self._metadata.unused())
+        self._given.check_used(self.columns, self.root.uri)
         if not count:
             others = self.passed_over + self.unread
             remedies = (f"{suffix}: {filetypes.remedy(suffix)}; " for suffix in sorted(self.unread))
@@ -208,16 +209,25 @@ class Images:
         elif isinstance(file, Entry) and filetypes.is_image(path):
             return self._listed(file)
         elif isinstance(file, Entry) and filetypes.is_compressed(path):
-            raise _compressed(self.root.join(path))
+            raise compressed(self.root.join(path))
         elif filetypes.is_unread(path):
             self.unread[suffix] += 1
-            self.unread_classes[*self._meaning(path), suffix] += 1
+            self.unread_classes[*self._layout.meaning(path), suffix] += 1
         else:
             self.passed_over[suffix] += 1
         return None
 
     def _open_archive(self, entry: Entry) -> Iterator[Listed | str]:
-        """The images in a tar or Parquet file, and the names of its other files."""
+        """The images in a tar or Parquet file, and the names of its other files; none if it is metadata."""
+        if entry.is_metadata:
+            table = self._metadata.read(self.root, entry.path, self._given)
+            if table is not None:
+                self._note(table.columns, table.warnings)
+                return
+            if not filetypes.is_archive(entry.path):
+                self._note({}, [f"{entry.path} gives no labels, because it has no column file_name"])
+                yield entry.path
+                return
         row = self._listed(entry)
         separator = ARCHIVE_SUFFIXES[posixpath.splitext(entry.path)[1].lower()]
         split = row.split
@@ -228,6 +238,7 @@ class Images:
             if archive is None:
                 yield row.path
                 return
+            self._note(archive.columns)
             for image in archive.images():
                 if isinstance(image, ArchivedImage):
                     label = image.label if image.label is not None else row.label
@@ -256,52 +267,22 @@ class Images:
 
     def _listed(self, entry: Entry) -> Listed:
         path = filetypes.valid_text(entry.path)
+        meaning = self._layout.meaning(path)
+        if not entry.is_container:
+            meaning = self._metadata.meaning(path, *meaning)
         if entry.info is not None:
-            return Listed(path, *self._meaning(path), entry.info.size, entry.info.mtime)
-        return Listed(path, *self._meaning(path), *self.root.status(entry.path))
-
-    def _meaning(self, path: str) -> tuple[str | None, str | None]:
-        """The split and the label that the folders of a file name."""
-        folders = path.split("/")[:-1]
-        split = conventions.split_named(folders.pop(0)) if self._has_splits and folders else None
-        return split, folders[0] if folders else None
-
-    def _find_splits(self) -> bool:
-        names = [entry.path[:-1] for entry in list_folder(self.root, self._start) if entry.is_folder]
-        splits = [name for name in names if conventions.split_named(name)]
-        if splits and len(splits) < len(names):
-            others = ", ".join([name for name in names if name not in splits][:3])
-            self.warnings.append(
-                f"{', '.join(splits)}: names of splits, but taken as classes, because other folders "
-                f"({others}) lie beside them; if they are splits, move the other folders away"
-            )
-        return bool(splits) and len(splits) == len(names)
+            return Listed(path, *meaning, entry.info.size, entry.info.mtime)
+        return Listed(path, *meaning, *self.root.status(entry.path))
 
     def _rows(self, table: Table) -> Iterator[Listed]:
         for path, split, label in table.rows():
             yield Listed(path, split, label, None, None)
 
-    def _note(self, columns: Mapping[str, list[str]]) -> None:
-        """Record the columns of a table or archive, the one that is read first, and warn if others fit."""
-        for content, (column, *others) in columns.items():
-            if self.columns.setdefault(content, column) != column:
-                others.append(self.columns[content])
-            warning = (
-                f"the {content}s are read from the column {column}, but {', '.join(others)} may contain them "
-                f"too: give --{content}-column {column}, or another"
-            )
-            if content != "path" and others and warning not in self.warnings:
-                self.warnings.append(warning)
-
-
-def assign_split(path: str, fraction: float, seed: int) -> str:
-    """Choose 'train' with probability `fraction`, else 'test', from the path and the seed alone.
-
-    A path always gets the same split. A larger fraction only moves paths from test to train.
-    """
-    # 48 bits are exact in a float, so a fraction of 1 puts all paths into train.
-    digest = hashlib.blake2b(f"{seed}:{path}".encode(), digest_size=6).digest()
-    return "train" if int.from_bytes(digest, "big") / 2**48 < fraction else "test"
+    def _note(self, columns: Mapping[str, list[str]], warnings: Iterable[str] = ()) -> None:
+        """Record the columns of a table or archive, the one that is read first, and what is doubtful."""
+        lines = [*warnings, *conventions.doubts(columns, self.columns)]
+        self.columns |= {content: names[0] for content, names in columns.items()} | self.columns
+        self.warnings += [line for line in lines if line not in self.warnings]
 
 
 def _info(given: Folder) -> fs.FileInfo:
@@ -313,13 +294,6 @@ def _info(given: Folder) -> fs.FileInfo:
         return given.filesystem.get_file_info(given.path)
     except OSError as error:
         raise UserError(f"cannot reach {given.uri!r}: {error}") from error
-
-
-def _compressed(place: str) -> UserError:
-    return UserError(
-        f"{place!r} is a compressed tar file, which can be read only from its beginning:\n"
-        "unpack it to a .tar or to files (images are compressed already), or move it away"
-    )
 
 
 def _reason(error: Exception) -> str:

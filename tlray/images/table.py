@@ -48,8 +48,7 @@ class Table:
                 path of another row or an unknown split; or none of the first hundred images exists.
         """
         table = cls(root, name)
-        with table._readable():
-            schema = table._dataset().schema
+        schema = table.schema()
         table.columns = given.find(schema, f"the table {table.place!r}")
         if "path" not in table.columns:
             raise UserError(
@@ -65,6 +64,10 @@ class Table:
         table._find_images([path for path, *_ in islice(table.rows(), _CHECKED)])
         table._check_duplicates()
         return table
+
+    def schema(self) -> pa.Schema:
+        with self._readable():
+            return self._dataset().schema
 
     def rows(self) -> Iterator[tuple[str, str | None, str | None]]:
         """The path, split and label of each row; a UserError for a row without path, or of unknown split."""

@@ -18,7 +18,7 @@ from pyarrow import fs
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.conventions import is_hidden, name_classes
+from tlray.images.conventions import METADATA, is_hidden, name_classes
 
 _THREADS = 8
 """Threads that open folders and archives of an object store ahead of their turn, one at a time each."""
@@ -46,9 +46,13 @@ class Entry(NamedTuple):
         return not self.path or self.path.endswith("/")
 
     @property
+    def is_metadata(self) -> bool:
+        return os.path.basename(self.path) in METADATA
+
+    @property
     def is_container(self) -> bool:
-        """Whether it may contain images."""
-        return not self.hidden and (self.is_folder or filetypes.is_archive(self.path))
+        """Whether it may contain images, or their labels."""
+        return not self.hidden and (self.is_folder or self.is_metadata or filetypes.is_archive(self.path))
 
 
 class _Folder(NamedTuple):
@@ -135,14 +139,17 @@ def _next(unopened: list[Entry], prefetch: _Prefetch[Image]) -> Iterator[Entry]:
 
 
 def list_folder(root: Folder, folder: Entry) -> list[Entry]:
-    """The files and folders in a folder, in the order that sorts the paths of a complete walk.
+    """The files and folders in a folder: metadata, then in the order that sorts the paths of a complete walk.
 
     Raises:
         UserError: the folder cannot be listed, or a name in it looks like an image of an archive beside it.
     """
     place = root.join(folder.path)
     try:
-        entries = sorted(_scan(root, folder, place), key=lambda entry: filetypes.valid_text(entry.path))
+        entries = sorted(
+            _scan(root, folder, place),
+            key=lambda entry: (not entry.is_metadata, filetypes.valid_text(entry.path)),
+        )
     except OSError as error:
         raise UserError(
             f"cannot list the folder {place!r}: {error.strerror or error};\n"
@@ -165,6 +172,8 @@ def list_folder(root: Folder, folder: Entry) -> list[Entry]:
 def _scan(root: Folder, folder: Entry, place: str) -> Iterator[Entry]:
     if not root.is_local:
         for info in root.filesystem.get_file_info(fs.FileSelector(place.rstrip("/"))):
+            if info.path.rstrip("/") == place.rstrip("/"):
+                raise _without_name(root, place.rstrip("/"))
             hidden = is_hidden(info.base_name)
             slash = "/" if info.type == fs.FileType.Directory and not hidden else ""
             yield Entry(f"{folder.path}{info.base_name}{slash}", info, hidden=hidden)
@@ -179,6 +188,16 @@ def _scan(root: Folder, folder: Entry, place: str) -> Iterator[Entry]:
                 yield Entry(folder.path + entry.name, None, ancestors)
             elif _identity(entry.stat()) not in ancestors:  # A link may lead back to a folder above.
                 yield Entry(f"{folder.path}{entry.name}/", None, ancestors)
+
+
+def _without_name(root: Folder, place: str) -> UserError:
+    """The error for a folder that contains a folder without a name, which Arrow cannot open."""
+    infos = root.filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+    keys = [info.path for info in infos if "//" in info.path and info.type == fs.FileType.File]
+    return UserError(
+        f"the key {(keys or [place + '//'])[0]!r} has a folder without a name (//), which cannot be read:\n"
+        "rename or move the objects with such keys, because their images would be missing"
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

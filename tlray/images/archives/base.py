@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 
 _SMALLEST_REQUEST, _LARGEST_REQUEST = 1 << 18, 8 << 20
@@ -36,6 +37,14 @@ class ArchivedImage(NamedTuple):
 
 class Damaged(Exception):  # noqa: N818 - The name describes the archive.
     """An archive that cannot be used; the message says why."""
+
+
+def compressed(place: str) -> UserError:
+    """The error for a compressed tar file."""
+    return UserError(
+        f"{place!r} is a compressed tar file, which can be read only from its beginning:\n"
+        "unpack it to a .tar or to files (images are compressed already), or move it away"
+    )
 
 
 class Archive(Protocol):
