@@ -325,6 +325,17 @@ def test_a_recipe_or_a_folder_that_cannot_be_used(here, line, words):
     assert words in mistake(*line.split())
 
 
+@pytest.mark.parametrize(
+    "mine", ["features/a.txt", "model", "report/index.html", "predictions.errors.parquet"]
+)
+def test_files_in_the_place_of_an_output_are_found_before_the_first_stage(here, mine):
+    path = here / "out" / mine
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    assert f"{mine.partition('/')[0]} exists already, and is not the output of this stage" in refusal()
+    assert (CALLS, path.read_bytes()) == ([], b"mine")
+
+
 def test_a_recipe_may_have_any_path(here):
     (here / "mine").write_text(MINE)
     assert recipe.read("mine").header == recipe.read(str(here / "mine.toml")).header

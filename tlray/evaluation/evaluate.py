@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tlray.core.config import EvaluateConfig
-from tlray.core.errors import UserError
+from tlray.core.errors import JobError, UserError
 from tlray.core.settings import configured
 from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import model_inference
@@ -91,6 +91,12 @@ def evaluate(
             job, _, _ = model_inference.run(
                 trained, source.root, chosen, images, parts, config, progress, address
             )
+            if job.index.images != sum(
+                count
+                for (name, label), count in counts.items()
+                if label is not None and split in (None, name)
+            ):
+                raise JobError(f"images of {folder.uri} were added or removed just now: run it again")
             batches: Iterator[Rows] = map(Rows.of, model_inference.tables(job))
             root: Folder | None = source.root
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import keyword
+import os
 import re
 from importlib.resources import files
 from io import BytesIO
@@ -42,7 +43,7 @@ def create(name: str, kind: str) -> list[Path]:
         )
     if clashes := [plugin for plugin in registry.installed(groups[kind]) if plugin.name == name]:
         raise UserError(f"{clashes[0].package} already provides the {kind} {name!r}: choose another name")
-    if Path(name).exists():
+    if os.path.lexists(name):
         raise UserError(f"{Path(name).resolve()} already exists: choose another name, or remove it")
     if importlib.util.find_spec(module):
         raise UserError(f"a Python module {module} already exists, and would clash: choose another name")

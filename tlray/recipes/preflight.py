@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from tlray.training import checks
 
 _ASSIGNED = ("train", "test")
 """The splits that `split = FRACTION` assigns."""
+_BEGUN = r"index|manifest\.json|\.training|report\.json|\.parts-.*"
+"""One of these names is in every folder that a stage has begun."""
 
 
 def check(stages: Sequence[Stage], images: str, out: str) -> None:
@@ -39,12 +42,27 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
                 checks.check(stage.config, labels, images)
     _check_splits(stages, by_name, source, images)
     for stage in stages:
+        _check_output(stage, out)
         for model in stage.places(images, out).values() if stage.is_complete(out) else ():
             if model != images and not Folder.open(model).is_file(MANIFEST):
                 raise UserError(
                     f"{stage.output(out)} exists, but {model}, the model that made it, does not: "
                     "remove the file, or choose another --out"
                 )
+
+
+def _check_output(stage: Stage, out: str) -> None:
+    """Raise UserError if something else than the output of the stage is in its place."""
+    place, suffix = stage.output(out), COMMANDS[stage.command].suffix
+    if suffix:
+        place = f"{place.removesuffix(suffix)}.errors{suffix}"
+        is_free = stage.is_complete(out) or Folder.open(f"{stage.output(out)}.parts.json").exists()
+    else:
+        folder = Folder.open(place)
+        names = ["a file"] if folder.is_file() else folder.names()
+        is_free = not names or any(re.fullmatch(_BEGUN, name) for name in names)
+    if not is_free and Folder.open(place).exists():
+        raise UserError(f"stage {stage.name}: {place} exists already, and is not the output of this stage")
 
 
 def _columns(stages: Sequence[Stage]) -> ColumnNames:
