@@ -20,8 +20,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.support.bad_files import encode, flip, photo, png, png_chunk, tiff, with_exif, write_bad_files
+from tlray.core import checked_file
 from tlray.core.storage import Folder
-from tlray.images import reader
 from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.decoder import decode, open_image
 from tlray.images.reader import read_image
@@ -156,9 +156,9 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(
     os.mkfifo(tmp_path / "image.jpg")
     root = Folder.open(str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(reader.os, "stat", lambda _: os.lstat(FOLDER / "plain.jpg"))
-        data = read_image(root, "image.jpg")
-    assert data == b""
+        patch.setattr(checked_file.os, "stat", lambda _: os.lstat(FOLDER / "plain.jpg"))
+        with pytest.raises(BadImage, match="a named pipe, not a file"):
+            read_image(root, "image.jpg")
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +15,19 @@ from pyarrow import fs
 
 from tests import ROOT
 from tests.jobs.conftest import GREY
+from tests.support.archives import write_parquet, write_tar
 from tests.support.outputs import Features, read, same
 from tests.support.processes import wait_for
 from tests.support.s3_server import Server
-from tlray.core.errors import UserError
+from tlray.core.checked_file import StorageError
+from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
+from tlray.images.bad_image import BadImage
 from tlray.images.index_diff import Changes
-from tlray.images.listing import Images
+from tlray.images.listing import Images, Listed
+from tlray.images.reader import Reader
 from tlray.training.fit import fit
 
 IMAGES = 150
@@ -109,24 +114,24 @@ def test_a_model_in_a_bucket_predicts_images_in_a_bucket(model, pictures, server
     assert files(server, "bucket/deep") == ["er/predictions.parquet"]
 
 
-def test_what_fails_is_tried_again_and_what_never_comes_is_an_error_row(images, local, ray, server):
-    kinds = ("500", "503", "reset", "cut", "slow")
+def test_what_fails_is_tried_again_and_what_never_comes_stops_the_job(images, local, ray, server):
+    kinds, out = ("500", "503", "reset", "cut", "slow"), "s3://bucket/faulty"
     server.requests()
     with (
         server.failing("500", method="GET", url="/images/b/004.png", times=0),
         server.failing("503", method="GET", url="/images/b/007.png", times=5),
         server.failing(*kinds, fraction=0.2, seed=1),
+        pytest.raises(JobError, match=r"cannot read bucket/images/b/004.png now: .*INTERNAL_FAILURE"),
     ):
-        result = extract("s3://bucket/images/b", "s3://bucket/faulty", GREY)
-    assert (result.images, result.rows, result.errors) == (50, 49, 1)
+        extract("s3://bucket/images/b", out, GREY)
     asked = server.requests()
     assert {request.split()[2] for request in asked if request.count(" ") == 2} == set(kinds)
-    # It is given up in the end.
-    assert 3 < len([request for request in asked if request.startswith("GET /bucket/images/b/004.png")]) < 30
-    (row,) = pq.read_table("bucket/faulty/errors", filesystem=server.filesystem()).to_pylist()
-    assert (row["path"], row["stage"], row["error"]) == ("004.png", "read", "OSError")
-    assert "INTERNAL_FAILURE" in row["message"]
-    rows = {path[2:]: value for path, value in local.items() if path[0] == "b" and path != "b/004.png"}
+    # It is given up in the end, and nothing is decided about the image.
+    assert 3 < len([request for request in asked if request.startswith("GET /bucket/images/b/004.png")]) < 40
+    assert not [name for name in files(server, "bucket/faulty") if not name.startswith("index")]
+    result = extract("s3://bucket/images/b", out, GREY)
+    assert (result.images, result.rows, result.errors) == (50, 50, 0)
+    rows = {path[2:]: value for path, value in local.items() if path[0] == "b"}
     assert same(read("bucket/faulty", server.filesystem()), rows)
 
 
@@ -274,3 +279,64 @@ def test_a_writer_that_is_stopped_leaves_a_whole_object_or_none(how, during, ser
     assert how == signal.SIGINT or info.size is None
     if info.is_file:
         server.filesystem().delete_file("bucket/stopped/name")
+
+
+# What a reader makes of the answers
+
+VERSION1 = b"VERSION1" + np.random.default_rng(0).bytes(10_000)
+
+
+def outcome(read: Reader, row: Listed) -> str:
+    """The version of the bytes that are read, or the error."""
+    try:
+        return {VERSION1: "version 1", VERSION1.replace(b"1", b"2", 1): "version 2"}[read(*row.place)]
+    except BadImage as bad:
+        return bad.error
+    except StorageError as error:
+        return str(error)
+
+
+@pytest.fixture
+def listed(tmp_path, server, request) -> Images:
+    """An image of its own, one in a tar file and one in a Parquet file, in a bucket."""
+    (tmp_path / "a.png").write_bytes(VERSION1)
+    write_tar(tmp_path / "b.tar", [("x.png", VERSION1)])
+    write_parquet(tmp_path / "c.parquet", key=["x"], image=[VERSION1])
+    folder = re.sub(r"\W", "-", request.node.name)
+    server.put((f"bucket/{folder}/{path.name}", path.read_bytes()) for path in tmp_path.iterdir())
+    return Images.open(f"s3://bucket/{folder}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "times", "expected"),
+    [
+        ("expired", 0, ["ExpiredToken"] * 3),
+        ("frozen", 0, ["OSError"] * 3),
+        ("reset", 1, ["version 1"] * 3),
+        ("short", 0, ["sends only a part of it"] * 3),
+        ("short", 2, ["version 1"] * 3),
+        ("same", 1, ["Replaced", "version 2", "version 2"]),
+        ("shorter", 1, ["Replaced", "version 2", "Damaged"]),
+        ("longer", 1, ["Replaced", "version 2", "Damaged"]),
+    ],
+)
+def test_answers_that_are_refused_short_or_of_another_object(listed, server, kind, times, expected):
+    rows, read = list(listed), Reader(listed.root)
+    with server.failing(kind, method="GET", url=r"\.(png|tar|parquet)$", times=times):
+        outcomes = [outcome(read, row) for row in rows]
+    assert [re.search(words, text) is not None for words, text in zip(expected, outcomes, strict=True)] == [
+        True, True, True
+    ], outcomes  # fmt: skip
+
+
+def test_what_was_replaced_since_the_listing(listed, server):
+    rows = list(listed)
+    data = VERSION1.replace(b"1", b"2", 1)
+    for change, expected in (("removed", "FileNotFoundError"), ("longer", "Replaced")):
+        if change == "removed":
+            server.filesystem().delete_file(f"{listed.root.path}/a.png")
+        else:
+            listed.root.write("a.png", data + b"more")
+        assert outcome(Reader(listed.root), rows[0]) == expected
+    listed.root.write("a.png", data)
+    assert outcome(Reader(listed.root), rows[0]._replace(size=None)) == "version 2"

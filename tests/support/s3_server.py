@@ -1,6 +1,7 @@
 """An S3 server on loopback, moto's, that fails as it is told; run as a module, it prints its port."""
 
 import http.client
+import io
 import json
 import os
 import random
@@ -21,7 +22,13 @@ from pyarrow import fs
 
 CONTROL = "/-/"
 """Below it are no buckets, but what a test tells and asks this server."""
-_CODES = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
+_CODES = {
+    "403": ("403 Forbidden", "AccessDenied", "as told"),
+    "expired": ("403 Forbidden", "ExpiredToken", "The provided token has expired."),
+    "frozen": ("403 Forbidden", "InvalidObjectState", "The object has another storage class"),
+    "500": ("500 Internal Server Error", "InternalError", "as told"),
+    "503": ("503 Slow Down", "SlowDown", "as told"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,9 @@ class Faults:
     """
 
     kinds: Sequence[str]
-    """Of "403", "500", "503", "reset" (no answer), "cut" (half of what a GET answers), "slow"."""
+    """Of "403", "expired", "frozen" (refusals), "500", "503", "reset" (no answer), "slow"; "cut" (half of
+    what a GET answers, and a reset), "short" (half, as if it were all), "same", "longer" and "shorter" (the
+    object is replaced by one of such a size before the GET)."""
     method: str = ""
     """Regular expressions that a request's method and URL must match."""
     url: str = ""
@@ -138,15 +147,20 @@ class _Failing:
             self.requests.append(f"{method} {url} {kind or ''}".strip())
         if kind in _CODES:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            body = f"<Error><Code>{_CODES[kind]}</Code><Message>as told</Message></Error>".encode()
+            status, code, text = _CODES[kind]
+            body = f"<Error><Code>{code}</Code><Message>{text}</Message></Error>".encode()
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-            start_response(f"{kind} {_CODES[kind]}", headers)
+            start_response(status, headers)
             return [body]
         if kind == "reset" or (kind == "cut" and method != "GET"):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
         if kind == "slow":
             time.sleep(seconds)
+        if kind in ("same", "longer", "shorter"):
+            self._replace(environ, kind)
+        if kind == "short":
+            return self._short(environ, start_response)
         answer: Iterable[bytes] = self.application(environ, start_response)
         return answer if kind != "cut" else self._half(answer)
 
@@ -154,6 +168,24 @@ class _Failing:
         body = b"".join(answer)
         yield body[: len(body) // 2]
         raise ConnectionResetError
+
+    def _short(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        started: list[Any] = []
+        body = b"".join(self.application(environ, lambda *answer: started.extend(answer)))
+        body = body[: len(body) // 2]
+        headers = [(name, value) for name, value in started[1] if name.lower() != "content-length"]
+        start_response(started[0], [*headers, ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _replace(self, environ: dict[str, Any], kind: str) -> None:
+        """Store VERSION2 under the key of a GET; with its size, a second later: times have no fractions."""
+        time.sleep(1.1 * (kind == "same"))
+        ranged = {name: value for name, value in environ.items() if name != "HTTP_RANGE"}
+        data = b"".join(self.application({**ranged, "wsgi.input": io.BytesIO()}, lambda *answer: None))
+        data = data.replace(b"VERSION1", b"VERSION2")
+        data = {"same": data, "longer": data + b"more", "shorter": data[:-9]}[kind]
+        put = {"REQUEST_METHOD": "PUT", "wsgi.input": io.BytesIO(data), "CONTENT_LENGTH": str(len(data))}
+        b"".join(self.application({**ranged, **put}, lambda *answer: None))
 
     def _control(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         value = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

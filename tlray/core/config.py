@@ -49,6 +49,10 @@ _SPLIT = (
     "--seed and the path of an image decide, so the same options give the same split."
 )
 _CLASSES = "All classes in the order of the model's output, separated by commas."
+_RETRY = (
+    "Also try the images again that an earlier run of this job could not use, as their files are now. Rows that "
+    "exist stay as they are."
+)
 _TRAINED_SPLIT = "Images that the model was trained on keep the split that they had then."
 
 
@@ -156,6 +160,7 @@ class ExtractConfig(NetworkConfig, _Split):
     """The settings of `tlray extract` and `tlray plan`."""
 
     seed: int = setting(IMAGES, "Seed of the random split.", 0, SEED)
+    retry_errors: bool = setting(IMAGES, _RETRY, False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +367,7 @@ class RunConfig(InferenceConfig):
         "auto",
     )
     batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, POSITIVE)
+    retry_errors: bool = setting(IMAGES, _RETRY, False)
 
 
 @dataclass(frozen=True, kw_only=True)

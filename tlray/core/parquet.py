@@ -15,6 +15,7 @@ from zlib import crc32
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray.core.checked_file import CheckedFile
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
 
@@ -44,7 +45,7 @@ def write(folder: Folder, name: str, table: pa.Table) -> None:
         file.write_table(table)
 
 
-def open_file(source: pa.NativeFile, **options: Any) -> pq.ParquetFile:
+def open_file(source: pa.NativeFile | CheckedFile, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file of any origin; reading it verifies the checksums that it has.
 
     Raises:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 T = TypeVar("T")
+_REFUSAL = 1 << 16
+"""More bytes than the text of a refusal by S3 has."""
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
@@ -149,6 +151,18 @@ def with_retries(filesystem: fs.S3FileSystem, retries: int) -> fs.S3FileSystem:
 
     make, (options,) = filesystem.__reduce__()
     return make(options | {"retry_strategy": AwsDefaultS3RetryStrategy(max_attempts=retries)})
+
+
+def fills(file: Any, view: memoryview, mark: int) -> bool:
+    """Read from a file into a buffer, and return whether the answer filled it; another `mark` is surer.
+
+    Undocumented: `S3FileSystem`'s files return the length that was asked for, whatever the answer had, but
+    they write only what came. The mark, a byte, then stays at the end of the buffer. The zeros end the text
+    of a refusal, which S3's client parses in the same buffer.
+    """
+    view[:_REFUSAL] = bytes(min(_REFUSAL, len(view)))
+    view[-1] = mark
+    return bool(file.readinto(view) == len(view) and view[-1] != mark)
 
 
 def show(error: typer.TyperException) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tlray.core.checked_file import StorageError
 from tlray.core.config import EvaluateConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.settings import configured
@@ -198,6 +199,6 @@ def _thumbnails(root: Folder, paths: list[str], config: EvaluateConfig) -> dict[
     shrink = partial(copies.thumbnail, side=160)
     with DecoderProcess(config.seconds_per_image) as run:
         for path in paths:
-            with suppress(BadImage):
+            with suppress(BadImage, StorageError):
                 thumbnails[path] = run(shrink, read_image(path))
     return thumbnails

@@ -144,6 +144,7 @@ def _work(
         store=config.store,
         metadata={"job": job.to_json(), "versions": versions()},
         packages=package_versions(frozen.provenance.package),
+        retry_errors=config.retry_errors,
     )
 
 

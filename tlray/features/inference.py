@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tlray.cluster import nodes, session
 from tlray.core.errors import JobError, UserError
+from tlray.core.manifest import MANIFEST
 from tlray.core.results import InferenceCounts
 from tlray.core.storage import Folder
 from tlray.features import bottleneck, part_files
@@ -59,6 +60,8 @@ def run(
         JobError: more images are bad than `max_bad_fraction` allows, or a task failed every time.
     """
     done = {shard for name in job.out.names() if (shard := part_files.shard_of(name)) is not None}
+    if job.retry_errors:
+        done -= part_files.with_errors(job.out, sorted(done), job.index.shard_sizes, job.index.job)
     if job.index.complete and len(done) == len(job.index.shard_sizes):
         return []
     # Only the listing runs in a thread: Ray Data must end in the thread that started it. Otherwise it ends
@@ -83,6 +86,8 @@ def run(
                     wait([listing])
                     writer.discard()
                 raise
+            if job.retry_errors:  # The set is complete again when its manifest is written again.
+                job.out.remove(MANIFEST)
             results = _stages(job, done, loader(), pool)
             timings = _consume(results, job, done, progress)
             listing.result()
@@ -175,7 +180,7 @@ def _check_bad(job: InferenceJob, errors: int) -> None:
     if errors > allowed * images:
         raise JobError(
             f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; see "
-            f"{job.out.uri}/errors; run again with a larger fraction to accept them (finished work is kept)"
+            f"{job.out.uri}/errors; run again with --retry-errors when they are mended, or with a larger fraction"
         )
 
 

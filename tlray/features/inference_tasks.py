@@ -50,6 +50,8 @@ class InferenceJob:
     """The versions of packages that every process must have."""
     images: int = 0
     """The number of images of which a fraction may be bad; 0 stands for all images of the index."""
+    retry_errors: bool = False
+    """Whether a shard that has a part file is computed only as far as its rows are missing."""
     views: Views | None = None
     copies: int = 1
     """With `views`: the number of views of each image, whose row has features of shape (copies, *shape)."""
@@ -80,6 +82,9 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     """
     nodes.agree(job.packages)
     listed = unpack(row)
+    shard, stored = listed["shard"][0].as_py(), set[str]()
+    if job.retry_errors and job.out.is_file(part_files.part_name(shard)):
+        stored.update(part_files.read_paths(job.out, shard, job.index.job))
     rows = listed.select(["path", "split", "label", "shard"])
     size = job.image_size
     copies = (job.copies,) if job.views else ()
@@ -90,8 +95,11 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     limits = job.settings.max_pixels, job.settings.seconds_per_image
     with ImageLoader(job.root, size, *limits, in_task=True) as load:
         for number, place in enumerate(starmap(Place, places)):
+            if place.path in stored:
+                continue
             try:
-                image = load(place)
+                # Without its size, an image is read as it is now.
+                image = load(place._replace(size=None) if job.retry_errors else place)
                 if job.views:
                     pixels[number] = [job.views.view(image, place.path, n) for n in range(job.copies)]
                 else:
@@ -102,6 +110,7 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     decode_seconds = time.perf_counter() - started - load.read_seconds
     for name, column in zip(("stage", "error", "message"), zip(*errors, strict=True), strict=True):
         rows = rows.append_column(name, pa.array(column, pa.string()))
+    rows = rows.append_column("stored", pa.array([path in stored for path in listed["path"].to_pylist()]))
     for name, seconds in (("read_seconds", load.read_seconds), ("decode_seconds", decode_seconds)):
         rows = rows.append_column(name, pa.array([seconds] * rows.num_rows))
     return pack(rows.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)))
@@ -134,23 +143,26 @@ class NetworkActor:
         job, table = self.job, unpack(row)
         shard = table["shard"][0].as_py()
         rows = table.select(["path", "split", "label"])
-        good = np.asarray(table["error"].is_null())
+        good, stored = np.asarray(table["error"].is_null()), np.asarray(table["stored"])
         check_exists(job.out)
         errors = table.select(part_files.ERRORS.names).filter(pa.array(~good))
-        if errors.num_rows or shard == 0:  # The first shard always has one, so that errors/ opens as a table.
-            part_files.write_errors(job.out, shard, errors, job.metadata)
-        else:
-            job.out.remove(part_files.error_name(shard))  # An interrupted attempt may have written it.
+        has_part = bool(stored.any())
+        if not has_part:
+            self._write_errors(shard, errors)
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()
-        if errors.num_rows:
-            pixels, rows = pixels[good], rows.filter(pa.array(good))
+        if errors.num_rows or has_part:
+            pixels, rows = pixels[good & ~stored], rows.filter(pa.array(good))
         self.seconds = 0.0
         # A model's metadata has the classes of its output; otherwise they are the labels in this shard.
         metadata = {"classes": sorted(set(rows["label"].drop_null().to_pylist())), **job.metadata}
-        features = self._features(pixels, rows["path"])
+        features = self._features(pixels, rows["path"].filter(pa.array(~stored[good])))
+        if has_part:
+            features = self._merged(shard, features, stored[good])
         part_files.write_part(job.out, shard, rows, features, self.shape, job.store, metadata)
+        if has_part:  # If this is killed before, the old error rows show that the shard must be tried again.
+            self._write_errors(shard, errors)
         timing = ShardTiming(
-            rows=len(pixels),
+            rows=rows.num_rows,
             errors=errors.num_rows,
             read_seconds=table["read_seconds"][0].as_py(),
             decode_seconds=table["decode_seconds"][0].as_py(),
@@ -161,6 +173,26 @@ class NetworkActor:
             **self.place,
         )
         return pa.Table.from_pylist([vars(timing)])
+
+    def _write_errors(self, shard: int, errors: pa.Table) -> None:
+        if errors.num_rows or shard == 0:  # The first shard always has one, so that errors/ opens as a table.
+            part_files.write_errors(self.job.out, shard, errors, self.job.metadata)
+        else:
+            self.job.out.remove(part_files.error_name(shard))  # An earlier attempt may have written it.
+
+    def _merged(
+        self, shard: int, computed: Iterator[npt.NDArray[Any]], stored: npt.NDArray[np.bool_]
+    ) -> Iterator[npt.NDArray[Any]]:
+        """The features of all rows of a shard: those of its part file, and those computed now."""
+        tables = part_files.read_shard(self.job.out, shard, self.job.index.job)
+        merged = np.empty((len(stored), *self.shape), self.job.store)
+        merged[stored] = np.concatenate(
+            [table["features"].combine_chunks().to_numpy_ndarray() for table in tables]
+        )
+        if not stored.all():
+            merged[~stored] = np.concatenate(list(computed))
+        for start in range(0, len(merged), self.job.batch_size):
+            yield merged[start : start + self.job.batch_size]
 
     def _features(self, pixels: npt.NDArray[np.uint8], paths: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
         rows = max(1, self.job.batch_size // self.job.copies)

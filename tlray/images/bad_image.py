@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tlray.core.errors import TlrayError
 from tlray.core.text import without_credentials
 
 MAX_BYTES: int = 1 << 30
@@ -34,7 +35,7 @@ def refusing(stage: str) -> Iterator[None]:
     """Turn every exception into a BadImage: Pillow and file systems raise exceptions of any type."""
     try:
         yield
-    except BadImage:
+    except (BadImage, TlrayError):  # A fault of the storage must stop the job.
         raise
     except Exception as error:
         # The system's own text leaves out the path, which the error row has already.

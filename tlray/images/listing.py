@@ -48,7 +48,7 @@ class Listed(NamedTuple):
     @property
     def place(self) -> Place:
         """What a `tlray.images.reader.Reader` needs to read the image."""
-        return Place(self.path, self.offset, self.modified)
+        return Place(self.path, self.offset, self.modified, self.size)
 
 
 _TOP, _ANY = Entry(""), ColumnNames()
@@ -254,6 +254,7 @@ class Images:
                     )
                 else:
                     yield image
+            archive.file.check()
             self._note(archive.columns)
             for kind, warning in archive.warnings.items():
                 if kind not in self._warned:

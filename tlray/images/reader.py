@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import re
-import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from tlray.core.checked_file import CheckedFile, Replaced, StorageError, storage_errors
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images import filetypes
@@ -20,7 +21,6 @@ from tlray.images.archives.tar import Tar
 from tlray.images.bad_image import MAX_BYTES, BadImage, refusing
 from tlray.images.conventions import ColumnNames
 
-_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 _open_folder = functools.lru_cache(maxsize=64)(Folder.open)
 
 
@@ -39,7 +39,9 @@ class Place(NamedTuple):
     offset: int | None = None
     """The offset of an archived image in the listing; without it, the reader searches the archive once."""
     modified: datetime | None = None
-    """The time of change in the listing, to notice that a Parquet file without keys was replaced."""
+    """The time of change in the listing, to notice that an object or a Parquet file was replaced."""
+    size: int | None = None
+    """The size in the listing, to notice that the image was replaced; None reads it as it is now."""
 
 
 class Reader:
@@ -52,39 +54,57 @@ class Reader:
         self.root = root
         self._place: tuple[Folder, str] | None = None
         self._archive: Archive | None = None
-        self._modified: datetime | None = None
 
-    def __call__(self, path: str, offset: int | None = None, modified: datetime | None = None) -> bytes:
+    def __call__(
+        self, path: str, offset: int | None = None, modified: datetime | None = None, size: int | None = None
+    ) -> bytes:
         """The bytes of one image; the arguments are the fields of a `Place`.
 
         Raises:
-            BadImage: there is no such image, or it cannot be read.
+            BadImage: there is no such image, or it alone cannot be read, or it was replaced.
+            StorageError: the storage refuses or fails; nothing is known about the image.
         """
+        place = Place(path, offset, modified, size)
         with refusing("read"):
-            place = self._find(path, offset)
-            if place is None:
-                return read_image(self.root, path)
-            root, archive_path, name = place
+            archived = self._find(place)
+            if archived is None:
+                return read_image(self.root, path, modified, size)
             try:
-                archive = self._open(root, archive_path)
-                # A store reports the time of a single object without fractions of a second.
-                same = (None, modified, modified and modified.replace(microsecond=0))
-                numbered = not archive.has_names or name == str(offset)
-                if numbered and modified and self._modified not in same:
-                    raise BadImage("read", "Replaced", "the archive was replaced since it was listed")
-                return archive.read(name, offset)
+                with suppress(Replaced):
+                    return self._read(*archived, place)
+                self._archive = None  # The open archive is an earlier version.
+                return self._read(*archived, place)
             except FileNotFoundError as error:
-                raise BadImage("read", type(error).__name__, "removed since it was listed") from error
+                raise _gone(self.root, error, "removed since it was listed") from error
 
-    def _find(self, path: str, offset: int | None) -> tuple[Folder, str, str] | None:
+    def _read(self, root: Folder, archive_path: str, name: str, place: Place) -> bytes:
+        archive, modified = self._open(root, archive_path), place.modified
+        # A store reports the time of a single object without fractions of a second.
+        same = (None, modified, modified and modified.replace(microsecond=0))
+        numbered = not archive.has_names or name == str(place.offset)
+        if numbered and not isinstance(archive, Tar) and modified and archive.file.modified not in same:
+            raise BadImage("read", "Replaced", "the archive was replaced since it was listed")
+        try:
+            data = archive.read(name, place.offset)
+        except (Damaged, OSError):
+            archive.file.check()  # Two versions of an archive may look like a damaged one.
+            raise
+        archive.file.check()
+        if place.size not in (None, len(data)):
+            raise _replaced(f"it has {len(data)} bytes, and had {place.size} when it was listed")
+        return data
+
+    def _find(self, place: Place) -> tuple[Folder, str, str] | None:
         """The root and path of the archive that contains an image, and the image's name in it."""
-        candidates = filetypes.possible_archives(path)
-        for place, name in candidates:
-            root, archive = _located(self.root, place)
+        candidates = filetypes.possible_archives(place.path)
+        for archive_place, name in candidates:
+            root, archive = _located(self.root, archive_place)
             # A folder may have such a name too, but an image with an offset is never a file of its own.
-            certain = offset is not None and len(candidates) == 1
-            if certain or (root, archive) == self._place or root.is_file(archive):
+            if place.offset is not None and len(candidates) == 1:
                 return root, archive, name
+            with storage_errors(root, archive):
+                if (root, archive) == self._place or root.is_file(archive):
+                    return root, archive, name
         return None
 
     def _open(self, root: Folder, path: str) -> Archive:
@@ -93,8 +113,6 @@ class Reader:
             archive = open_archive(root, path)
             if archive is None:
                 raise Damaged("the Parquet file has no column of images any more")
-            if not isinstance(archive, Tar):
-                self._modified = root.status(path)[1]
             self._archive, self._place = archive, (root, path)
         return self._archive
 
@@ -115,24 +133,43 @@ class ImageProbe:
             Reader(self.root)(*self.at)
         except BadImage as bad:
             return bad.message
+        except StorageError as error:
+            return str(error)
         return None
 
 
-def read_image(root: Folder, path: str) -> bytes:
-    """The bytes of an image that is a file of its own, or BadImage; a `Reader` reads archived images too."""
+def read_image(root: Folder, path: str, modified: datetime | None = None, size: int | None = None) -> bytes:
+    """The bytes of an image that is a file of its own; the arguments are those of a `Reader`."""
     with refusing("read"):
-        root, path = _located(root, path)
+        folder, name = _located(root, path)
         try:
-            return _read_local(root.join(path)) if root.is_local else root.read(path)
+            with CheckedFile(folder, name, size, None if size is None else modified) as file:
+                if file.size() > MAX_BYTES:
+                    raise BadImage("read", "FileTooLarge", f"{file.size()} bytes, above {MAX_BYTES}")
+                data = file.read_at(file.size(), 0)
+                file.check()
+                return data
+        except Replaced as error:
+            raise _replaced(str(error)) from error
         except (FileNotFoundError, UnicodeEncodeError) as error:
             # A listing writes a byte that is not UTF-8 as \xe9 or as the replacement character.
             if isinstance(error, UnicodeEncodeError) or re.search(r"\\x[89a-f][0-9a-f]|\ufffd", path):
                 reason = "its name is not UTF-8: rename it"
-            elif root.is_local and os.path.islink(root.join(path)):
+            elif folder.is_local and os.path.islink(folder.join(name)):
                 reason = "a link to nowhere"
             else:
                 reason = "removed since it was listed"
-            raise BadImage("read", type(error).__name__, reason) from error
+            raise _gone(root, error, reason) from error
+
+
+def _gone(root: Folder, error: Exception, reason: str) -> BadImage:
+    if root.is_local and not os.path.isdir(root.path):
+        raise StorageError(f"the folder of the images, {root.uri}, is gone: bring it back, then run it again")
+    return BadImage("read", type(error).__name__, reason)
+
+
+def _replaced(message: str) -> BadImage:
+    return BadImage("read", "Replaced", f"{message}; --retry-errors takes it as it is now")
 
 
 def any_exists(root: Folder, paths: Iterable[str]) -> bool:
@@ -143,9 +180,9 @@ def any_exists(root: Folder, paths: Iterable[str]) -> bool:
                 folder, name = _located(root, place)
                 if folder.exists(name):
                     return True
-            except (UserError, ValueError):  # E.g. a URI that nothing opens, or a path with a null byte.
+            except (BadImage, ValueError):  # E.g. a URI that nothing opens, or a path with a null byte.
                 continue
-            except OSError:  # The storage does not tell.
+            except (OSError, StorageError):  # The storage does not tell.
                 return True
     return False
 
@@ -155,16 +192,10 @@ def _located(root: Folder, path: str) -> tuple[Folder, str]:
     if "://" not in path:
         return root, path
     uri, _, name = path.rpartition("/")
-    return _open_folder(uri), name
-
-
-def _read_local(path: str) -> bytes:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
-        raise BadImage("read", "NotAFile", f"a {kind}, not a file")
-    if status.st_size > MAX_BYTES:
-        raise BadImage("read", "FileTooLarge", f"{status.st_size} bytes, above {MAX_BYTES}")
-    # If a pipe has taken the file's place meanwhile, this does not wait for its writer.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return file.read()
+    try:
+        return _open_folder(uri), name
+    except UserError as error:
+        # There may be no network; a bucket that does not exist is a fault of this row.
+        if isinstance(error.__cause__, OSError) and "not found" not in str(error):
+            raise StorageError(f"{error}; mend the access to it, then run it again") from error
+        raise BadImage("read", type(error).__name__, str(error)) from error

@@ -26,6 +26,7 @@ from tlray.features.inference_tasks import InferenceJob
 from tlray.images.augment import Views
 from tlray.images.index_writer import IndexWriter
 from tlray.images.listing import Images, Listed
+from tlray.images.reader import Place
 from tlray.models.compiled import Network
 from tlray.training import holdout
 from tlray.training.holdout import TrainingData
@@ -121,7 +122,7 @@ class FeatureCache:
     def _source(self, job: InferenceJob, errors: pa.Table) -> ViewSource:
         """Return the source of new views of the images without an error, in the order of the rows."""
         assert self.views is not None
-        listed = pa.concat_tables(job.index.tables("path", "offset", "modified"))
+        listed = pa.concat_tables(job.index.tables(*Place._fields))
         is_bad = pc.is_in(listed["path"], errors["path"].combine_chunks())
         return ViewSource(
             root=self.images.root,

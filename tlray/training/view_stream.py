@@ -45,7 +45,7 @@ class ViewSource:
     root: Folder
     """The root of the images."""
     images: Any
-    """A reference to a table in Ray's object store: path, offset and modified of each training row."""
+    """A reference to a table in Ray's object store: the `Place` of each training row."""
     views: Views
     image_size: int
     """The side length of the views, in pixels."""

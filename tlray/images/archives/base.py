@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -11,8 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from tlray.core.checked_file import CheckedFile, storage_errors
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 
@@ -50,6 +48,7 @@ def compressed(place: str) -> UserError:
 class Archive(Protocol):
     """An open archive. Its methods raise Damaged if it cannot be read, or has two images of one name."""
 
+    file: CheckedFile
     has_names: bool
     """Whether its images have names; otherwise they are numbered, and a replaced image goes unnoticed."""
     warnings: Mapping[str, str]
@@ -77,10 +76,10 @@ class ReadAheadFile:
     """A file that can be read at any offset; in an object store, each request also reads ahead."""
 
     def __init__(self, root: Folder, path: str) -> None:
-        self._file = open_file(root, path)
+        self.file = open_file(root, path)
         self._smallest = 0 if root.is_local else _SMALLEST_REQUEST
         self._start, self._buffer, self._window = 0, b"", self._smallest
-        self.size: int = self._file.size()
+        self.size = self.file.size()
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Bytes from one request, so never from two versions of the file; fewer at the end of the file."""
@@ -92,17 +91,16 @@ class ReadAheadFile:
             sequential = self._start <= offset <= end + self._window
             self._window = min(2 * self._window, _LARGEST_REQUEST) if sequential else self._smallest
             self._start = offset
-            self._buffer = self._file.read_at(min(max(length, self._window), self.size - offset), offset)
+            self._buffer = self.file.read_at(min(max(length, self._window), self.size - offset), offset)
         start = offset - self._start
         return self._buffer[start : start + length]
 
 
-def open_file(root: Folder, path: str) -> pa.NativeFile:
-    place = root.join(path)
-    # Opening a named pipe would wait for a writer at its other end.
-    if root.is_local and not stat.S_ISREG(os.stat(place).st_mode):
-        raise Damaged("it is not a regular file")
-    return root.filesystem.open_input_file(place)
+def open_file(root: Folder, path: str) -> CheckedFile:
+    """Open an archive, whose size and time of change must then stay as they are."""
+    with storage_errors(root, path):
+        modified = None if root.is_local else root.status(path)[1]
+    return CheckedFile(root, path, modified=modified)
 
 
 class Duplicates:

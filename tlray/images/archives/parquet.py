@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlray.core import parquet
+from tlray.core.checked_file import CheckedFile
 from tlray.core.schema import fits
 from tlray.core.storage import Folder
 from tlray.images import filetypes
@@ -96,8 +97,8 @@ class Columns:
 class Parquet:
     """An open Parquet file with images."""
 
-    def __init__(self, file: pq.ParquetFile, size: int, columns: Columns) -> None:
-        self._file, self._columns = file, columns
+    def __init__(self, stream: CheckedFile, file: pq.ParquetFile, columns: Columns) -> None:
+        self.file, self._file, self._columns = stream, file, columns
         self.warnings: Mapping[str, str] = {}
         self.has_names = columns.key is not None
         self.columns = columns.matches
@@ -105,7 +106,7 @@ class Parquet:
         self._ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
         """For each row group, the first row after it."""
         self._count = self._ends[-1] if self._ends else 0
-        if sorted(self._ends) != self._ends or not 0 <= self._count <= size:
+        if sorted(self._ends) != self._ends or not 0 <= self._count <= stream.size():
             raise Damaged(f"it claims to have {self._count} rows, which is impossible")
         self._reader: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
@@ -125,8 +126,9 @@ class Parquet:
             file = parquet.open_file(stream, buffer_size=_BUFFER, pre_buffer=False)
             columns = Columns.of(file.schema_arrow, given, root.join(path))
         except pa.ArrowException as error:
+            stream.check()
             raise Damaged(_reason(error)) from error
-        return None if columns is None else cls(file, stream.size(), columns)
+        return None if columns is None else cls(stream, file, columns)
 
     def images(self) -> Iterator[ArchivedImage | str]:
         columns, keys, row = self._columns, Duplicates(), 0

@@ -54,6 +54,7 @@ class Tar:
 
     def __init__(self, root: Folder, path: str, label_column: str | None = None) -> None:
         self._file = ReadAheadFile(root, path)
+        self.file = self._file.file
         self._offsets = HashIndex()
         self._samples = Samples(label_column)
         self.columns: Mapping[str, list[str]] = self._samples.columns
