@@ -180,7 +180,7 @@ def _check_bad(job: InferenceJob, errors: int) -> None:
     if errors > allowed * images:
         raise JobError(
             f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; see "
-            f"{job.out.uri}/errors; run again with --retry-errors when they are mended, or with a larger fraction"
+            f"{job.out.uri}/errors; mend them and run again with --retry-errors, or with a larger fraction"
         )
 
 
