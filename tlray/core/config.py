@@ -50,8 +50,8 @@ _SPLIT = (
 )
 _CLASSES = "All classes in the order of the model's output, separated by commas."
 _RETRY = (
-    "Try the images again that an earlier run of this job could not use. Their files are read as they are now; "
-    "the other rows stay as they are."
+    "Try the images again that an earlier run of this job could not use. Their files are read as they are "
+    "now; the other rows stay as they are."
 )
 _TRAINED_SPLIT = "Images that the model was trained on keep the split that they had then."
 
