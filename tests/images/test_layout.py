@@ -195,6 +195,14 @@ def test_a_row_of_metadata_without_a_file_is_listed_so_that_it_becomes_an_error_
     assert "none of the first 2 paths of the table" in refusal(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["/etc/x.jpg", "s3://bucket/x.jpg", "../x.jpg", "a/../../x.jpg"])
+def test_metadata_reads_nothing_outside_its_folder(tmp_path, name):
+    make(tmp_path, "0.jpg")
+    (tmp_path / "metadata.csv").write_text(f"file_name,label\n0.jpg,a\n{name},b\n")
+    assert "row 2 of the table" in (message := refusal(str(tmp_path)))
+    assert f"names a file outside its folder: {name!r}" in message
+
+
 def test_a_table_that_is_no_metadata_of_images_is_passed_over_with_a_warning(tmp_path):
     make(tmp_path, "cat/0.jpg")
     (tmp_path / "metadata.csv").write_text("id,age\n1,2\n")

@@ -262,7 +262,7 @@ def test_a_table_whose_first_hundred_images_are_missing(tmp_path):
     assert "relative to the folder of the table" in message
     assert "move the table" not in message
     (tmp_path / "images").mkdir()
-    (tmp_path / "images/99.jpg").touch()
+    (tmp_path / "images/0.jpg").touch()
     assert "; move the table into 'images', where they are" in refusal(uri)
     (tmp_path / "99.jpg").touch()
     assert len(paths(uri)) == 101

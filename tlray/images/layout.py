@@ -71,9 +71,9 @@ class Layout:
         """The root, and the folders of splits and classes that are links to other places."""
         folders, level = [root], [root.path]
         for _ in range(self.prefix.count("/") + self.has_splits + 1 if root.is_local else 0):
-            entries = [entry for path in level for entry in os.scandir(path) if entry.is_dir()]
-            folders += [Folder.open(entry.path) for entry in entries if entry.is_symlink()]
-            level = [entry.path for entry in entries]
+            entries = [entry for path in level if os.access(path, os.R_OK) for entry in os.scandir(path)]
+            folders += [Folder.open(entry.path) for entry in entries if entry.is_symlink() and entry.is_dir()]
+            level = [entry.path for entry in entries if entry.is_dir()]
         return folders
 
 

@@ -189,7 +189,7 @@ class Images:
             if image is not None:
                 count += 1
                 yield image
-        yield from (Listed(*row, None, None) for row in self._metadata.unused())
+        yield from (Listed(*row, None, None) for row in self._metadata.unmet())
         self._given.check_used(self.columns, self.root.uri)
         if not count:
             others = self.passed_over + self.unread

@@ -15,6 +15,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images.archives.base import Duplicates
 from tlray.images.conventions import COLUMNS, SPLITS, ColumnNames, split_named
+from tlray.images.filetypes import is_image
 from tlray.images.reader import any_exists
 
 _CHECKED = 100
@@ -29,6 +30,8 @@ class Table:
     """The folder that the table lies in."""
     name: str
     """The name of its file."""
+    only_below: bool = False
+    """Whether its images must lie below this folder."""
     columns: dict[str, list[str]] = field(default_factory=dict, init=False)
     """The columns that may contain "path", "label" and "split"; the first of each is read."""
     warnings: list[str] = field(default_factory=list, init=False)
@@ -40,20 +43,20 @@ class Table:
         return self.root.join(self.name)
 
     @classmethod
-    def open(cls, root: Folder, name: str, given: ColumnNames) -> Table:
+    def open(cls, root: Folder, name: str, given: ColumnNames, *, only_below: bool = False) -> Table:
         """Open a table and check all of its rows.
 
         Raises:
             UserError: the table cannot be read, has no rows or no column of paths; a row has no path, the
                 path of another row or an unknown split; or none of the first hundred images exists.
         """
-        table = cls(root, name)
+        table = cls(root, name, only_below)
         schema = table.schema()
         table.columns = given.find(schema, f"the table {table.place!r}")
         if "path" not in table.columns:
             raise UserError(
                 f"the table {table.place!r} needs a column 'path'; its columns are {schema.names}: add "
-                "--path-column NAME, for the one with the paths"
+                "--path-column NAME for the one with the paths, or a first line with the names of the columns"
             )
         rest = [name for name in schema.names if [name] not in table.columns.values()]
         if "label" not in table.columns and given.label is None and rest:
@@ -73,15 +76,17 @@ class Table:
         """The path, split and label of each row; a UserError for a row without path, or of unknown split."""
         for number, (path, label, split) in enumerate(self._cells(), start=1):
             where = f"row {number} of the table {self.place!r}"
-            if not path:
+            if not path or path.isspace():
                 raise UserError(f"{where} has no path: fill it in, or remove the row")
+            if self.only_below and ("://" in path or path.startswith("/") or ".." in path.split("/")):
+                raise UserError(f"{where} names a file outside its folder: {path!r}")
             known = split_named(split) if split else None
-            if split and split.strip() and known is None:
+            if split and not split.isspace() and known is None:
                 raise UserError(
                     f"{where} has the split {split!r} in its column {self.columns['split'][0]!r}: "
                     f"expected {', '.join(SPLITS)}, or nothing; `--split-column none` ignores the column"
                 )
-            yield self._normal(path), known, label or None
+            yield self._normal(path), known, label if label and not label.isspace() else None
 
     def _normal(self, path: str) -> str:
         """A path as all spellings of it are written here; a URI stays as it is."""
@@ -103,8 +108,8 @@ class Table:
             self._has_backslashes = True
             self.warnings.append(f"the backslashes in the paths of {self.name} are read as slashes")
         elif paths and not any_exists(self.root, paths):
-            names = self.root.names()[:_CHECKED]
-            folder = next((name for name in names if any_exists(self.root.child(name), paths)), None)
+            names = [name for name in self.root.names() if not is_image(name)][:_CHECKED]
+            folder = next((name for name in names if any_exists(self.root.child(name), paths[:1])), None)
             remedy = f"; move the table into {folder!r}, where they are" if folder else ""
             raise UserError(
                 f"none of the first {len(paths)} paths of the table {self.place!r} exists, "
