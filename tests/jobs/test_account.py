@@ -90,7 +90,7 @@ def test_the_first_account_does_not_wait_for_the_listing(grey, ray, tmp_path, mo
     finish = IndexWriter.finish
 
     def slow(writer: IndexWriter) -> None:
-        time.sleep(3)
+        time.sleep(1.5)
         finish(writer)
 
     monkeypatch.setattr(IndexWriter, "finish", slow)

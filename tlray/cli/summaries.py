@@ -36,7 +36,7 @@ def account(account: Account) -> list[str]:
     so_far = "" if account.complete else " so far"
     lines = [f"found {amount(account.images, 'image')}{so_far}: {'; '.join(parts)}"]
     if account.columns:
-        lines.append("; ".join(f"{name}s from {source}" for name, source in account.columns.items()))
+        lines.append(", ".join(f"{name}s from {_visible(of)}" for name, of in account.columns.items()))
     skipped = [_numbers(account.passed_over, after=False)] if account.passed_over else []
     skipped += [f"{account.hidden:,} hidden"] if account.hidden else []
     skipped += [f"{n:,} {name} are not read: {filetypes.remedy(name)}" for name, n in account.unread.items()]
