@@ -78,7 +78,7 @@ class Tally:
             passed_over=dict(images.passed_over),
             unread=dict(images.unread),
             hidden=images.hidden,
-            warnings=[*images.warnings, *(_doubts(counts) if complete else _alike(counts))],
+            warnings=[*images.warnings, *(_doubts(counts, images) if complete else _alike(counts))],
         )
 
 
@@ -122,7 +122,7 @@ def _check_unread(counts: Counts, unread: Mapping[tuple[str | None, str | None, 
             )
 
 
-def _doubts(counts: Counts) -> Iterator[str]:
+def _doubts(counts: Counts, images: Images) -> Iterator[str]:
     """The warnings that follow from the counts of all images."""
     yield from _alike(counts)
     labels, known = {label for _, label in counts} - {None}, training_classes(counts)
@@ -132,15 +132,15 @@ def _doubts(counts: Counts) -> Iterator[str]:
             "table with a column of labels (--label-column NAME)"
         )
         return
-    if len(labels) == 1:
+    if len(labels) == 1 and not images.warnings:  # A warning that the folder is too high says more.
         yield (
             f"all labelled images are of one class, {min(map(repr, labels))}, but a head needs two at least: "
             "give the folder that contains the folders of the classes"
         )
     for split in _unlabelled(counts):
         yield _without_labels(counts, split)
-    for split in (
-        dict.fromkeys(split for split, label in counts if split not in _TRAINING and label) if known else ()
+    for split in dict.fromkeys(
+        split for split, label in counts if known and split not in _TRAINING and label
     ):
         if strange := _others(counts, split):
             yield f"{strange}: `tlray evaluate` refuses classes that the model does not know"
@@ -170,11 +170,7 @@ def _alike(counts: Counts) -> Iterator[str]:
 
 def _shown(counts: Counts, label: str) -> str:
     """A label and its numbers of images; it is escaped if Unicode can write it in several ways."""
-    images = [
-        f"{n:,} {f'in {split}' if split else 'images'}"
-        for (split, name), n in counts.items()
-        if name == label
-    ]
+    images = [f"{n:,} {f'in {s}' if s else 'images'}" for (s, name), n in counts.items() if name == label]
     is_unique = unicodedata.normalize("NFC", label) == unicodedata.normalize("NFD", label)
     return f"{repr(label) if is_unique else ascii(label)} ({', '.join(images)})"
 
