@@ -21,9 +21,11 @@ from tests.support.feature_sets import (
     write_index,
     write_set,
 )
+from tests.support.manifests import feature_set_json
 from tlray.core.errors import JobError, UserError
+from tlray.core.storage import Folder
 from tlray.features import part_files
-from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, Rows
+from tlray.features.feature_set import FORMAT, MANIFEST, FeatureSet, FeatureSetManifest, Rows
 from tlray.features.part_files import part_name
 
 
@@ -196,3 +198,16 @@ def test_an_index_that_lacks_shards_is_damaged(folder):
     write_index(folder, (50, 0))
     with pytest.raises(JobError, match="index has 2 shards, and the manifest says 3"):
         load(FeatureSet.open(folder.uri))
+
+
+def test_an_output_among_the_images_of_a_set(tmp_path):
+    """Later reports in a model's folder would become images."""
+    (tmp_path / "images").mkdir()
+    for images in (str(tmp_path / "images"), "s3://bucket/images"):
+        manifest = feature_set_json()
+        manifest["job"]["images"] = images
+        data = FeatureSet(Folder.open(tmp_path), FeatureSetManifest.from_json(manifest))
+        data.check_outside(Folder.open(tmp_path / "model"))
+        out = tmp_path / "images" / "model" if images.startswith("/") else f"{images}/model"
+        with pytest.raises(UserError, match=f"--out {out} lies among the images"):
+            data.check_outside(Folder(Folder.open(tmp_path).filesystem, str(out), str(out)))

@@ -493,3 +493,25 @@ def test_listing_folders_and_naming_an_augmentation_need_neither_ray_nor_tensorf
     )
     command = [sys.executable, "-c", code, make(tmp_path, "a.jpg")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_an_output_among_the_images_is_refused_by_whatever_path(tmp_path):
+    images, linked = tmp_path / "images", tmp_path / "linked"
+    for folder in (images / "train" / "a", linked):
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(b"")
+    (images / "train" / "b").symlink_to(linked)
+    (tmp_path / "shortcut").symlink_to(images / "train")
+    source = Images.open(images)
+    for place in ("images", "images/new", "shortcut/new", "x/../images/new", "linked/deep/new"):
+        with pytest.raises(UserError, match=r"^--annotate .* lies among the images: choose a place outside"):
+            source.check_outside(Folder.open(tmp_path / place), "--annotate")
+    for place in ("images2", "new", "linked2/new", "."):
+        source.check_outside(Folder.open(tmp_path / place))
+
+
+def test_an_output_among_remote_images(tmp_path):
+    images = Folder.open("memory://images")
+    assert images.contains(Folder.open("memory://images/new"))
+    assert not images.contains(Folder.open("memory://images2"))
+    assert not images.contains(Folder.open("/images/new"))

@@ -46,6 +46,6 @@ def test_the_output_is_taken_away(digits, ray, tmp_path):
     with pytest.raises(JobError) as caught:
         extract(digits / "train", out, GREY, progress=progress)
     assert str(out) in str(caught.value)
-    assert "moved or removed while the job was running; run it again" in str(caught.value)
+    assert "was moved or removed during the job: run it again to begin anew" in str(caught.value)
     assert not out.exists()
     assert extract(digits / "train", out, GREY).rows == 301

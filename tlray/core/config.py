@@ -389,8 +389,8 @@ class PredictConfig(RunConfig):
     )
     annotate: str | None = setting(
         OUTPUT,
-        "Folder for copies of the images that have the predicted class and its probability on them. "
-        "Default: no copies.",
+        "Folder for copies of the images that have the predicted class and its probability on them. It is "
+        "new, empty, or has such copies. Default: no copies.",
     )
     top: int | None = setting(
         OUTPUT,

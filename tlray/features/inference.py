@@ -18,6 +18,7 @@ from tlray.features import bottleneck, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
 from tlray.images.account import Announce
+from tlray.images.index import check_exists
 from tlray.images.index_writer import IndexWriter
 from tlray.images.reader import ImageProbe
 from tlray.models.compiled import Network
@@ -93,6 +94,7 @@ def run(
             listing.result()
             return timings
         except ray.exceptions.RayError as error:
+            check_exists(job.out)
             if listing.done():
                 listing.result()  # If the listing has failed, that is why the tasks failed.
             raise JobError(f"the job failed: {session.reason(error)}; run it again to go on") from error

@@ -164,7 +164,7 @@ class Index:
 def check_exists(folder: Folder) -> None:
     """Raise JobError if the index is gone. Whatever is written after that would block the next run."""
     if not folder.is_file(piece_name(0)):
-        raise JobError(f"{folder.uri} was moved or removed while the job was running")
+        raise JobError(f"{folder.uri} was moved or removed during the job: run it again to begin anew")
 
 
 def stopped(folder: Folder) -> JobError:
