@@ -215,8 +215,13 @@ def test_from_scratch_with_a_split_that_evaluation_and_prediction_know(images, r
 
     # What it has held out is not trained on later either.
     out = Folder.open(tmp_path / "new")
-    further = _from_images(folder, out, FinetuneConfig(seed=1), model, print)
-    assert further.facts == {"images": str(folder), "split": 0.75, "split_seed": 42}
+    further = _from_images(folder, out, FinetuneConfig(seed=1), model, print, print)
+    account = further.facts["account"]
+    assert (account.images, list(account.splits)) == (TRAINING + 1, ["test", "train"])
+    assert further.facts == {
+        **{"images": str(folder), "split": 0.75, "split_seed": 42},
+        "account": account,
+    }
     with pytest.raises(UserError, match=r"with --split 0.75 --seed 42, not with --split 0.75 --seed 1"):
         finetune(folder, out.uri, split=0.75, seed=1, model=model)
 

@@ -61,6 +61,7 @@ def run(
         JobError: more images are bad than `max_bad_fraction` allows, or a task failed every time.
     """
     done = {shard for name in job.out.names() if (shard := part_files.shard_of(name)) is not None}
+    is_new = not done
     if job.retry_errors:
         done -= part_files.with_errors(job.out, sorted(done), job.index.shard_sizes, job.index.job)
     if job.index.complete and len(done) == len(job.index.shard_sizes):
@@ -82,7 +83,7 @@ def run(
                 pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
                 nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
             except UserError:
-                if not done:  # The job did not start, so it must leave nothing behind.
+                if is_new:  # The job did not start, so it must leave nothing behind.
                     writer.stop()
                     wait([listing])
                     writer.discard()
