@@ -171,6 +171,7 @@ def test_a_lossless_jpeg_is_decoded_at_every_size(size):
 
 
 def test_a_kind_that_cannot_be_checked_is_refused():
+    refused(KINDS["baseline"].replace(b"\xff\xc0\0\x11", b"\xff\xc9\0\x11"), "UnsupportedJpeg")
     usual, unusual = b"\x03\x01\x11\0\x02\x11\x01", b"\x03\x01\x31\0\x02\x11\x01"
     assert usual in KINDS["baseline"]
     refused(KINDS["baseline"].replace(usual, unusual), "UnsupportedJpeg")

@@ -23,9 +23,18 @@ transparency             Composited over white: alpha, tRNS, and the transparent
 floating point           Refused as `UnsupportedMode`.
 too large                More pixels than `--max-pixels`: refused as `DecompressionBomb`, after reading the
                          header only. More than 1 GiB (`MAX_BYTES`): refused as `FileTooLarge`.
-empty, cut, corrupt      Refused, never padded. All checksums of a PNG are verified. Damage that no checksum
-                         covers (a flipped bit in a JPEG or a HEIC) goes unnoticed, and so does data that is
-                         missing after the first frame.
+empty, cut, corrupt      Refused, never padded. A JPEG is decoded in libjpeg's strict mode (`jpeg.py`): it is
+                         refused if scans or image data are missing, or if codes or restart markers are
+                         wrong; stray bytes before a marker do no harm. The checksums of a PNG are verified,
+                         and those of deflate in a TIFF. Damage after which the file is still valid goes
+                         unnoticed: other values in a format without checksums, often a flipped bit in a
+                         JPEG, a WebP or a HEIC, fax codes in a TIFF, and all that is after the first frame.
+JPEG of many scans       More than 100 scans: refused as `TooManyScans`. Usual ones have about ten.
+lossless JPEG            Accepted at every size, and never decoded scaled down.
+arithmetic coding,       A JPEG whose damage cannot be noticed is refused as `UnsupportedJpeg`: arithmetic
+unusual sampling         coding, and chroma sampling that libjpeg-turbo cannot name (3 x 1, 2 x 4).
+unusual TIFF             Refused as `UnsupportedTiff` if Pillow would decode it wrongly (`tiff.py`): separate
+                         planes other than 8-bit RGB and CMYK, signed bytes, 8-bit palettes, other inks.
 folder, pipe, device     Refused as `NotAFile`, without being opened.
 =======================  =====================================================================================
 

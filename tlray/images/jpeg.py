@@ -24,7 +24,7 @@ _COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _TABLES, _SCAN, _LAST = 0xC4, 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {_TABLES, 0xC8, 0xCC}
-_BASELINE, _LOSSLESS, _PROGRESSIVE = {0xC0, 0xC1}, 0xC3, {0xC2, 0xCA}
+_BASELINE, _PROGRESSIVE, _LOSSLESS, _ARITHMETIC = {0xC0, 0xC1}, 0xC2, 0xC3, 0xC9
 _METADATA = {*range(0xE0, 0xEE), 0xEF, 0xFE}
 """Metadata that change no pixel; 0xEE is Adobe's, which names the colours."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
@@ -57,8 +57,10 @@ def decode(data: bytes, image: Image.Image, at_least: int) -> Image.Image:
     _check_scans(data, segments, frame, at)
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+        if frame >= _ARITHMETIC:
+            raise ValueError("arithmetic coding, in which missing data go unnoticed")
     except ValueError as error:
-        raise BadImage("decode", "UnsupportedJpeg", f"{error}; save it as a usual JPEG") from error
+        raise BadImage("decode", "UnsupportedJpeg", f"{error}: save it as a usual JPEG") from error
     if (width, height) != image.size:
         raise BadImage("decode", "BrokenHeader", "the JPEG states two different sizes")
     options: dict[str, Any] = {"colorspace": _COLOUR_SPACES[image.mode]}
@@ -75,17 +77,7 @@ def decode(data: bytes, image: Image.Image, at_least: int) -> Image.Image:
 
 
 def check_part(tables: bytes, part: bytes, samples: int, pixels: int) -> None:
-    """Check a strip or tile of a TIFF with JPEG compression.
-
-    Args:
-        tables: what the parts have in common; may be empty.
-        part: the bytes of this part.
-        samples: the number of channels.
-        pixels: the number of pixels of the whole image.
-
-    Raises:
-        BadImage: the part is damaged, or larger than the image and than any usual tile.
-    """
+    """Raise BadImage if a strip or tile of a TIFF is damaged, or larger than the image and any usual tile."""
     data = tables[: -len(_END)] + part[len(_START) :] if tables else part
     height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
     warning = "larger than the image" if height * width > max(pixels, _TILE) else ""
@@ -109,15 +101,13 @@ def _check_scans(data: bytes, segments: list[_Segment], frame: int, at: int) -> 
     """Raise BadImage if scans are missing, of which libjpeg does not warn, or if there are too many."""
     scans = [start for marker, start, _ in segments if marker == _SCAN]
     if len(scans) > MAX_SCANS:
-        raise BadImage(
-            "decode", "TooManyScans", f"a JPEG of {len(scans)} scans; at most {MAX_SCANS} are read"
-        )
-    coefficients = range(64 if frame in _PROGRESSIVE else 1)
+        raise BadImage("decode", "TooManyScans", f"{len(scans)} scans; a JPEG may have {MAX_SCANS}")
+    coefficients = range(64 if frame == _PROGRESSIVE else 1)
     missing = {(name, k) for name in data[at + 10 :][: 3 * data[at + 9] : 3] for k in coefficients}
     for start in scans:
         names = data[start + 5 :][: 2 * data[start + 4] : 2]
         first, last, bits = data[start + 5 + 2 * len(names) :][:3]
-        if frame not in _PROGRESSIVE:
+        if frame != _PROGRESSIVE:
             missing -= {(name, 0) for name in names}
         elif bits % 16 == 0:  # The scan has the last bit of its coefficients.
             missing -= {(name, k) for name in names for k in range(first, last + 1)}
@@ -137,9 +127,8 @@ def _harmless(data: bytes, segments: list[_Segment], frame: int, at: int, mode: 
             while match := _STRAY.search(reason := _warning(copy + segment + scan + _END, mode)):
                 scan, stray = scan[: -int(match[1])].rstrip(b"\xff"), True
             # A decoder that has lost its place may also be done with all blocks before the scan ends.
-            if stray and (
-                _FILLED.search(scan) or (frame in _BASELINE and not _fits(data, segments, at, start, scan))
-            ):
+            lost = frame in _BASELINE and stray and not _fits(data, segments, at, start, scan)
+            if lost or (stray and _FILLED.search(scan)):
                 reason = "Corrupt JPEG data: extraneous bytes after damage"
             if reason:
                 break
