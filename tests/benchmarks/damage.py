@@ -48,7 +48,10 @@ def overwritten(fill: Callable[[int], bytes]) -> Callable[[bytes], bytes]:
 def with_stray_bytes(data: bytes) -> bytes:
     """Up to 300 bytes, zeros or random ones, before the first table or before the end mark."""
     extra = DRAW.choice([bytes, DRAW.randbytes])(DRAW.randint(1, 300)).replace(b"\xff", b"\xfe")
-    at = DRAW.choice([data.index(b"\xff\xdb"), data.rindex(END)])
+    table = 2
+    while data[table + 1] >= 0xE0:  # Metadata, which may contain a thumbnail with tables of its own.
+        table += 2 + int.from_bytes(data[table + 2 : table + 4], "big")
+    at = DRAW.choice([table, data.rindex(END)])
     return data[:at] + extra + data[at:]
 
 

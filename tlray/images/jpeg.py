@@ -53,7 +53,7 @@ def decode(data: bytes, image: Image.Image, at_least: int) -> Image.Image:
         BadImage: image data is missing or corrupt.
     """
     segments = list(_segments(data))
-    frame, at = next((marker, start) for marker, start, _ in segments if marker in _FRAMES)
+    frame, at = next(((marker, start) for marker, start, _ in segments if marker in _FRAMES), (0, 0))
     _check_scans(data, segments, frame, at)
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -100,6 +100,8 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 def _check_scans(data: bytes, segments: list[_Segment], frame: int, at: int) -> None:
     """Raise BadImage if scans are missing, of which libjpeg does not warn, or if there are too many."""
     scans = [start for marker, start, _ in segments if marker == _SCAN]
+    if not frame:
+        raise BadImage("decode", "BrokenHeader", "the JPEG has no frame")
     if len(scans) > MAX_SCANS:
         raise BadImage("decode", "TooManyScans", f"{len(scans)} scans; a JPEG may have {MAX_SCANS}")
     coefficients = range(64 if frame == _PROGRESSIVE else 1)
