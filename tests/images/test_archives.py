@@ -244,6 +244,9 @@ def test_parquet_with_keys_as_img2dataset_writes_it(tmp_path):
         ({"image": [b"x"], "label": pa.array(["y"]).dictionary_encode()}, ("#0", None, "y")),
         ({"image": [b"x"], "path": ["somewhere.jpg"]}, ("#0", None, None)),
         ({"webp": [b"x"], "__key__": [12]}, ("#12", None, None)),
+        ({"heic": [b"x"]}, ("#0", None, None)),
+        ({"Image": [b"x"], "Category": ["c"]}, ("#0", None, "c")),
+        ({"image_bytes": [b"x"], "label": pa.array([None], pa.string())}, ("#0", None, None)),
         ({"image": [b"x"], "key": ["a/b#c.jpg"]}, ("#a/b#c.jpg", None, None)),
     ],
 )

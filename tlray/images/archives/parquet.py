@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.conventions import SPLITS, ColumnNames, split_named
 
 _IMAGE, _KEYS = ("image", "img"), ("__key__", "key")
+_IMAGES = re.compile(r"(image|img|photo|picture)s?([-_ ]?(bytes|data|content))?", re.IGNORECASE)
+"""The usual names of the column of images."""
 _BINARY = (pa.binary(), pa.large_binary(), pa.binary_view())
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
 _IMAGE_ROWS = 16
@@ -56,7 +59,7 @@ class Columns:
             field.name: path
             for field in schema
             if kinds.get(field.name) == "Image"
-            or field.name in _IMAGE
+            or _IMAGES.fullmatch(field.name)
             or filetypes.is_image(f".{field.name}")
             if (path := _path_of_bytes(field)) is not None
         }
