@@ -213,3 +213,17 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "File too large\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_names_are_written_to_the_disk_as_the_files_are(tmp_path, monkeypatch):
+    synced: list[str] = []
+    fsync, place = os.fsync, str(tmp_path)
+
+    def record(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(place).partition(".")[0])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    Folder.open(tmp_path).write("new/er/name", b"x")
+    assert synced == ["", "/new", "/new/er/", "/new/er"]
+    assert os.listdir(tmp_path / "new/er") == ["name"]

@@ -21,6 +21,7 @@ from tests.support.processes import wait_for
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.features.extract import extract
+from tlray.features.feature_set import FeatureSet
 from tlray.features.verify import verify
 from tlray.images import decoder
 from tlray.images.bad_image import BadImage
@@ -53,6 +54,31 @@ def times(out: Path) -> dict[str, int]:
 
 
 # Bad images
+
+
+def test_error_rows_are_tried_again_and_all_other_rows_stay(pictures, grey, tmp_path):
+    images, out, bad = tmp_path / "images", tmp_path / "set", ("a/003.png", "c/149.png")
+    for name, data in pictures.items():
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(data[:20] if name in bad else data)
+    assert extract(images, out, GREY).errors == 2
+    shutil.copytree(out, tmp_path / "before")
+    for name in bad:
+        (images / name).write_bytes(pictures[name])
+    (images / "b/001.png").unlink()
+    result = extract(images, out, GREY, retry_errors=True)
+    assert (result.images, result.rows, result.errors, result.was_complete) == (150, 150, 0, False)
+    assert same(read(out), read(grey / "set"))
+    # A run that is killed has removed the manifest, and may have left the old error rows of new rows.
+    (out / "manifest.json").unlink()
+    shutil.copytree(tmp_path / "before/errors", out / "errors", dirs_exist_ok=True)
+    with pytest.raises(JobError, match="has 128 rows and 1 errors for 128 images"):
+        extract(images, out, GREY)
+    result = extract(images, out, GREY, retry_errors=True)
+    assert (result.images, result.rows, result.errors) == (150, 150, 0)
+    assert same(read(out), read(grey / "set"))
+    assert FeatureSet.open(out).manifest.rows == 150
+    assert extract(images, out, GREY, retry_errors=True).was_complete
 
 
 def test_bad_files_become_errors_and_nothing_is_lost(digits, tmp_path):

@@ -20,7 +20,7 @@ from tests.support.outputs import Features, read, same
 from tests.support.processes import wait_for
 from tests.support.s3_server import Server
 from tlray.core.checked_file import StorageError
-from tlray.core.errors import JobError, UserError
+from tlray.core.errors import JobError, TlrayError, UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
@@ -135,6 +135,40 @@ def test_what_fails_is_tried_again_and_what_never_comes_stops_the_job(images, lo
     assert (result.images, result.rows, result.errors) == (50, 50, 0)
     rows = {path[2:]: value for path, value in local.items() if path[0] == "b"}
     assert same(read("bucket/faulty", server.filesystem()), rows)
+
+
+@pytest.mark.parametrize(
+    ("moment", "url"),
+    [("listing", "list-type=2.*prefix=images"), ("first", "/images/a/000"), ("last", "/images/c/149")],
+)
+def test_credentials_that_expire_stop_the_job_and_nothing_is_decided(
+    moment, url, images, local, model, server, ray
+):
+    out = f"s3://bucket/expired-{moment}"
+    with server.failing("expired", method="GET", url=url, times=0):
+        with pytest.raises(TlrayError, match=r"ExpiredToken|expired|ACCESS_DENIED"):
+            extract("s3://bucket/images", f"{out}/set", GREY)
+        if moment == "last":
+            with pytest.raises(JobError, match=r"images/c/149.png now: .*expired"):
+                predict(model, "s3://bucket/images", f"{out}/p.parquet", precision="float32")
+    assert "set/manifest.json" not in files(server, out[5:])
+    result = extract("s3://bucket/images", f"{out}/set", GREY)
+    assert (result.images, result.rows, result.errors) == (IMAGES, IMAGES, 0)
+    assert same(read(f"{out[5:]}/set", server.filesystem()), local)
+    if moment == "last":
+        result = predict(model, "s3://bucket/images", f"{out}/p.parquet", precision="float32")
+        assert (result.images, result.rows, result.errors) == (IMAGES, IMAGES, 0)
+
+
+def test_a_training_whose_features_are_refused_goes_on_later(features, server):
+    out, settings = "s3://bucket/refused-model", {"head": "linear", "epochs": 1}
+    with (
+        server.failing("expired", method="GET", url="/features/part-00001", times=0),
+        pytest.raises(JobError, match=r"part-00001.parquet cannot be read: .*GetObject"),
+    ):
+        fit(features, out, **settings)
+    assert "manifest.json" not in files(server, out[5:])
+    assert fit(features, out, **settings).rows == IMAGES
 
 
 @pytest.mark.distributed

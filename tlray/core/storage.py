@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import posixpath
@@ -154,9 +155,9 @@ class Folder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Open a stream whose file appears under its name only if the block ends without an error.
 
-        A local file is written under a temporary name, synced and renamed. For an object store the bytes are
-        first collected in a local temporary file: pyarrow cannot abort an upload, and completes a half one
-        when its stream is closed or garbage-collected.
+        A local file is written under a temporary name, synced and renamed, and then its folder is synced. For
+        an object store the bytes are first collected in a local temporary file: pyarrow cannot abort an
+        upload, and completes a half one when its stream is closed or garbage-collected.
         """
         target = self.join(name)
         if not self.is_local:
@@ -165,7 +166,7 @@ class Folder:
                 yield file
                 pool.submit(self._upload, file, target).result()
             return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _make_folders(os.path.dirname(target))
         temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with open(temporary, "w+b") as file:
@@ -173,6 +174,7 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            _sync_folder(os.path.dirname(target))
         except BaseException:
             if os.path.exists(temporary):
                 os.remove(temporary)
@@ -199,7 +201,7 @@ class Folder:
             return
         existed = os.path.isdir(self.path)
         try:
-            os.makedirs(self.path, exist_ok=True)
+            _make_folders(self.path)
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"cannot write to {self.uri}: {error.strerror}") from error
@@ -238,3 +240,28 @@ class Folder:
 
     def _info(self, name: str) -> fs.FileInfo:
         return self.filesystem.get_file_info(self.join(name) if name else self.path)
+
+
+def _make_folders(path: str) -> None:
+    """Create a folder and those above it, so that they survive a power cut."""
+    if not os.path.isdir(path):
+        _make_folders(os.path.dirname(path))
+        try:
+            os.mkdir(path)
+        except FileExistsError:  # Another process may have been faster.
+            if not os.path.isdir(path):
+                raise
+        _sync_folder(os.path.dirname(path))
+
+
+def _sync_folder(path: str) -> None:
+    """Write the names in a folder to the disk, as far as its file system offers that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
