@@ -66,7 +66,7 @@ def test_settings_are_keywords_and_an_unknown_one_is_answered_with_the_nearest(n
         job(batch_siez=3)
     with pytest.raises(tlray.UserError, match=r"^--batch-size '8': expected a whole number$"):
         job(batch_size="8")
-    with pytest.raises(tlray.UserError, match=r"^--batch-size 0: expected more than 0$"):
+    with pytest.raises(tlray.UserError, match=r"^--batch-size 0: expected more than 0 and less than"):
         job(batch_size=0)
     with pytest.raises(tlray.UserError, match=r"^config is \{\}: expected a \w+Config$"):
         job(config={})

@@ -207,11 +207,15 @@ def test_two_commands_do_not_write_to_one_folder(line, locked, place):
         assert f"another command is writing to {place / locked}: wait" in mistake(*line.split())
 
 
+def write_network(model: Path) -> None:
+    with ZipFile(model / "model.keras", "w") as file:
+        file.writestr("config.json", "{}")
+
+
 def test_inspect(place):
     assert "model.keras cannot be read: File is not a zip file" in mistake("inspect", "model", status=1)
     assert "index/part-00000.parquet cannot be read" in mistake("inspect", "features", status=1)
-    with ZipFile("model/model.keras", "w") as file:
-        file.writestr("config.json", "{}")
+    write_network(place / "model")
     write_set(Folder.open("features"))
     result = invoke("inspect", "model")
     assert result.exit_code == 0
@@ -275,6 +279,7 @@ def test_a_message_neither_deceives_nor_shows_a_password(monkeypatch, options):
 def test_what_inspect_prints_of_a_manifest_does_not_deceive(place):
     manifest = model_json() | {"classes": [EVIL, "b\ntlray: done"], "images": f"/x/{EVIL}"}
     (place / "model" / "manifest.json").write_text(json.dumps(manifest))
+    write_network(place / "model")
     for options in ([], ["--json"]):
         result = invoke("inspect", "model", *options)
         assert result.exit_code == 0

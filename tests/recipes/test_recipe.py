@@ -293,6 +293,24 @@ MISTAKES = [
     ("[stages.model]", "[stages.'../model']", ["'../model'", "letters, digits"]),
     ("[stages.model]", "[stages.IMAGES]", ["'IMAGES'", "letters, digits"]),
     ("epochs = 3", "epochs = ", ["not valid TOML", "line 13"]),
+    ('model = "model"', "", ['stage tuned: give model = "STAGE" to start from, or head for a new head']),
+    (SIZE, f"image-size = {2**62}", ["stage features", f"--image-size {2**62}", "at most 16384"]),
+    (SIZE, f"image-size = {'9' * 400}", ["stage features", f"--image-size {'9' * 77}...: expected"]),
+    (SIZE, f"image-size = {'9' * 5000}", ["not valid TOML", "4300 digits"]),
+    (SIZE, f"image-size = 0x{'f' * 5000}", ["stage features", "too long to show"]),
+    (SIZE, f"max-bad-fraction = {'9' * 400}", ["stage features", "expected a number"]),
+    (SIZE, f"backbone = 0x{'f' * 5000}", ["stage features", "backbone = a int that is too long", "text"]),
+    (SIZE, "image-size = inf", ["stage features: image-size = inf: expected a whole number"]),
+    (SIZE, "max-bad-fraction = nan", ["stage features", "--max-bad-fraction nan: expected a fraction"]),
+    (SIZE, f"batch-size = {2**31}", ["stage features", f"--batch-size {2**31}: expected", "less than"]),
+    (SIZE, f"max-pixels = {2**63 - 1}", ["stage features", "--max-pixels"]),
+    (SIZE, f"seed = {-(2**64)}", ["stage features", "--seed"]),
+    (SIZE, "split = -inf", ["stage features", "--split -inf"]),
+    ("epochs = 3", f"epochs = {10**18}", ["stage model", f"--epochs {10**18}"]),
+    ("epochs = 3", "learning-rate = inf", ["stage model", "--learning-rate inf: expected more than 0"]),
+    ("decay = 0.001", "decay = inf", ["stage model", "--decay inf: expected cosine"]),
+    (SIZE, f"image-size = {'[' * 100_000}", ["not valid TOML", "recursion"]),
+    (SIZE, f"image-size.{'a.' * 3000}b = 1", ["stage features: image-size = a dict that is too long"]),
     (MINE, 'title = "x"\ncommand = "y"', ["no stages", "[stages.features]"]),
     (MINE, 'title = "x"\ncommand = "y"\nstages = 3', ["no stages"]),
     (MINE, 'title = "x"\ncommand = "y"\nstages.fit = 3', ["stages.fit = 3", "[stages.fit]"]),
@@ -391,6 +409,8 @@ def test_set_a_text(text, value):
 
 
 BAD_SETS = [
+    (f"image-size={'[' * 100_000}", ["image-size = '[[[", "a whole number"]),
+    (f"image-size={'9' * 5000}", ["image-size = '999", "a whole number"]),
     ("epoch=3", ["--set epoch=3", "did you mean epochs?", "image-size", "annotate"]),
     ("features.epochs=3", ["--set features.epochs=3", "unknown key 'epochs'", "image-size"]),
     ("modell.epochs=3", ["--set modell.epochs=3", "no stage 'modell'", "features, model, tuned"]),
@@ -415,6 +435,30 @@ def test_a_bad_set(change, words):
     message = refusal(change)
     for word in words:
         assert word in message
+
+
+def test_a_split_of_a_stage_that_reads_features():
+    message = refusal("tuned.split=0.5", "tuned.images=features", "tuned.augment=")
+    assert 'stage tuned has split, but images = "features" is a feature set' in message
+
+
+OUTSIDE = ("/etc", "../x", "a/../../x", "s3://bucket/x", "link", "link/x", ".", "a//b")
+STAGES = ("features", "model/x", "predictions.parquet.parts")
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, *STAGES])
+def test_a_recipe_writes_only_below_its_results_and_not_into_those_of_a_stage(here, path):
+    (here / "out").mkdir()
+    (here / "out" / "link").symlink_to(here / "images")
+    message = refusal(f"predictions.annotate={path}")
+    assert f"stage predictions: annotate = {path!r}: expected the name of a folder" in message
+
+
+def test_a_folder_of_copies_is_below_the_results(here):
+    run("predictions.annotate=copies/all")
+    assert dict(CALLS)["predict"]["config"].annotate == "out/copies/all"
+    (*_, stage) = recipe.read("mine.toml", ["annotate=copies"]).stages
+    assert stage.line().endswith(" --annotate DIR/copies")
 
 
 def test_a_set_that_means_two_things():
@@ -590,7 +634,10 @@ def test_a_split_made_by_a_stage_is_known_to_what_comes_after():
         run(*sets, *change, images="images/train", out=f"out-{number}")
     assert called().count("predict") == len(changes)
     for change, message in (
-        (["tuned.model=", "tuned.validation=test"], "no split 'test'"),  # A training of its own.
+        (
+            ["tuned.model=", "tuned.head=linear", "tuned.validation=test"],
+            "no split 'test'",
+        ),  # A training of its own.
         (["model.validation=", "model.early-stopping=1"], "stage model needs the split 'validation', but"),
         (["report.split=held"], "stage report needs the split 'held', but stage features has"),
     ):

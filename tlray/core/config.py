@@ -14,6 +14,7 @@ from typing import Literal
 from tlray.core.errors import UserError
 from tlray.core.settings import (
     CLUSTER,
+    COUNT,
     FRACTION,
     IMAGES,
     NETWORK,
@@ -22,6 +23,7 @@ from tlray.core.settings import (
     SECONDS,
     SEED,
     SHARE,
+    SIDE,
     TRAINING,
     Config,
     setting,
@@ -62,7 +64,7 @@ class BackboneConfig(Config):
 
     backbone: str | None = setting(NETWORK, f"{_BACKBONE} Default: vgg16.")
     weights: str | None = setting(NETWORK, f"{_WEIGHTS} Default: the network's own, e.g. imagenet.")
-    image_size: int | None = setting(NETWORK, f"{_IMAGE_SIZE} Default: the network's own.", bounds=POSITIVE)
+    image_size: int | None = setting(NETWORK, f"{_IMAGE_SIZE} Default: the network's own.", bounds=SIDE)
     preprocess: Literal["imagenet", "rescale", "raw"] | None = setting(
         NETWORK, f"{_PREPROCESS} Default: imagenet."
     )
@@ -93,7 +95,7 @@ class InferenceConfig(Config):
         IMAGES,
         "Largest image, as width times height. A larger one counts as bad, because it could fill the memory.",
         MAX_PIXELS,
-        POSITIVE,
+        COUNT,
     )
     seconds_per_image: float = setting(
         IMAGES,
@@ -152,7 +154,7 @@ class NetworkConfig(BackboneConfig):
         "Layer whose output is stored, or `input` for the pixels. `tlray plugins show NETWORK` lists the "
         "layers. Default: the end of the network.",
     )
-    batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, POSITIVE)
+    batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +169,8 @@ class ExtractConfig(NetworkConfig, _Split):
 class TrainConfig(Config):
     """How the trained part of a network is trained."""
 
-    epochs: int = setting(TRAINING, "Number of passes over the training images, at most.", 30, POSITIVE)
-    batch_size: int = setting(
-        TRAINING, "Images in one training step, over all workers together.", 32, POSITIVE
-    )
+    epochs: int = setting(TRAINING, "Number of passes over the training images, at most.", 30, COUNT)
+    batch_size: int = setting(TRAINING, "Images in one training step, over all workers together.", 32, COUNT)
     optimizer: str | None = setting(TRAINING, "Keras optimizer, e.g. adam. Default: the head's own.")
     learning_rate: float | None = setting(
         TRAINING, "Learning rate of the first step. Default: the head's own.", bounds=POSITIVE
@@ -184,7 +184,7 @@ class TrainConfig(Config):
         TRAINING,
         "Stop after this many epochs in a row in which the validation loss has not improved. It needs "
         "validation images. Default: train for all --epochs.",
-        bounds=POSITIVE,
+        bounds=COUNT,
     )
     monitor: Literal["val_loss", "val_accuracy", "loss", "accuracy"] = setting(
         TRAINING,
@@ -213,13 +213,13 @@ class TrainConfig(Config):
         CLUSTER,
         "Number of training processes. Without dropout, any number of them trains the same model.",
         1,
-        POSITIVE,
+        COUNT,
     )
     min_workers: int | None = setting(
         CLUSTER,
         "Fewest workers to start with, and to continue with when nodes are lost; workers on new nodes join. "
         "Default: all of --workers are needed.",
-        bounds=POSITIVE,
+        bounds=COUNT,
     )
     tensorboard: bool = setting(OUTPUT, "Also write TensorBoard logs into the model's folder.", False)
     seed: int = setting(
@@ -262,12 +262,12 @@ class TrainConfig(Config):
 
 
 def _number(text: str | None) -> float | None:
-    """Convert a text to a number; None if it is not one."""
+    """Convert a text to a finite number; None if it is not one."""
     try:
         number = float(text or "nan")
     except ValueError:
         return None
-    return None if math.isnan(number) else number
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +290,7 @@ class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
         NETWORK, f"{_WEIGHTS} Default: those of --model, else the network's own, e.g. imagenet."
     )
     image_size: int | None = setting(
-        NETWORK, f"{_IMAGE_SIZE} Default: that of --model, else the network's own.", bounds=POSITIVE
+        NETWORK, f"{_IMAGE_SIZE} Default: that of --model, else the network's own.", bounds=SIDE
     )
     preprocess: Literal["imagenet", "rescale", "raw"] | None = setting(
         NETWORK, f"{_PREPROCESS} Default: that of --model, else imagenet."
@@ -337,7 +337,7 @@ class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
         IMAGES,
         "With --augment: compute this many views of each image once; each epoch takes the next one. "
         "Default: new views in each epoch.",
-        bounds=POSITIVE,
+        bounds=COUNT,
     )
 
     def __post_init__(self) -> None:
@@ -366,7 +366,7 @@ class RunConfig(InferenceConfig):
         "features of lower precision; then it takes the fastest format of the machine that runs the command.",
         "auto",
     )
-    batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, POSITIVE)
+    batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, COUNT)
     retry_errors: bool = setting(IMAGES, _RETRY, False)
 
 
@@ -395,5 +395,5 @@ class PredictConfig(RunConfig):
     top: int | None = setting(
         OUTPUT,
         "Write only the N most probable classes of each image. Default: the probabilities of all classes.",
-        bounds=POSITIVE,
+        bounds=COUNT,
     )

@@ -54,10 +54,22 @@ def coerced(value: Any, kind: Any) -> Any:
     types = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for number in (int, float, str):
         if number in types and fits(value, float if number is str else number):
-            return number(value)
+            try:
+                return number(value)
+            except (OverflowError, ValueError) as error:  # A float is less than 2**1024; text has limits too.
+                raise ValueError(described(kind)) from error
     if not fits(value, kind):
         raise ValueError(described(kind))
     return value
+
+
+def shown(value: Any) -> str:
+    """A value as text for a message, at most 80 characters of it."""
+    try:
+        text = str(value) if isinstance(value, Integral | Real) else repr(value)
+    except (ValueError, RecursionError):  # Python does not print integers of more than 4,300 digits.
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def described(kind: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from tlray.core.errors import UserError, unknown
-from tlray.core.schema import coerced
+from tlray.core.schema import coerced, shown
 
 HEADINGS = ("Images and labels", "Network", "Training", "Output", "Cluster")
 """The headings under which `--help` shows the settings, in their order."""
@@ -24,6 +24,8 @@ class Bounds:
 
 
 POSITIVE = Bounds(lambda value: 0 < value < math.inf, "more than 0")
+COUNT = Bounds(lambda value: 0 < value < 2**31, "more than 0 and less than 2147483648")
+SIDE = Bounds(lambda value: 0 < value <= 2**14, "more than 0 and at most 16384")
 FRACTION = Bounds(lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
 SHARE = Bounds(lambda value: 0 < value <= 1, "more than 0 and at most 1")
 SECONDS = Bounds(lambda value: 0 < value <= 86_400, "more than 0 and at most 86400, a day")
@@ -65,7 +67,7 @@ def option(field: str) -> str:
 def check(name: str, value: float, bounds: Bounds) -> None:
     """Raise UserError if the value of a setting is out of its bounds."""
     if not bounds.contain(value):
-        raise UserError(f"{option(name)} {value}: expected {bounds.expected}")
+        raise UserError(f"{option(name)} {shown(value)}: expected {bounds.expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Config:
             try:
                 value = coerced(getattr(self, name), setting.kind)
             except ValueError as error:
-                raise UserError(f"{option(name)} {getattr(self, name)!r}: expected {error}") from error
+                raise UserError(f"{option(name)} {shown(getattr(self, name))}: expected {error}") from error
             object.__setattr__(self, name, value)
             if setting.bounds is not None and value is not None:
                 check(name, value, setting.bounds)

@@ -20,7 +20,7 @@ from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.results import Account
 from tlray.core.runtime import prepare_keras
-from tlray.core.settings import POSITIVE, check, configured
+from tlray.core.settings import COUNT, check, configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
 from tlray.features.throughput import Cost, Kind, Throughput
@@ -82,7 +82,7 @@ def plan(
         JobError: no image of the sample can be decoded, or a node cannot time the sample.
     """
     config = configured(ExtractConfig, config, settings)
-    check("sample", sample, POSITIVE)
+    check("sample", sample, COUNT)
     if cluster and address is None and not session.is_connected():
         raise UserError("--cluster needs a Ray: give its --address, or use `tlray submit -- plan ...`")
     source = Images.open(images, ColumnNames.of(config))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from tlray.core.errors import JobError
 from tlray.core.record import Record
 from tlray.core.runtime import prepare_keras
-from tlray.core.settings import POSITIVE, check
+from tlray.core.settings import COUNT, check
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
@@ -62,7 +62,7 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
         JobError: a file is missing or damaged, its rows are not those of the images, an image can no longer
             be decoded, or a feature differs by more than the tolerance.
     """
-    check("sample", sample, POSITIVE)
+    check("sample", sample, COUNT)
     data = FeatureSet.open(features)
     job = data.manifest.job
     source = Images.open(images, ColumnNames.of(job)).assign(job.split, job.seed or 0)

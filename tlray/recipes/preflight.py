@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
         _check_settings(stage.config)
         if isinstance(stage.config, FinetuneConfig):
             _check_finetune(stage, stage.config, by_name)
+        if (copies := getattr(stage.config, "annotate", None)) is not None:
+            _check_below(stage, copies, Folder.open(out), by_name)
     if any(getattr(stage.config, "classes", None) for stage in stages):
         labels = training_classes(Counter((image.split, image.label) for image in source))
         for stage in stages:
@@ -90,12 +93,26 @@ def _check_settings(settings: Any) -> None:
         checks.check(replace(settings, classes=None), ("", ""), "")
 
 
-def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:
-    if stage.inputs["images"] != IMAGES and settings.augment is not None:
+def _check_below(stage: Stage, name: str, out: Folder, by_name: Mapping[str, Stage]) -> None:
+    """Raise UserError unless a path in a recipe is below the folder of the results, apart from all stages."""
+    parts = name.split("/")
+    leads_away = out.is_local and not os.path.realpath(out.join(name)).startswith(
+        os.path.join(os.path.realpath(out.path), "")
+    )
+    if leads_away or {"", ".", ".."} & {*parts} or parts[0].partition(".")[0] in by_name:
         raise UserError(
-            f'stage {stage.name} has augment, but images = "{stage.inputs["images"]}" is a feature set: '
-            f'augmentation needs the images themselves; remove augment, or write images = "{IMAGES}"'
+            f"stage {stage.name}: annotate = {name!r}: expected the name of a folder for the copies, below "
+            f"{out.uri} and not the output of a stage"
         )
+
+
+def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:
+    for name in ("augment", "split"):
+        if stage.inputs["images"] != IMAGES and getattr(settings, name) is not None:
+            raise UserError(
+                f'stage {stage.name} has {name}, but images = "{stage.inputs["images"]}" is a feature set: '
+                f'{name} needs the images themselves; remove it, or write images = "{IMAGES}"'
+            )
     if settings.from_ is not None:
         backbone = registry.backbone(_backbone(stage, by_name))
         if settings.from_ not in backbone.cuts:  # The cuts are layers, so the network need not be built.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tlray.core.config import TrainConfig
 from tlray.core.errors import UserError, unknown
 from tlray.core.record import Record
-from tlray.core.schema import described
+from tlray.core.schema import described, shown
 from tlray.core.storage import StrPath
 from tlray.recipes.stage import COMMANDS, IMAGES, Stage, build, unknown_key
 
@@ -95,14 +95,14 @@ def read(recipe: str, sets: Iterable[str] = ()) -> Recipe:
     where = f"recipe {recipe}"
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # Python limits the digits of a number, too.
         raise UserError(f"{where} is not valid TOML: {error}") from error
     tables = table.pop("stages", {})
     for key, value in table.items():
         if key not in _HEADER:
             raise unknown_key(where, key, [*_HEADER, "stages"])
         if not isinstance(value, str):
-            raise UserError(f"{where}: {key} = {value!r}: expected text")
+            raise UserError(f"{where}: {key} = {shown(value)}: expected text")
     for key in ("title", "command"):
         if key not in table:
             raise UserError(f'{where}: {key} is missing: add {key} = "..." above the stages')
@@ -204,7 +204,7 @@ def _run(
         result: Record = job(
             **stage.places(images, out),
             out=stage.output(out),
-            config=stage.config,
+            config=stage.settings(out),
             address=address,
             **{name: callbacks[name] for name in command.callbacks if callbacks[name] is not None},
         )
@@ -237,9 +237,9 @@ def _check_tables(where: str, stages: Any) -> None:
                 f"but not {IMAGES}; the output gets this name"
             )
         if not isinstance(table, dict):
-            raise UserError(f"{where}: stages.{name} = {table!r}: expected a table [stages.{name}]")
-        if str(table.get("command")) not in COMMANDS:
-            fault = f"command = {table['command']!r}" if "command" in table else "command is missing"
+            raise UserError(f"{where}: stages.{name} = {shown(table)}: expected a table [stages.{name}]")
+        if table.get("command") not in list(COMMANDS):
+            fault = f"command = {shown(table['command'])}" if "command" in table else "command is missing"
             raise UserError(f"{where}, stage {name}: {fault}: expected one of {', '.join(COMMANDS)}")
 
 
@@ -273,7 +273,7 @@ def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
 
 def _value(text: str) -> Any:
     """Read a value as TOML; text that is not TOML stays text."""
-    with suppress(tomllib.TOMLDecodeError):
+    with suppress(ValueError, RecursionError):
         parsed = tomllib.loads(f"value = {text}")
         if len(parsed) == 1:
             return parsed["value"]

@@ -6,12 +6,12 @@ import difflib
 import posixpath
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tlray.core import config
 from tlray.core.errors import UserError
-from tlray.core.schema import coerced
+from tlray.core.schema import coerced, shown
 from tlray.core.settings import option, settings
 from tlray.core.storage import Folder
 
@@ -135,6 +135,12 @@ class Stage:
         # A job that is interrupted while it writes its files leaves one of these.
         return not any(Folder.open(output + end).exists() for end in (".parts", ".parts.json"))
 
+    def settings(self, out: str) -> Any:
+        """The settings for a run in the folder `out`: a path that the recipe sets is below it."""
+        if (name := getattr(self.config, "annotate", None)) is None:
+            return self.config
+        return replace(self.config, annotate=posixpath.join(out, name))
+
     def places(self, images: str, out: str) -> dict[str, str]:
         """The paths of the inputs by the name of the input."""
         return {name: images if of == IMAGES else posixpath.join(out, of) for name, of in self.inputs.items()}
@@ -149,7 +155,7 @@ class Stage:
         words += ["--out", self.output(out)]
         recipe_only, known = "", settings(type(self.config))
         for name in self.set_fields:
-            value = getattr(self.config, name)
+            value = getattr(self.settings(out), name)
             if known[name].is_option:
                 words += [option(name)] * (value is not False) + [str(value)] * (not isinstance(value, bool))
             elif value != getattr(type(self.config), name):
@@ -174,10 +180,12 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
         try:
             values[setting] = coerced(value, kinds[setting])
         except ValueError as error:
-            raise UserError(f"{where}: {setting} = {value!r}: expected {error}") from error
+            raise UserError(f"{where}: {setting} = {shown(value)}: expected {error}") from error
     inputs = {}
     for needed in command.inputs:
         source = values.pop(needed.name, needed.default)
+        if source is None and needed.optional and not values.get("head"):
+            raise UserError(f'{where}: give {needed.name} = "STAGE" to start from, or head for a new head')
         if source is None and needed.optional:
             continue
         if source is None or (source != needed.default and earlier.get(source) not in needed.makers):
