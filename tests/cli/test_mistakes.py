@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.command_line import invoke, mistake, script
 from tests.support.feature_sets import write_set
-from tests.support.manifests import feature_set_json, model_json
+from tests.support.manifests import model_json
 from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
@@ -48,10 +48,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("empty", "text", "features/index", "unfinished/index", "model"):
         (here / name).mkdir(parents=True)
     (here / "text" / "notes.txt").write_text("no image")
-    for name in ("features", "unfinished"):
-        (here / name / "index" / "part-00000.parquet").write_bytes(b"")
-    for name, manifest in (("features", feature_set_json()), ("model", model_json())):
-        (here / name / "manifest.json").write_text(json.dumps(manifest))
+    write_set(Folder.open(here / "features"))
+    (here / "unfinished" / "index" / "part-00000.parquet").write_bytes(b"")
+    (here / "model" / "manifest.json").write_text(json.dumps(model_json()))
     (here / "model" / "model.keras").write_bytes(b"")
     monkeypatch.chdir(here)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
@@ -214,15 +213,15 @@ def write_network(model: Path) -> None:
 
 def test_inspect(place):
     assert "model.keras cannot be read: File is not a zip file" in mistake("inspect", "model", status=1)
-    assert "index/part-00000.parquet cannot be read" in mistake("inspect", "features", status=1)
     write_network(place / "model")
-    write_set(Folder.open("features"))
     result = invoke("inspect", "model")
     assert result.exit_code == 0
     assert "is a model" in result.stdout
     assert "weights_sha256" in result.stdout
     result = invoke("inspect", "features", "--json")
     assert json.loads(result.stdout)["format"] == "tlray-features/2"
+    (place / "features" / "index" / "part-00000.parquet").write_bytes(b"")
+    assert "index/part-00000.parquet cannot be read" in mistake("inspect", "features", status=1)
 
 
 FAILURES = [
