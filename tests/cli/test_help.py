@@ -248,8 +248,8 @@ def test_options_after_a_submitted_command_are_its_own(monkeypatch):
         return {"job": "j", "status": "succeeded", "seconds": 1.0}
 
     monkeypatch.setattr("tlray.cluster.submit.submit", submit)
-    for line in ("submit extract -h", "submit -- extract --help", "submit --name mine fit x --json"):
+    for line in ("submit extract -h", "submit -- extract --help", "submit --name mine fit /x --json"):
         assert invoke(*line.split()).exit_code == 0
-    assert sent == [["extract", "-h"], ["extract", "--help"], ["fit", "x", "--json"]]
+    assert sent == [["extract", "-h"], ["extract", "--help"], ["fit", "/x", "--json"]]
     assert invoke("submit", "-h").stdout.startswith("Usage: tlray submit ")
     assert len(sent) == 3

@@ -275,7 +275,8 @@ def test_a_message_neither_deceives_nor_shows_a_password(monkeypatch, options):
         assert text.replace("\n", "").isprintable()
 
 
-def test_what_inspect_prints_of_a_manifest_does_not_deceive(place):
+def test_what_inspect_prints_of_a_manifest_does_not_deceive(place, monkeypatch):
+    monkeypatch.setattr("tlray.models.model.Model.read", lambda self: None)
     manifest = model_json() | {"classes": [EVIL, "b\ntlray: done"], "images": f"/x/{EVIL}"}
     (place / "model" / "manifest.json").write_text(json.dumps(manifest))
     write_network(place / "model")

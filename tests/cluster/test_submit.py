@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 from zipfile import ZipFile
 
 import pytest
 
-from tests.support.command_line import script
+from tests import ROOT
+from tests.support.command_line import mistake, script
 from tlray.cluster import jobs, submit, wheels
 from tlray.core.errors import JobError, UserError
 
@@ -75,13 +77,13 @@ def site(project, tmp_path_factory) -> Path:
 
 
 def installed(site: Path, name: str) -> wheels.Package:
-    distribution = distributed(site, name)
-    return wheels._read(name, distribution, json.loads(distribution.read_text("direct_url.json") or "{}"))
+    found = distributed(site, name)
+    return wheels._read(name, found, json.loads(found.read_text("direct_url.json") or "{}"))
 
 
 def distributed(site: Path, name: str) -> Distribution:
-    (distribution,) = Distribution.discover(name=name, path=[str(site)])
-    return distribution
+    (found,) = Distribution.discover(name=name, path=[str(site)])
+    return found
 
 
 def cluster_with(package: wheels.Package, record: str | None = "", **packages: str) -> wheels.Cluster:
@@ -238,6 +240,106 @@ def test_variables_are_named(name, reason):
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "relative"),
+    [
+        (["extract", "photos", "--out", "/o"], "photos"),
+        (["extract", "/photos", "--out", "out"], "out"),
+        (["tlray", "extract", "s3://b/photos", "--out=./out"], "./out"),
+        (["fit", "f", "--out", "/o"], "f"),
+        (["finetune", "/p", "--model", "m", "--out", "/o"], "m"),
+        (["evaluate", "../m", "/p"], "../m"),
+        (["evaluate", "/m", "/p", "--out", "report"], "report"),
+        (["predict", "/m", "/p", "--out", "p.csv"], "p.csv"),
+        (["predict", "/m", "/p", "--out", "/p.csv", "--annotate", "a"], "a"),
+        (["run", "my.toml", "/p", "--out", "/o"], "my.toml"),
+        (["run", "vgg16-features", "~/p", "--out", "/o"], "~/p"),
+        (["extract", "/p", "--out", "/o", "--weights", "w.h5"], "w.h5"),
+        (["extract", "/p", "--out", "/o", "--weights", "tests"], "tests"),
+        (["verify", "/f", "--images", "p"], "p"),
+        (["inspect", "f"], "f"),
+        (["plan", "p", "--cluster"], "p"),
+        (["tlray extract /p --out /f && tlray fit f --out /m"], "f"),
+        (["tlray extract p/ --out /f > log; echo a | tee b"], "p/"),
+        # These depend on no folder.
+        (["extract", "/p", "--out", "s3://b/o", "--weights", "none", "--classes", "a,b"], None),
+        (["run", "vgg16-features", "/p", "--out", "/o"], None),
+        (["plugins", "show", "vgg16"], None),
+        (['tlray extract $P --out "$O" && python x.py f && cat log'], None),
+        (["cd /shared && tlray extract p --out f"], None),
+        (["tlray --version; while [ -e /x/wait ]; do sleep 0.2; done"], None),
+    ],
+)
+def test_a_relative_path_is_refused_before_anything_is_sent(words, relative, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sent = Mock(side_effect=UserError("enough"))
+    monkeypatch.setattr(submit, "submit", sent)
+    message = mistake("submit", "--", *words)
+    if relative is None:
+        assert message == "tlray: enough"
+    else:
+        assert message.startswith(f"tlray: {relative}: the command runs on the cluster, where a path must be")
+        assert os.path.abspath(os.path.expanduser(relative)) in message
+        assert not sent.called
+
+
+def test_a_job_is_found_by_its_name():
+    said: list[str] = []
+    opened = jobs.Jobs.__new__(jobs.Jobs)
+    opened._say = said.append
+    rows = [("n-2", 2, "n"), ("n-1", 1, "n"), ("raysubmit_1", 3, None)]
+    details = [
+        SimpleNamespace(submission_id=job, start_time=start, metadata={"job_name": name} if name else {})
+        for job, start, name in rows
+    ]
+    opened._client = SimpleNamespace(list_jobs=lambda: details)
+    assert opened.open("n-1").id == "n-1"
+    assert said == []
+    assert opened.open("n").id == "n-2"
+    assert said == ["the newest job with the name n is n-2\n"]
+    with pytest.raises(UserError, match=r"unknown job 'n-3': did you mean n-\d or n-\d"):
+        opened.open("n-3")
+
+
+@pytest.mark.parametrize("address", ["here:6379", "ray://here:10001", "here", "http://here:8265"])
+def test_the_dashboard_of_an_address(address):
+    assert jobs._dashboard(address) == "http://here:8265"
+
+
+@pytest.mark.parametrize(
+    ("line", "blocks"), [("tlray extract /p", False), ("tlray fit --head third-one", True)]
+)
+def test_a_package_that_cannot_be_sent_blocks_only_jobs_that_name_its_plugins(line, blocks, monkeypatch):
+    def lacking(name, *_):
+        if name == "third-party":
+            raise UserError("third-party cannot be built")
+        return needing() if name == "other" else None
+
+    monkeypatch.setattr(wheels, "installed", lambda: dict.fromkeys(["tlray", "other", "third-party"]))
+    monkeypatch.setattr(wheels, "plugins", lambda package: ["third-one"])
+    monkeypatch.setattr(wheels, "lacking", lacking)
+    monkeypatch.setattr(submit, "_ask", lambda jobs, names: cluster_with(needing()))
+    cluster = SimpleNamespace(machines=lambda: {"a", "b"})
+    said: list[str] = []
+    if blocks:
+        with pytest.raises(UserError, match="cannot be built"):
+            submit._packages(cluster, line, said.append)
+    else:
+        assert submit._packages(cluster, line, said.append) == ([needing()], [])
+        assert "third-party is not sent with the job" in said[0]
+
+
+@pytest.mark.parametrize(("machines", "sent"), [({"a"}, []), ({"a", "b"}, ["tlray"])])
+def test_nothing_is_sent_to_the_same_installation(machines, sent, monkeypatch):
+    """The tests run on an editable installation, whose content nobody knows; so do its nodes."""
+    monkeypatch.setattr(wheels, "_build", lambda *_: {})
+    there = wheels.here(["tlray"])
+    monkeypatch.setattr(wheels, "installed", lambda: {"tlray": distribution("tlray")})
+    monkeypatch.setattr(submit, "_ask", lambda jobs, names: there)
+    lacking, _ = submit._packages(SimpleNamespace(machines=lambda: machines), "tlray x", lambda text: None)
+    assert [package.name for package in lacking] == sent
+
+
 # Following
 
 
@@ -288,10 +390,14 @@ def test_the_reason_of_a_failure_is_that_of_pip():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "reason"),
-    [("127.0.0.1:1", "as in http://HEAD:8265"), ("http://127.0.0.1:1", "no Ray dashboard answers at")],
+    [
+        ("http://127.0.0.1:1", "as in http://HEAD:8265"),
+        ("ray://127.0.0.2:1", "trying http://127.0.0.2:8265\n"),
+    ],
 )
 def test_no_dashboard_there(address, reason):
     done = script("jobs", "list", "--address", address)
     assert done.returncode == 2
     assert reason in done.stderr
+    assert "no Ray dashboard answers at http://127.0.0." in done.stderr
     assert len(done.stderr.splitlines()) <= 2

@@ -19,6 +19,7 @@ import pytest
 import typer
 from pyarrow import fs
 
+from tlray.cli import app
 from tlray.cluster import session
 from tlray.core import private
 
@@ -301,3 +302,13 @@ def test_show_prints_usage_and_error(capsys):
     assert printed.out == ""
     assert printed.err.startswith("Usage: ")
     assert "No such option: --wrong" in printed.err
+
+
+def test_arguments_are_listed_by_what_the_help_calls_them():
+    root = typer.main.get_command(app)
+    context = Mock(find_root=lambda: Mock(command=root))
+    words = ["extract", "photos", "--out", "features", "--batch-size", "many"]
+    arguments = private.arguments(context, words)
+    assert {("IMAGES", "photos"), ("FOLDER", "features")} <= set(arguments)
+    assert ("NAME", "x") in private.arguments(context, ["plugins", "show", "x"])
+    assert private.arguments(context, ["nosuch"]) == []

@@ -16,7 +16,11 @@ from tlray.core.settings import OUTPUT
 
 _Id = Annotated[
     str,
-    typer.Argument(metavar="JOB", help="Name of the job, as `tlray submit` and `tlray jobs list` print it."),
+    typer.Argument(
+        metavar="JOB",
+        help="The job, as `tlray submit` and `tlray jobs list` print it; or its --name, which means the "
+        "newest job of this name.",
+    ),
 ]
 
 
@@ -28,7 +32,7 @@ def _list(address: Dashboard = None) -> Result:
     """
     from tlray.cluster.jobs import Jobs
 
-    jobs = Jobs(address).list()
+    jobs = Jobs(address, partial(say, end="")).list()
     rows = [
         (
             job["job"],
@@ -53,16 +57,16 @@ def _logs(
     """Print what a job has printed.
 
     Examples:
-        tlray jobs logs tlray-extract-0a1b2c3d --follow
+        tlray jobs logs nightly --follow
     """
     from tlray.cluster.jobs import Jobs
 
-    opened = Jobs(address).open(job)
+    opened = Jobs(address, partial(say, end="")).open(job)
     if follow:
         opened.follow(partial(say, end=""))
     status, log = opened.details().status.value.lower(), opened.log()
-    text = f"job {job}: {status}" if follow else log.rstrip()
-    return Result({"job": job, "status": status, "log": log}, text)
+    text = f"job {opened.id}: {status}" if follow else log.rstrip()
+    return Result({"job": opened.id, "status": status, "log": log}, text)
 
 
 def _stop(job: _Id, address: Dashboard = None) -> Result:
@@ -75,8 +79,9 @@ def _stop(job: _Id, address: Dashboard = None) -> Result:
     """
     from tlray.cluster.jobs import Jobs
 
-    status = Jobs(address).open(job).stop()
-    return Result({"job": job, "status": status}, f"job {job}: {status}")
+    opened = Jobs(address, partial(say, end="")).open(job)
+    status = opened.stop()
+    return Result({"job": opened.id, "status": status}, f"job {opened.id}: {status}")
 
 
 app = group(

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from tlray.core import private
 from tlray.core.errors import JobError, UserError, unknown
@@ -90,8 +91,13 @@ class Job:
 class Jobs:
     """The jobs of one cluster."""
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, say: Say = lambda text: None) -> None:
         """Connect to the dashboard of a cluster.
+
+        Args:
+            address: the address of the dashboard, or of Ray on the same machine, where the dashboard's usual
+                port is then tried; None for what RAY_API_SERVER_ADDRESS or RAY_ADDRESS say.
+            say: called with messages about what was chosen.
 
         Raises:
             UserError: no dashboard answers at the address, or it refuses the token.
@@ -103,11 +109,11 @@ class Jobs:
                 from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise UserError(f"{error}: to use jobs on a cluster, pip install 'tlray[cluster]'") from error
+        self._say = say
         if address is not None:
-            if "://" not in address:
-                raise UserError(
-                    f"--address {address}: expected a dashboard's address, as in http://HEAD:8265"
-                )
+            if (dashboard := _dashboard(address)) != address:
+                say(f"--address {address} is not a dashboard's address; trying {dashboard}\n")
+                address = dashboard
             os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers RAY_ADDRESS to its own argument.
         if not logging.getLogger("tlray").isEnabledFor(logging.DEBUG):
             private.silence_job_client()
@@ -121,7 +127,9 @@ class Jobs:
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"no Ray dashboard answers at {where}: {reason}") from error
+            raise UserError(
+                f"no Ray dashboard answers at {where}: {reason}; expected its --address, as in http://HEAD:8265"
+            ) from error
         self.address: str = self._client.get_address()
 
     def start(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> Job:
@@ -164,12 +172,26 @@ class Jobs:
         jobs = [job for job in jobs if re.search(r"\btlray [-a-z]", job["command"])]
         return sorted(jobs, key=lambda job: job["started"], reverse=True)
 
-    def open(self, job: str) -> Job:
-        """The job with this id; raises UserError if there is none."""
-        known = [job.submission_id for job in self._client.list_jobs() if job.submission_id]
-        if job not in known:
-            raise unknown("job", job, known)
-        return Job(self._client, job)
+    def open(self, name: str) -> Job:
+        """The job with this id, or the newest with this --name; raises UserError if there is none."""
+        jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        jobs.sort(key=lambda job: job.start_time or 0)
+        names = {(job.metadata or {}).get("job_name"): job.submission_id for job in jobs if job.metadata}
+        ids = [job.submission_id for job in jobs]
+        if name not in ids and name not in names:
+            raise unknown("job", name, ids)
+        if name not in ids:
+            self._say(f"the newest job with the name {name} is {names[name]}\n")
+        return Job(self._client, name if name in ids else names[name])
+
+
+def _dashboard(address: str) -> str:
+    """The address of the dashboard on the machine of an address that may be of another part of Ray."""
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    if parts.scheme in ("http", "https"):
+        return address
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"http://{host}:8265"
 
 
 def reason(message: str | None) -> str:

@@ -24,12 +24,19 @@ from tlray.core.runtime import importing, muted
 _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 _CONNECT_SECONDS = 10
 _ATTEMPTS = 3
-"""Failed connections to a process of Ray, a second apart, after which it is lost; Ray waits for a minute."""
-_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOENT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""Failed connections to the head, a second apart, after which Ray is lost; Ray itself waits for a minute."""
+_GONE = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ENOENT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+)
 Connected = Callable[[], None]
 """Waits until this process is connected to Ray; raises UserError if no Ray answers at the address."""
-_Place = tuple[str, int] | str
-"""A host and a port, or the path of a socket."""
+_Place = tuple[str, int] | socket.socket
+"""A host and a port, to which a connection is tried again and again; or a connection that stays."""
 _current: Connected | None = None
 
 
@@ -192,27 +199,29 @@ def _start(address: str | None, cpus: int) -> None:
 
 
 def _processes() -> dict[str, _Place]:
-    """The places at which the processes that this one needs of Ray answer, by what they are called."""
+    """The connections to the processes that this one needs of Ray, by what they are called."""
     import ray
 
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    node = context.get_node_id()
-    (raylet,) = (entry["RayletSocketName"] for entry in ray.nodes() if entry["NodeID"] == node)
-    head = f"its head at {context.gcs_address}"
-    return {head: (host.strip("[]"), int(port)), "its process on this machine": raylet}
+    places: dict[str, _Place] = {f"its head at {context.gcs_address}": (host.strip("[]"), int(port))}
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect_ex(node["RayletSocketName"])
+            places["its process on this machine"] = connection
+    return places
 
 
 def _watch(address: str | None, processes: Mapping[str, _Place], over: threading.Event) -> JobError | None:
     """Wait until `over` is set, and return None; or return the error if a process of Ray ends before."""
     # KubeRay sets this time for Ray's processes where a head may be started again.
     seconds = int(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "0"))  # noqa: SIM112 - Ray's name.
-    limit = max(_ATTEMPTS, seconds - 2)
     failures: Counter[str] = Counter()
     while not over.wait(1):
         for name, place in processes.items():
             failures[name] = 0 if _answers(place) else failures[name] + 1
-            if failures[name] == (limit if isinstance(place, tuple) else _ATTEMPTS):
+            if failures[name] == (max(_ATTEMPTS, seconds - 2) if isinstance(place, tuple) else 1):
                 ray = "the local Ray" if address is None else f"the Ray at {address}"
                 return JobError(
                     f"{ray} has ended: {name} does not answer; perhaps it was stopped or out of memory. "
@@ -222,13 +231,11 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
 
 
 def _answers(place: _Place) -> bool:
-    """Whether a process listens at a host and port, or at the path of a socket."""
+    """Whether a process listens at a host and port, or is at the other end of a connection."""
     try:
-        if isinstance(place, str):
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(place)
-        else:
-            socket.create_connection(place, timeout=2).close()
+        if isinstance(place, socket.socket):
+            return place.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        socket.create_connection(place, timeout=2).close()
     except OSError as error:  # Others say nothing about that process, e.g. too many open files here.
         return error.errno not in _GONE and not isinstance(error, TimeoutError)
     return True
@@ -236,9 +243,14 @@ def _answers(place: _Place) -> bool:
 
 def _check_answers(address: str) -> None:
     """Raise UserError if nothing listens at the address; Ray would try for 14 minutes (since ray#38854)."""
+    if "://" in address:
+        raise UserError(
+            f"--address {address}: this command runs on Ray itself, and takes HEAD:6379 on a machine of the "
+            "cluster; from another machine, use `tlray submit --address http://HEAD:8265 -- COMMAND`"
+        )
     host, _, port = address.rpartition(":")
     if "/" in address or not port.isdigit():
-        return  # Ray itself resolves `auto` and URIs.
+        return  # Ray itself resolves `auto`.
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:

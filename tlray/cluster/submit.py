@@ -62,7 +62,7 @@ def submit(
     def tell(text: str) -> None:
         say(_hide(text, values))
 
-    jobs = Jobs(address)
+    jobs = Jobs(address, tell)
     lacking, needed = _packages(jobs, line, tell)
     shipped = [f"{package.name} {package.version}" for package in lacking]
     environment: dict[str, Any] = {"env_vars": values} if values else {}

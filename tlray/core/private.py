@@ -12,7 +12,7 @@ also heeds RAY_gcs_rpc_server_reconnect_timeout_s.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -163,6 +163,20 @@ def fills(file: Any, view: memoryview, mark: int) -> bool:
     view[:_REFUSAL] = bytes(min(_REFUSAL, len(view)))
     view[-1] = mark
     return bool(file.readinto(view) == len(view) and view[-1] != mark)
+
+
+def arguments(context: typer.Context, words: Sequence[str]) -> list[tuple[str, str]]:
+    """The texts that words give to a command of the app, each with what `--help` calls it; despite mistakes.
+
+    Undocumented: `find_root` of the context of a running command, and `commands`, `make_context` and `params`
+    of a command; Typer leaves these to the documentation of Click.
+    """
+    command: Any = context.find_root().command
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    values = command.make_context("", [*words], resilient_parsing=True).params
+    pairs = [(param.metavar, values.get(param.name)) for param in command.params]
+    return [(metavar, value) for metavar, value in pairs if metavar and isinstance(value, str)]
 
 
 def show(error: typer.TyperException) -> None:
