@@ -1,6 +1,8 @@
 """What is wrong is said in one message: what was given, what is expected, and with which status it ends."""
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -292,3 +294,24 @@ def test_a_mistyped_option_does_not_deceive():
     done = script("fit", "x", f"--{EVIL}")
     assert done.returncode == 2
     assert done.stderr.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_command_whose_ray_has_ended_says_so_and_ends(options):
+    """Although the thread that runs it never returns from a call of Ray."""
+    code = (
+        "import sys, threading, time\n"
+        "import tlray.training.fit\n"
+        "from tlray.cluster import session\n"
+        "from tlray.core.errors import JobError\n"
+        "def fit(*_, **__):\n"
+        "    threading.Thread(target=lambda: session.on_loss(JobError('Ray has ended'))).start()\n"
+        "    time.sleep(60)\n"
+        "tlray.training.fit.fit = fit\n"
+        "from tlray.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "fit", "x", "--out", "y", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (1, "tlray: Ray has ended\n")
+    assert done.stdout == ('{"error": "Ray has ended", "exit_status": 1}\n' if options else "")

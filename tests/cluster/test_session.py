@@ -10,7 +10,7 @@ import pytest
 
 from tlray.cluster import session
 from tlray.core.config import ExtractConfig
-from tlray.core.errors import UserError
+from tlray.core.errors import JobError, UserError
 from tlray.features.extract import extract
 from tlray.models.frozen import FrozenPart
 
@@ -101,6 +101,37 @@ def test_nothing_is_started_before_it_is_needed(starts):
     assert starts.log == ["working", "started by ray", "stopped by ray"]
 
 
+@pytest.mark.parametrize("part", ["head", "node"])
+def test_a_ray_that_ends_interrupts_the_block(starts, part, monkeypatch):
+    """The head no longer answers, or the connection to the process of the node breaks."""
+    head, (node, raylet) = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
+    places = {"its head": head.getsockname(), "its node": node}
+    monkeypatch.setattr(session, "_POLL", 0.05)
+    monkeypatch.setattr(session, "_processes", lambda: places)
+
+    def work() -> None:
+        with session.connect("there:1") as connected:
+            connected()
+            time.sleep(0.3)
+            starts.log.append("working")
+            (head if part == "head" else raylet).close()
+            time.sleep(20)
+
+    with head, node, raylet, pytest.raises(JobError, match=f"the Ray at there:1 has ended: its {part} does"):
+        work()
+    assert starts.log == ["started by ray", "working"]  # A lost Ray is not stopped, which may take a minute.
+
+
+def test_a_head_that_may_be_started_again_is_waited_for(monkeypatch):
+    monkeypatch.setattr(session, "_POLL", 0.05)
+    over = threading.Event()
+    threading.Timer(0.5, over.set).start()
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
+    assert session._watch("there:1", {"its head": ("127.0.0.1", 1)}, over) is None
+    monkeypatch.delenv("RAY_gcs_rpc_server_reconnect_timeout_s")
+    assert session._watch("there:1", {"its head": ("127.0.0.1", 1)}, threading.Event()) is not None
+
+
 @pytest.mark.slow
 def test_a_real_ray_lives_as_long_as_the_block():
     """Its processes end with the thread that started them; and only this machine can reach them."""
@@ -117,10 +148,16 @@ def test_a_real_ray_lives_as_long_as_the_block():
         "    hosts = {socket.laddr.ip for socket in sockets if socket.status == 'LISTEN'}\n"
         "    print(hosts and all(host.endswith('127.0.0.1') for host in hosts))\n"
         "print(ray.is_initialized())\n"
+        "with session.connect(None) as connected:\n"
+        "    connected()\n"
+        "    child = [c for c in psutil.Process().children(recursive=True) if 'gcs_server' in c.name()][0]\n"
+        "    child.kill()\n"
+        "    ray.get(ray.remote(time.sleep).remote(50))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["7", "True", "False"], done.stderr
-    assert done.stderr == ""
+    assert done.returncode == 1
+    assert "the local Ray has ended: its head at 127.0.0.1:" in done.stderr.splitlines()[-1]
 
 
 def test_weights_are_made_before_ray_starts(monkeypatch, tmp_path):

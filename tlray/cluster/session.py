@@ -23,8 +23,10 @@ from tlray.core.runtime import importing, muted
 # By default Ray Train polls its workers every 2 s, so a short training ends up to 2 s late.
 _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 _CONNECT_SECONDS = 10
+_POLL = 1.0
+"""Seconds between two checks that Ray still answers."""
 _ATTEMPTS = 3
-"""Failed connections to the head, a second apart, after which Ray is lost; Ray itself waits for a minute."""
+"""Failed connections to the head in a row after which Ray is lost; Ray itself waits for a minute."""
 _GONE = (
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -218,7 +220,7 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
     # KubeRay sets this time for Ray's processes where a head may be started again.
     seconds = int(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "0"))  # noqa: SIM112 - Ray's name.
     failures: Counter[str] = Counter()
-    while not over.wait(1):
+    while not over.wait(_POLL):
         for name, place in processes.items():
             failures[name] = 0 if _answers(place) else failures[name] + 1
             if failures[name] == (max(_ATTEMPTS, seconds - 2) if isinstance(place, tuple) else 1):
