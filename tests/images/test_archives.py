@@ -25,7 +25,7 @@ from tlray.images.bad_image import BadImage
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 
-RETRY = "--retry-errors takes it as it is now"
+RETRY = "`extract --retry-errors` reads it as it is now"
 
 
 def contents(uri: str) -> dict[str, bytes]:

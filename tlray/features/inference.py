@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from tlray.cluster import nodes, session
+from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import MANIFEST
 from tlray.core.results import InferenceCounts
@@ -181,9 +182,10 @@ def reconcile(job: InferenceJob) -> pa.Table:
 def _check_bad(job: InferenceJob, errors: int) -> None:
     images, allowed = job.images or job.index.images, job.settings.max_bad_fraction
     if errors > allowed * images:
+        retry = "mend them and run again with --retry-errors, or " * isinstance(job.settings, ExtractConfig)
         raise JobError(
             f"{errors} of {images} images are bad, more than --max-bad-fraction {allowed:g} allows; see "
-            f"{job.out.uri}/errors; mend them and run again with --retry-errors, or with a larger fraction"
+            f"{job.out.uri}/errors; {retry}run again with a larger fraction to accept them"
         )
 
 

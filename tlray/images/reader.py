@@ -169,7 +169,7 @@ def _gone(root: Folder, error: Exception, reason: str) -> BadImage:
 
 
 def _replaced(message: str) -> BadImage:
-    return BadImage("read", "Replaced", f"{message}; --retry-errors takes it as it is now")
+    return BadImage("read", "Replaced", f"{message}; `extract --retry-errors` reads it as it is now")
 
 
 def any_exists(root: Folder, paths: Iterable[str]) -> bool:
