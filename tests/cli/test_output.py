@@ -2,15 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.support.command_line import invoke
 from tlray.cli import summaries
+from tlray.cli.progress import AccountPrinter
 from tlray.cli.tables import table
 from tlray.core import config
-from tlray.core.results import ImageError, InferenceCounts, TrainingTime
+from tlray.core.results import Account, ImageError, InferenceCounts, TrainingTime
 from tlray.images.index_diff import Changes
 from tlray.training.model_folder import TrainResult
 
@@ -107,3 +109,18 @@ def test_a_set_that_was_complete_is_said_to_be():
     ]
     (line,) = summaries.counts(counts)
     assert line.endswith("1 error in 0.5 s (0.0 images/s)")
+
+
+def test_an_account_is_printed_again_only_if_it_has_changed(capsys):
+    first = Account(
+        **{"images": 2, "complete": False, "splits": {}, "classes": {"a": 2}, "unlabelled": 0, "columns": {}},
+        **{"passed_over": {}, "unread": {}, "hidden": 0, "warnings": ["it is doubtful"]},
+    )
+    printer = AccountPrinter()
+    for account in (first, first, replace(first, complete=True, images=3)):
+        printer(account)
+    assert capsys.readouterr() == (
+        "",
+        "found 2 images so far: 1 class: a 2\nwarning: it is doubtful\n"
+        "found 3 images: 1 class: a 2\nwarning: it is doubtful\n",
+    )

@@ -63,20 +63,23 @@ class Tally:
             LabelError: all images are counted, and a class has only files that cannot be read here, or only
                 validation images.
         """
-        counts = dict(self.counts)
+        counts, splits, labels = dict(self.counts), Counter[str](), Counter[str]()
         if complete:
             _check_unread(counts, images.unread_classes)
             check_classes(counts, "validation")
-        labels = _sums(counts, 1)
+        for (split, label), number in counts.items():
+            splits[split or ""] += number
+            labels[label or ""] += number
+        unlabelled, _ = labels.pop("", 0), splits.pop("", 0)
         return Account(
             images=sum(counts.values()),
             complete=complete,
-            splits={name: number for name, number in _sums(counts, 0).items() if name is not None},
-            classes={name: number for name, number in labels.items() if name is not None},
-            unlabelled=labels.get(None, 0),
+            splits=dict(sorted(splits.items())),
+            classes=dict(sorted(labels.items())),
+            unlabelled=unlabelled,
             columns=dict(images.columns),
-            passed_over=dict(images.passed_over),
-            unread=dict(images.unread),
+            passed_over=dict(images.passed_over.most_common()),
+            unread=dict(images.unread.most_common()),
             hidden=images.hidden,
             warnings=[*images.warnings, *(_doubts(counts, images) if complete else _alike(counts))],
         )
@@ -95,15 +98,8 @@ def check_classes(counts: Counts, validation: str) -> None:
 
 def check_labels(counts: Counts, split: str) -> None:
     """Raise LabelError if this split has images, but none of them has a label."""
-    if split in _unlabelled(counts):
-        raise LabelError(_without_labels(counts, split))
-
-
-def check_forms(counts: Counts) -> None:
-    """Raise LabelError if two labels differ only by white space or Unicode form."""
-    tally = Tally()
-    for (split, label), images in counts.items():
-        tally.add(split, label, images)
+    if lack := _unlabelled(counts, split):
+        raise LabelError(lack)
 
 
 def warn(account: Account) -> None:
@@ -137,14 +133,13 @@ def _doubts(counts: Counts, images: Images) -> Iterator[str]:
             f"all labelled images are of one class, {min(map(repr, labels))}, but a head needs two at least: "
             "give the folder that contains the folders of the classes"
         )
-    for split in _unlabelled(counts):
-        yield _without_labels(counts, split)
-    for split in dict.fromkeys(
-        split for split, label in counts if known and split not in _TRAINING and label
-    ):
-        if strange := _others(counts, split):
+    for split in sorted({split for split, _ in counts if split is not None}):
+        shared = sum((split, label) in counts for label in known)
+        if lack := _unlabelled(counts, split):
+            yield lack
+        elif strange := _others(counts, split):
             yield f"{strange}: `tlray evaluate` refuses classes that the model does not know"
-        if 2 * (shared := sum((split, label) in counts for label in known)) < len(known):
+        elif 2 * shared < len(known):
             yield (
                 f"only {shared} of the {len(known)} training classes have {split} images: if that is not "
                 f"meant, give the classes of {split} the same names as those of train"
@@ -175,17 +170,14 @@ def _shown(counts: Counts, label: str) -> str:
     return f"{repr(label) if is_unique else ascii(label)} ({', '.join(images)})"
 
 
-def _without_labels(counts: Counts, split: str) -> str:
-    number = counts[split, None]
+def _unlabelled(counts: Counts, split: str) -> str:
+    """A statement on this split if none of its images has a label; empty otherwise."""
+    number = counts.get((split, None), 0)
+    if not number or any(name == split and label is not None for name, label in counts):
+        return ""
     have_none = "image has no label" if number == 1 else "images have no labels"
     otherwise = ", or hold out training images with --validation 0.2" if split == "validation" else ""
     return f"the {number:,} {split} {have_none}: put them into {split}/CLASS/{otherwise}"
-
-
-def _unlabelled(counts: Counts) -> list[str]:
-    """The splits in which no image has a label."""
-    labelled = {split for split, label in counts if label is not None}
-    return [split for split, _ in counts if split is not None and split not in labelled]
 
 
 def _others(counts: Counts, split: str | None) -> str:
@@ -198,11 +190,3 @@ def _others(counts: Counts, split: str | None) -> str:
     subject = f"the class {names} has" if len(labels) == 1 else f"the {len(labels):,} classes {names} have"
     images = sum(counts[split, label] for label in labels)
     return f"{subject} {images:,} {split} images and no training images"
-
-
-def _sums(counts: Counts, part: int) -> dict[str | None, int]:
-    """The number of images of each split (part 0) or label (part 1), sorted."""
-    sums: Counter[str | None] = Counter()
-    for key, images in counts.items():
-        sums[key[part]] += images
-    return {name: sums[name] for name in sorted(sums, key=lambda name: name or "")}

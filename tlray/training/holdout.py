@@ -16,7 +16,7 @@ from tlray.features.bottleneck import ShardTiming
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.features.part_files import ERRORS
 from tlray.images import account
-from tlray.images.account import Counts
+from tlray.images.account import Counts, Tally
 from tlray.images.splitting import assign_split
 from tlray.training.view_stream import ViewSource
 
@@ -84,9 +84,9 @@ def check_memory(rows: int, row_bytes: int, where: str) -> None:
 
 def check_parts(config: TrainConfig, where: str, counts: Counts) -> list[str]:
     """Return the classes of the training images; raise UserError if the images do not fit the settings."""
-    account.check_forms(counts)
-    splits = Counter[str | None]()
+    tally, splits = Tally(), Counter[str | None]()
     for (split, label), images in counts.items():
+        tally.add(split, label, images)
         splits[split] += images if label is not None else 0
     if not splits.total():
         return []  # `checks.check` says so.
