@@ -22,6 +22,7 @@ from tlray.evaluation.annotate import copy_name
 from tlray.images import walk
 from tlray.images.archives import parquet, samples, tar
 from tlray.images.bad_image import BadImage
+from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images, Listed
 from tlray.images.reader import Reader
 
@@ -166,6 +167,29 @@ def test_labels_that_belong_to_no_image_or_differ_are_told(tmp_path):
     assert "of two labels the first is taken: '1.cls' is 'a', and '1.json' is 'b'" in images.warnings[0]
     assert "two labels" in refusal(write_tar(tmp_path / "c.tar", [*differ, ("1.CLS", b"c")]))
     assert images.passed_over == {}
+
+
+def test_the_user_names_the_label_of_samples(tmp_path):
+    members = [("1.txt", b"a"), ("1.jpg", b""), ("2.jpg", b""), ("2.json", b'{"txt": "b", "label": 3}')]
+    uri = write_tar(tmp_path / "a.tar", members)
+    for given, labels in (("txt", ["a", "b"]), ("none", [None, None]), (None, [None, "3"])):
+        images = Images.open(uri, ColumnNames(label=given))
+        assert [row.label for row in images] == labels
+        assert images.passed_over == {"txt": {}, "none": {".txt": 1, ".json": 1}, None: {".txt": 1}}[given]
+        assert images.warnings == []
+    images = Images.open(write_tar(tmp_path / "b.tar", members[:3]))
+    assert [row.label for row in images] == [None, None]
+    assert "b.tar: its .txt files may be captions: --label-column txt" in images.warnings[0]
+    with pytest.raises(UserError, match="--label-column x: no member has this suffix or"):
+        list(Images.open(uri, ColumnNames(label="x")))
+
+
+def test_rows_without_a_label_do_not_get_that_of_the_folder(tmp_path):
+    labels = pa.array(["a", None, ""])
+    write_parquet(tmp_path / "cats/a.parquet", image=[b"x"] * 3, label=labels)
+    hugging_face(tmp_path / "cats/b.parquet", [b"x"], [-1], ["lion"])
+    write_parquet(tmp_path / "cats/c.parquet", image=[b"x"])
+    assert [label for *_, label in rows(str(tmp_path))] == ["a", None, None, None, "cats"]
 
 
 def test_a_label_that_is_far_from_its_image_fails_the_listing(tmp_path, monkeypatch):

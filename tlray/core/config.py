@@ -109,8 +109,8 @@ class InferenceConfig(Config):
     )
     label_column: str | None = setting(
         IMAGES,
-        "Column of a table or Parquet archive that contains the labels, or `none`. Default: the one named "
-        "label, class, category or the like.",
+        "Column of a table or Parquet archive that contains the labels, or suffix or .json key in a tar file; "
+        "`none` for none. Default: the one named label, class, category or the like.",
     )
     split_column: str | None = setting(
         IMAGES,

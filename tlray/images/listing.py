@@ -61,7 +61,8 @@ class Images:
     In a folder, each tar file and each Parquet file with images is replaced by its images, whose paths are
     `shard.tar/member`, `file.parquet#key`, or `file.parquet#row` if the file has no column of keys. The split
     and the label of an archived image come from the first of these that has one: the image itself (the `.cls`
-    member of its sample, or the columns of its row), its folder in a tar file, the folders above the archive.
+    member of its sample, or the columns of its row), its folder in a tar file, the folders above the archive,
+    for the label also the name of a tar file if each class has one.
     If none of them has a split, a split in the archive's name counts, as in `train-00000-of-00005.parquet`.
 
     Iteration streams the images. It raises a UserError for a folder that cannot be listed and, at the end,
