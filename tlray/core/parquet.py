@@ -49,7 +49,7 @@ def open_file(source: pa.NativeFile | CheckedFile, **options: Any) -> pq.Parquet
     """Open a Parquet file of any origin; reading it verifies the checksums that it has.
 
     Raises:
-        OSError, ArrowInvalid, ValueError: the file is damaged. Reading from it raises the first two.
+        OSError, ArrowInvalid: the file is damaged; reading from it raises the same.
     """
     tail, size = b"", source.size()
     needed = min(size, _TAIL)
@@ -60,7 +60,7 @@ def open_file(source: pa.NativeFile | CheckedFile, **options: Any) -> pq.Parquet
         needed = min(size, int.from_bytes(tail[-_END:-4], "little") + _END + _SEAL)
     seal, footer = tail[-needed : _SEAL - needed], tail[_SEAL - needed :]
     if seal.startswith(_MARK) and seal != _MARK + crc32(footer).to_bytes(4, "little"):
-        raise ValueError("the checksum of its footer does not match")
+        raise pa.ArrowInvalid("the checksum of its footer does not match")
     metadata = pq.read_metadata(pa.BufferReader(tail))
     return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, **options)
 
