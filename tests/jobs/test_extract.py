@@ -236,3 +236,18 @@ def test_the_results_are_followed_where_the_command_runs(digits, tmp_path):
 
     extract(digits / "test", tmp_path / "set", CONFIG, progress=progress)
     assert threads == {threading.current_thread()}
+
+
+# Columns of tables
+
+
+def test_the_columns_that_the_user_names_are_part_of_the_job(grey, tmp_path):
+    images = sorted((grey / "images").rglob("*.png"))[:3]
+    lines = [f"{path},x.png,{'pug' if number else 'beagle'},dog" for number, path in enumerate(images)]
+    (tmp_path / "t.csv").write_text("\n".join(["foto,path,breed,class", *lines]))
+    columns = {"path_column": "foto", "label_column": "breed"}
+    result = extract(tmp_path / "t.csv", tmp_path / "set", GREY, **columns)
+    assert (result.rows, result.classes) == (3, ["beagle", "pug"])
+    assert verify(tmp_path / "set", tmp_path / "t.csv").changes == Changes(added=0)
+    with pytest.raises(UserError, match="holds another job"):
+        extract(tmp_path / "t.csv", tmp_path / "set", GREY, path_column="foto")

@@ -217,6 +217,28 @@ def test_a_listing_of_many_pages_has_every_image_once(server):
     assert {row.label for row in rows} == {None, "sub"}
 
 
+def test_a_key_with_an_empty_folder_is_named(server):
+    server.put([("bucket/slashes/cats//a.jpg", b"x"), ("bucket/slashes/dogs/b.jpg", b"x")])
+    with pytest.raises(UserError, match=r"the key 'bucket/slashes/cats//a\.jpg' has a folder without a name"):
+        list(Images.open("s3://bucket/slashes"))
+    assert [row.path for row in Images.open("s3://bucket/slashes/dogs")] == ["b.jpg"]
+
+
+def test_metadata_and_a_table_in_a_bucket(server):
+    table = b"file_name,label\n1.jpg,cat\n0.jpg,dog\n"
+    names = [f"bucket/hub/data/{split}/{number}.jpg" for split in ("train", "dev") for number in range(2)]
+    server.put((name, b"x") for name in names)
+    server.put((f"bucket/hub/data/{split}/metadata.csv", table) for split in ("train", "dev"))
+    assert [(row.path[5:], row.split, row.label) for row in Images.open("s3://bucket/hub")] == [
+        (f"{folder}/{number}.jpg", split, label)
+        for folder, split in (("dev", "validation"), ("train", "train"))
+        for number, label in ((0, "dog"), (1, "cat"))
+    ]
+    server.put([("bucket/hub/t.csv", b"path\n0.jpg\n")])
+    with pytest.raises(UserError, match=r"none of the first 1 paths of the table 'bucket/hub/t\.csv' exists"):
+        Images.open("s3://bucket/hub/t.csv")
+
+
 def test_names_of_any_characters(server):
     stems = ("a b", "100%", "%41", "ünï", "a+b&c=d", "#?", "two  spaces", "~'();")
     names = [f"{stem}.png" for stem in stems]
