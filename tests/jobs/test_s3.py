@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from tests import ROOT
 from tests.jobs.conftest import GREY
+from tests.support import kill_points
 from tests.support.archives import write_parquet, write_tar
 from tests.support.outputs import Features, read, same
 from tests.support.processes import wait_for
@@ -22,6 +23,7 @@ from tests.support.s3_server import Server
 from tlray.core.checked_file import StorageError
 from tlray.core.errors import JobError, TlrayError, UserError
 from tlray.core.storage import Folder
+from tlray.evaluation.evaluate import evaluate
 from tlray.evaluation.predict import predict
 from tlray.features.extract import extract
 from tlray.images.bad_image import BadImage
@@ -247,6 +249,23 @@ def test_names_of_any_characters(server):
         folder = Folder.open(uri)
         assert [row.path for row in Images.open(uri)] == sorted(names)
         assert {name: folder.read(name).decode() for name in names} == dict(zip(names, names, strict=True))
+
+
+def test_predictions_and_a_report_leave_no_work_and_take_no_place_of_others(server, tmp_path, monkeypatch):
+    kill_points.prepare(tmp_path, monkeypatch.setattr)
+    images, model, folder = tmp_path / "images", tmp_path / "given", Folder.open("s3://bucket/written")
+    server.put([("bucket/written/p.errors.csv", b"mine"), ("bucket/written/report/index.html", b"mine")])
+    with pytest.raises(UserError, match=r"written/p.errors.csv already exists"):
+        predict(model, images, f"{folder.uri}/p.csv", max_bad_fraction=1)
+    with pytest.raises(UserError, match=r"written/report is not empty and has no report"):
+        evaluate(model, images, out=f"{folder.uri}/report", max_bad_fraction=1)
+    assert (folder.read("p.errors.csv"), folder.read("report/index.html")) == (b"mine", b"mine")
+    folder.remove("p.errors.csv")
+    folder.remove("report")
+    assert predict(model, images, f"{folder.uri}/p.csv", max_bad_fraction=1).rows == 5
+    assert evaluate(model, images, out=f"{folder.uri}/report", max_bad_fraction=1).rows == 5
+    assert folder.names() == ["p.csv", "p.errors.csv", "report"]
+    assert folder.names("report") == ["confusion_matrix.png", "index.html", "report.json"]
 
 
 def test_a_whole_bucket_one_object_and_what_is_not_there(server):

@@ -19,7 +19,7 @@ from tlray.features import bottleneck, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob, NetworkActor, decode_shard
 from tlray.images.account import Announce
-from tlray.images.index import check_exists
+from tlray.images.index import check_exists, remove_index
 from tlray.images.index_writer import IndexWriter
 from tlray.images.reader import ImageProbe
 from tlray.models.compiled import Network
@@ -160,9 +160,7 @@ def remove(out: Folder) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:  # An object store takes its time for each file.
         list(pool.map(out.remove, (name for name in out.names() if part_files.shard_of(name) is not None)))
     out.remove("errors")
-    for name in reversed(out.names("index")):  # A listing whose last pieces are missing can go on.
-        out.remove(f"index/{name}")
-    out.remove("index")
+    remove_index(out)
     out.sweep()
     out.remove_empty()
 

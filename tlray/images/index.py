@@ -161,6 +161,13 @@ class Index:
                 start += size
 
 
+def remove_index(folder: Folder) -> None:
+    """Remove an index, the last piece first: a listing whose last pieces are missing can go on."""
+    for name in reversed(folder.names("index")):
+        folder.remove(f"index/{name}")
+    folder.remove("index")
+
+
 def check_exists(folder: Folder) -> None:
     """Raise JobError if the index is gone. Whatever is written after that would block the next run."""
     if not folder.is_file(piece_name(0)):

@@ -26,6 +26,7 @@ from tlray.images.index import (
     check_exists,
     piece_name,
     read_piece,
+    remove_index,
     stopped,
 )
 from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
@@ -161,7 +162,7 @@ class IndexWriter:
 
     def discard(self) -> None:
         """Remove the index, and also the folder if it contains nothing else."""
-        self.index.folder.remove("index")
+        remove_index(self.index.folder)
         self.index.folder.remove_empty()
 
     def _check_unchanged(self, added: int = 0) -> None:
