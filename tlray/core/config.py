@@ -109,7 +109,7 @@ class InferenceConfig(Config):
     )
     label_column: str | None = setting(
         IMAGES,
-        "Column of a table or Parquet archive that contains the labels, or suffix or .json key in a tar file; "
+        "Column of a table or Parquet archive that contains the labels; in tar files a suffix or .json key; "
         "`none` for none. Default: the one named label, class, category or the like.",
     )
     split_column: str | None = setting(

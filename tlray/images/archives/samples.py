@@ -70,10 +70,7 @@ class Samples:
         name, _, suffix = member.rpartition(".")
         label = self._label(member, suffix.lower(), read) if name else None
         if label is None:
-            if suffix.lower() == "txt" and not self.has_labels:
-                self.warnings["txt"] = (
-                    "its .txt members may be captions; --label-column txt reads them as labels"
-                )
+            self._has_texts |= suffix.lower() == "txt"
             yield member
             return
         self.has_labels = True
