@@ -70,7 +70,7 @@ def run(
     # Only the listing runs in a thread: Ray Data must end in the thread that started it. Otherwise it ends
     # the process when Ray is gone.
     with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
-        listing, look_ends = thread.submit(writer.finish), time.monotonic() + _LOOK_SECONDS
+        listing, begun = thread.submit(writer.finish), time.monotonic()
         # These imports are slow; Ray starts meanwhile.
         import ray
 
@@ -79,8 +79,7 @@ def run(
         try:
             try:
                 connected()  # Before this, Ray may mute stderr.
-                wait([listing], max(0, look_ends - time.monotonic()))
-                _announce(listing, writer, announce)
+                _announce(listing, begun, writer, announce)
                 pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
                 nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
             except UserError:
@@ -104,8 +103,11 @@ def run(
             writer.stop()
 
 
-def _announce(listing: Future[None], writer: IndexWriter, announce: Announce) -> None:
-    """Announce what is listed by now; raise the error of a listing that has failed."""
+def _announce(listing: Future[None], begun: float, writer: IndexWriter, announce: Announce) -> None:
+    """Announce what is listed a moment after the listing has begun; raise the error of a failed listing."""
+    if writer.account() is None:
+        return
+    wait([listing], max(0, begun + _LOOK_SECONDS - time.monotonic()))
     if listing.done() and isinstance(error := listing.exception(), JobError):
         raise error.__cause__ if isinstance(error.__cause__, UserError) else error
     if (account := writer.account()) is not None:
