@@ -202,7 +202,7 @@ class Folder:
         existed = os.path.isdir(self.path)
         try:
             _make_folders(self.path)
-            descriptor = os.open(self.path, os.O_RDONLY)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise UserError(f"cannot write to {self.uri}: {error.strerror}") from error
         try:
@@ -246,11 +246,8 @@ def _make_folders(path: str) -> None:
     """Create a folder and those above it, so that they survive a power cut."""
     if not os.path.isdir(path):
         _make_folders(os.path.dirname(path))
-        try:
+        with suppress(FileExistsError):  # Another process may have been faster, or it is a file.
             os.mkdir(path)
-        except FileExistsError:  # Another process may have been faster.
-            if not os.path.isdir(path):
-                raise
         _sync_folder(os.path.dirname(path))
 
 
