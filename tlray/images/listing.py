@@ -139,7 +139,8 @@ class Images:
         self.unread.clear()
         self.unread_classes.clear()
         self.hidden = 0
-        rows = self._walk() if self._table is None else self._rows(self._table)
+        table = self._table
+        rows = self._walk() if table is None else (Listed(*row, None, None) for row in table.rows())
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
 
     def assign(self, fraction: float | None, seed: int) -> Images:
@@ -220,15 +221,14 @@ class Images:
 
     def _open_archive(self, entry: Entry) -> Iterator[Listed | str]:
         """The images in a tar or Parquet file, and the names of its other files; none if it is metadata."""
-        if entry.is_metadata:
-            table = self._metadata.read(self.root, entry.path, self._given)
-            if table is not None:
-                self._note(table.columns, table.warnings)
-                return
-            if not filetypes.is_archive(entry.path):
-                self._note({}, [f"{entry.path} gives no labels, because it has no column file_name"])
-                yield entry.path
-                return
+        table = self._metadata.read(self.root, entry.path, self._given) if entry.is_metadata else None
+        if table is not None:
+            self._note(table.columns, table.warnings)
+            return
+        if not filetypes.is_archive(entry.path):
+            self._note({}, [f"{entry.path} gives no labels, because it has no column file_name"])
+            yield entry.path
+            return
         row = self._listed(entry)
         separator = ARCHIVE_SUFFIXES[posixpath.splitext(entry.path)[1].lower()]
         split = row.split
@@ -275,10 +275,6 @@ class Images:
         if entry.info is not None:
             return Listed(path, *meaning, entry.info.size, entry.info.mtime)
         return Listed(path, *meaning, *self.root.status(entry.path))
-
-    def _rows(self, table: Table) -> Iterator[Listed]:
-        for path, split, label in table.rows():
-            yield Listed(path, split, label, None, None)
 
     def _note(self, columns: Mapping[str, list[str]], warnings: Iterable[str] = ()) -> None:
         """Record the columns of a table or archive, the one that is read first, and what is doubtful."""
