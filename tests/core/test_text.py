@@ -92,4 +92,8 @@ def test_deceiving_characters():
     assert printable("👩\u200d🚀") == "👩\u200d🚀"
     text = printable_json(dump({evil: evil}))
     assert json.loads(text) == {evil: evil}
+    values = {"uri": f"http://u:{SECRET}@host:1", "b": "a@b", "c": f"http://host?sig={SECRET}", "d": "s3://e"}
+    text = printable_json(dump([values, "http://h:1", "a@b"]))
+    assert json.loads(text)[0] | {"c": ""} == values | {"uri": "http://host:1", "c": ""}
+    assert SECRET not in text
     assert text.isprintable()

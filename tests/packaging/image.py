@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests import ROOT
-from tests.packaging.test_deploy import GUIDE, instructions
-from tests.support.ray_cluster import BIN, end, free_port, left
+from tests.cluster_jobs.test_guide import type_the_guide
+from tests.packaging.test_deploy import instructions
+from tests.support.ray_cluster import BIN
 from tlray.cluster import wheels
 
 
@@ -77,25 +77,5 @@ def test_nothing_is_sent_to_a_cluster_of_the_image(image):
 
 
 def test_the_guides_cluster_on_one_machine(tmp_path):
-    """As it stands, but for its ports and folders, and for its end, which would be that of other Rays too."""
-    (block,) = re.findall(r"^## Two nodes on this machine.*?^```sh\n(.*?)^```", GUIDE, re.M | re.S)
-    head, dashboard = free_port(), free_port()
-    folder = Path(tempfile.mkdtemp(prefix="tlray-ray-", dir="/tmp"))  # Ray's sockets want a short path.
-    for of_the_guide, here in (
-        ("--head", f"--head --port={head} --dashboard-port={dashboard} --temp-dir={folder}"),
-        (":6379", f":{head}"),
-        (":8265", f":{dashboard}"),
-        ("/tmp/tlray-demo", f"{tmp_path}/demo"),
-        ("ray stop", "true"),
-    ):
-        assert block.count(of_the_guide) == 1
-        block = block.replace(of_the_guide, here)
-    outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**outer, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    try:
-        subprocess.run(["bash", "-exc", block], env=environment, cwd=tmp_path, check=True, timeout=900)
-    finally:
-        end(folder)
-        shutil.rmtree(folder)
+    type_the_guide(tmp_path, f"demo --out {tmp_path}/demo", times=1)
     assert (tmp_path / "demo" / "model" / "model.keras").exists()
-    assert left(folder) == []

@@ -86,12 +86,11 @@ def submit(
 
 def _lines(command: Sequence[str]) -> tuple[str, str]:
     """The command as a user types it, and as the shell of the cluster runs it."""
-    for word in command:
-        if has_credentials(word):
-            raise UserError(
-                "the command has credentials in a URI, which every list of jobs would show: set them in the "
-                "environment, and give --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY"
-            )
+    if has_credentials(" ".join(command)):
+        raise UserError(
+            "the command contains credentials, which every list of jobs would show: set them in the "
+            "environment, and give --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY"
+        )
     if len(command) == 1 and re.search(r"\s", command[0]):
         if not re.search(r"\btlray\s", command[0]):
             raise UserError(

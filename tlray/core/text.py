@@ -12,8 +12,8 @@ _OPEN = ("http", "https", "s3", "s3a", "gs", "gcs")
 """Schemes in which a name without a password, before the @, is a key or a token."""
 # A secret of Amazon may contain slashes; `http://host:8080/a@b` has a port and no password.
 _USER = re.compile(
-    r"(?i)\b([a-z][a-z0-9+.-]*)(://)(?:([^\s/?#]*)@|(?:(?<=s3://)|(?<=s3a://)|(?![^\s/?#]*:\d{1,5}(?:[/?#]|$)))"
-    r"([^\s/?#:@]*:[^\s@]*)@)"
+    r"(?i)\b([a-z][a-z0-9+.-]*)(://)(?:([^\s/?#\"]*)@|"
+    r"(?:(?<=s3://)|(?<=s3a://)|(?![^\s/?#]*:\d{1,5}(?:[/?#\"]|$)))([^\s/?#:@\"]*:[^\s@\"]*)@)"
 )
 _PARAMETER = re.compile(r"([?&;#])([^\s=&;#?/]+)=([^\s&;#'\"<>]*)")
 _ASSIGNMENT = re.compile(r"(?<![\w/.-])(?:--?([A-Za-z][\w-]*)[= ]|([A-Za-z_]\w*)=)['\"]?[^\s$'\"]")
@@ -53,8 +53,8 @@ def printable(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """JSON as it may be printed: the same values, with unsafe characters as JSON's own escapes."""
-    return text.translate(_JSON)
+    """JSON as it may be printed: without credentials, and with unsafe characters as JSON's own escapes."""
+    return without_credentials(text).translate(_JSON)
 
 
 def without_credentials(text: str) -> str:
