@@ -17,7 +17,7 @@ from tlray.features import inference
 
 
 @pytest.mark.parametrize(
-    ("job", "step", "kills"), [("predict", 1, 13), ("evaluate", 1, 12), ("fit", 1, 16), ("run", 7, 6)]
+    ("job", "step", "kills"), [("predict", 1, 13), ("evaluate", 2, 6), ("fit", 2, 7), ("run", 17, 2)]
 )
 def test_killed_at_any_change_of_the_disk(job, step, kills, tmp_path):
     command = [sys.executable, "-m", "tests.support.kill_points", job, tmp_path, str(step)]
