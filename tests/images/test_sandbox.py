@@ -61,15 +61,17 @@ def test_a_loader_loses_only_the_images_that_end_its_process(harm, tmp_path):
 
 
 def test_many_slow_images_lower_the_limit_for_the_images_after_them(monkeypatch):
-    monkeypatch.setattr(sandbox, "_SLOW_IMAGES", 1)
-    with sandbox.DecoderProcess(1) as run:
-        limits = []
-        for seconds in (0, 0.6, 0.6):
-            limits.append(run.limit)
-            run(eval, f"__import__('time').sleep({seconds})".encode())
-        assert limits == [1, 1, 1]
-        with pytest.raises(BadImage, match=r"not decoded within 0\.05 s; slow images before it took \d s"):
+    monkeypatch.setattr(sandbox, "_SLOW_IMAGES", 0.1)
+    with sandbox.DecoderProcess(8) as run:
+        assert run.limit == 8
+        for _ in range(2):
+            run(eval, b"__import__('time').sleep(0.5)")
+        assert run.limit == 0.4
+        with pytest.raises(BadImage, match=r"not decoded within 0\.4 s; slow images before it took \d+ s"):
             run(eval, b"__import__('time').sleep(9)")
+    quick = sandbox.TimedRun()
+    monkeypatch.setattr(sandbox, "_SLOW_IMAGES", 1e-9)
+    assert {(quick(len, b""), quick.limit) for _ in range(100)} == {(0, 60)}
 
 
 def test_a_process_that_is_stopped_is_killed(monkeypatch):
