@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,18 +106,6 @@ def test_what_the_cluster_has_in_the_same_state_is_not_sent(site):
         sent = wheels.lacking("third-party", third, cluster)
         assert sent is not None
         assert sent.content == package.content
-
-
-def test_compiled_code_is_sent_only_where_it_runs(site, tmp_path):
-    copy = shutil.copytree(site, tmp_path / "site")
-    wheel = copy / "third_party-1.2.dist-info" / "WHEEL"
-    wheel.write_text(wheel.read_text().replace("Purelib: true", "Purelib: false"))
-    third, package = distributed(copy, "third-party"), installed(copy, "third-party")
-    assert wheels.lacking("third-party", third, cluster_with(package)) is not None
-    cluster = cluster_with(package)
-    cluster = replace(cluster, markers={**cluster.markers, "platform_machine": "other"})
-    with pytest.raises(UserError, match=r"third-party 1.2 has compiled code"):
-        wheels.lacking("third-party", third, cluster)
 
 
 def test_what_is_sent_says_its_content_and_asks_for_nothing(site, tmp_path):

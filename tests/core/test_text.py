@@ -6,7 +6,7 @@ import pytest
 
 from tlray.core.record import dump
 from tlray.core.storage import Folder
-from tlray.core.text import escaped, has_credentials, printable, printable_json, without_credentials
+from tlray.core.text import escaped, has_credentials, printable, without_credentials
 
 SECRET = "hunter2-hunter2"
 URIS = [
@@ -90,10 +90,10 @@ def test_deceiving_characters():
     assert escaped(f"{evil}\n\t") == "a\\x1b[2J\\r\\x9b\\u202eb\\u2066c\\udc80\\U000e0041\\n\\t"
     assert printable(f"{evil}\n\tü") == f"{escaped(evil)}\n\tü"
     assert printable("👩\u200d🚀") == "👩\u200d🚀"
-    text = printable_json(dump({evil: evil}))
+    text = printable(dump({evil: evil}), as_json=True)
     assert json.loads(text) == {evil: evil}
     values = {"uri": f"http://u:{SECRET}@host:1", "b": "a@b", "c": f"http://host?sig={SECRET}", "d": "s3://e"}
-    text = printable_json(dump([values, "http://h:1", "a@b"]))
+    text = printable(dump([values, "http://h:1", "a@b"]), as_json=True)
     assert json.loads(text)[0] | {"c": ""} == values | {"uri": "http://host:1", "c": ""}
     assert SECRET not in text
     assert text.isprintable()

@@ -24,7 +24,7 @@ from tlray.core.errors import TlrayError
 from tlray.core.record import Record, dump
 from tlray.core.settings import CLUSTER, FRACTION, OUTPUT, SHARE, Setting, setting, settings
 from tlray.core.settings import option as option_name
-from tlray.core.text import printable, printable_json, without_credentials
+from tlray.core.text import printable, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ def command(function: Callable[..., Result]) -> Callable[..., None]:
             with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout.
                 result = function(**arguments)
             now = f"\nnow: {result.now}" if result.now else ""
-            text = printable_json(dump(result.values)) if given["json"] else printable(f"{result.text}{now}")
-            print(text)
+            text = dump(result.values) if given["json"] else f"{result.text}{now}"
+            print(printable(text, as_json=given["json"]))
             if result.status:
                 raise typer.Exit(result.status)
 

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from tlray.core import private
 from tlray.core.errors import JobError, UserError, unknown
@@ -187,11 +186,8 @@ class Jobs:
 
 def _dashboard(address: str) -> str:
     """The address of the dashboard on the machine of an address that may be of another part of Ray."""
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    if parts.scheme in ("http", "https"):
-        return address
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"http://{host}:8265"
+    is_dashboard = address.startswith(("http://", "https://"))
+    return address if is_dashboard else re.sub(r"^(?:ray://)?(.*?)(?::\d+)?/?$", r"http://\1:8265", address)
 
 
 def reason(message: str | None) -> str:

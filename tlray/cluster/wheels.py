@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -54,8 +53,6 @@ print(json.dumps({
 
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 """Files that an installation has and its wheel does not."""
-_PLATFORM = ("sys_platform", "platform_machine", "implementation_name", "python_version")
-"""The markers that must be equal for compiled code."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def lacking(name: str, installed: Distribution, cluster: Cluster) -> Package | N
     """The package if the cluster lacks it, or has it with another version or content; None otherwise.
 
     Raises:
-        UserError: the files of the package can neither be read nor built, or do not fit the cluster.
+        UserError: the files of the package can neither be read nor built.
     """
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     is_local = str(origin.get("url", "")).startswith("file:")
@@ -160,15 +157,6 @@ def lacking(name: str, installed: Distribution, cluster: Cluster) -> Package | N
     rows = csv.reader((cluster.records.get(name) or "").splitlines())
     if same_version and package.content == _content((path, digest) for path, digest, *_ in rows):
         return None
-    local: dict[str, str] = {**default_environment()}  # type: ignore[dict-item]
-    compiled = b"Root-Is-Purelib: false" in b"".join(
-        data for path, data in package.files.items() if path.endswith(".dist-info/WHEEL")
-    )
-    if compiled and any(local[marker] != cluster.markers[marker] for marker in _PLATFORM):
-        raise UserError(
-            f"{name} {package.version} has compiled code for this platform or Python, and the cluster has "
-            "another: install it there"
-        )
     return package
 
 

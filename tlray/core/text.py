@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable
 from urllib.parse import unquote
 
 _OPEN = ("http", "https", "s3", "s3a", "gs", "gcs")
@@ -24,37 +23,20 @@ _NAME = re.compile(
 )
 
 
-class _Escapes(dict[int, str]):
-    """For each character what `str.translate` makes of it: an escape if it moves or reorders other text."""
-
-    def __init__(self, escape: Callable[[str], str], keep: str = "") -> None:
-        super().__init__((ord(char), char) for char in keep + "\u200c\u200d")  # Words and emoji need joiners.
-        self._escape = escape
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        unsafe = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        return self.setdefault(code, self._escape(char) if unsafe else char)
-
-
-_ALL = _Escapes(lambda char: char.encode("unicode_escape").decode())
-_TEXT = _Escapes(lambda char: char.encode("unicode_escape").decode(), keep="\n\t")
-_JSON = _Escapes(lambda char: json.dumps(char)[1:-1], keep="\n")
-
-
-def escaped(text: object) -> str:
+def escaped(text: object, keep: str = "", *, as_json: bool = False) -> str:
     """A text with all characters escaped that move the cursor or reorder the text beside them."""
-    return str(text).translate(_ALL)
+    keep += "\u200c\u200d"  # Words and emoji need these joiners.
+    return "".join(
+        char
+        if char in keep or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else (json.dumps(char)[1:-1] if as_json else char.encode("unicode_escape").decode())
+        for char in str(text)
+    )
 
 
-def printable(text: str) -> str:
-    """A text of several lines as it may be printed: escaped, and without credentials."""
-    return without_credentials(text).translate(_TEXT)
-
-
-def printable_json(text: str) -> str:
-    """JSON as it may be printed: without credentials, and with unsafe characters as JSON's own escapes."""
-    return without_credentials(text).translate(_JSON)
+def printable(text: str, *, as_json: bool = False) -> str:
+    """A text of several lines, or JSON, as it may be printed: escaped, and without credentials."""
+    return escaped(without_credentials(text), "\n\t", as_json=as_json)
 
 
 def without_credentials(text: str) -> str:
