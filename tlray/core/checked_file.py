@@ -24,7 +24,7 @@ from tlray.core.storage import Folder
 
 _BAD_FILE = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO,
-    errno.ENODEV, errno.EACCES, errno.EPERM, errno.EOVERFLOW, errno.EBADMSG, errno.EUCLEAN,
+    errno.ENODEV, errno.ESPIPE, errno.EACCES, errno.EPERM, errno.EOVERFLOW, errno.EBADMSG, errno.EUCLEAN,
 }  # fmt: skip
 """Errors of a local file system that are about one file. All others, such as EIO and ESTALE, are not."""
 _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -93,9 +93,6 @@ class CheckedFile(io.RawIOBase):
             raise Replaced(f"it has {self._size} bytes, and had {size} when it was listed")
 
     def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
         return True
 
     def tell(self) -> int:
@@ -171,17 +168,8 @@ def _open(folder: Folder, name: str) -> Any:
     path = folder.join(name)
     if not folder.is_local:
         return folder.filesystem.open_input_file(path)
-    _check_kind(os.stat(path))
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise NotAFile(f"a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
     # If a pipe has taken the file's place meanwhile, this does not wait for its writer.
-    file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    try:
-        _check_kind(os.fstat(file.fileno()))
-    except NotAFile:
-        file.close()
-        raise
-    return file
-
-
-def _check_kind(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise NotAFile(f"a {_KINDS.get(stat.S_IFMT(status.st_mode), 'device')}, not a file")
+    return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))

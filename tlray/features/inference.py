@@ -64,7 +64,7 @@ def run(
     done = {shard for name in job.out.names() if (shard := part_files.shard_of(name)) is not None}
     is_new = not done
     if job.retry_errors:
-        done -= part_files.with_errors(job.out, sorted(done), job.index.shard_sizes, job.index.job)
+        done -= set(part_files.read_errors(job.out, len(job.index.shard_sizes))["shard"].to_pylist())
     if job.index.complete and len(done) == len(job.index.shard_sizes):
         return []
     # Only the listing runs in a thread: Ray Data must end in the thread that started it. Otherwise it ends

@@ -84,7 +84,8 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     listed = unpack(row)
     shard, stored = listed["shard"][0].as_py(), set[str]()
     if job.retry_errors and job.out.is_file(part_files.part_name(shard)):
-        stored.update(part_files.read_paths(job.out, shard, job.index.job))
+        for table in part_files.read_shard(job.out, shard, job.index.job):
+            stored.update(table["path"].to_pylist())
     rows = listed.select(["path", "split", "label", "shard"])
     size = job.image_size
     copies = (job.copies,) if job.views else ()

@@ -104,12 +104,6 @@ def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.Par
         yield file
 
 
-def read_paths(folder: Folder, shard: int, job: Mapping[str, Any]) -> list[str]:
-    """The paths of the rows of one part file; raises as `read_shard` does."""
-    with _part(folder, shard, job) as file:
-        return [str(path) for path in file.read(["path"])["path"].to_pylist()]
-
-
 def read_shard(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Yield the rows of one part file of a job, in tables of bounded size.
 
@@ -207,15 +201,6 @@ def count_rows(folder: Folder, shards: Sequence[int], job: Mapping[str, Any]) ->
             return int(file.metadata.num_rows)
 
     return list(chain.from_iterable(_in_parallel(count, shards)))
-
-
-def with_errors(
-    folder: Folder, shards: Sequence[int], sizes: Sequence[int], job: Mapping[str, Any]
-) -> set[int]:
-    """Those shards that have error rows, or fewer rows than images because a run was killed."""
-    counts = zip(shards, count_rows(folder, shards, job), strict=True)
-    short = {shard for shard, count in counts if count < sizes[shard]}
-    return short.union(read_errors(folder, len(sizes))["shard"].to_pylist()).intersection(shards)
 
 
 def reconcile(folder: Folder, shard_sizes: Sequence[int], job: Mapping[str, Any]) -> pa.Table:
