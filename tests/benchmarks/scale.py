@@ -97,6 +97,7 @@ class Scale:
         write_parquet(keys, 1000, key=[f"{number:09d}" for number in range(self.count)], image=images)
         paths, labels = zip(*((image.path, image.label) for image in synthetic(self.count)), strict=True)
         write_parquet(table, 100_000, path=paths, label=labels)
+        (self.work / paths[0].partition("/")[0]).touch()  # A table without any of its images is refused.
         rows = [
             _row(what, alone(list_images, place), count)
             for what, place, count in (

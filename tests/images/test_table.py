@@ -205,6 +205,12 @@ def test_of_two_columns_that_fit_the_better_name_counts_and_a_warning_names_the_
     assert rows(uri) == [("a.jpg", "validation", "cats")]
 
 
+def test_of_two_spellings_of_a_column_the_plain_one_counts(tmp_path, exist):
+    images = Images.open(write_csv(tmp_path, "path,Label,label\na.jpg,x,y\n"))
+    assert ([row.label for row in images], images.columns["label"]) == (["y"], "label")
+    assert "read from the column label, but Label may contain them too" in images.warnings[0]
+
+
 def test_columns_that_the_user_names(tmp_path, exist):
     uri = write_csv(tmp_path, "path,label,split,foto,breed ,fold\na.jpg,cats,test,b.jpg,pug,train\n")
     images = Images.open(uri, ColumnNames(path="foto", label="breed", split="fold"))
@@ -249,6 +255,8 @@ def test_a_table_from_windows(tmp_path):
     assert "twice" in refusal(write_csv(tmp_path, "path\nimages\\0.jpg\nimages/0.jpg\n"))
     # Elsewhere a backslash is a letter like any other.
     (tmp_path / "a\\b.jpg").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b.jpg").touch()
     images = Images.open(write_csv(tmp_path, "path\na\\b.jpg\n"))
     assert ([row.path for row in images], images.warnings) == (["a\\b.jpg"], [])
 
