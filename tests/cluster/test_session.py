@@ -152,7 +152,7 @@ def test_a_real_ray_lives_as_long_as_the_block():
         "    connected()\n"
         "    child = [c for c in psutil.Process().children(recursive=True) if 'gcs_server' in c.name()][0]\n"
         "    child.kill()\n"
-        "    ray.get(ray.remote(time.sleep).remote(50))\n"
+        "    ray.get(ray.remote(lambda: time.sleep(50)).remote())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["7", "True", "False"], done.stderr

@@ -270,6 +270,22 @@ def test_a_relative_path_is_refused_before_anything_is_sent(words, relative, mon
         assert not sent.called
 
 
+def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL", 0.01)
+    busy = RuntimeError("Request failed with status code 500: No available agent to submit job")
+    opened = jobs.Jobs.__new__(jobs.Jobs)
+    opened._client, opened.address = Mock(), "http://there:8265"
+    opened._client.submit_job.side_effect = [busy, busy, None]
+    assert opened.start("x", "n", {}, {}).id.startswith("n-")
+    opened._client.submit_job.side_effect = RuntimeError("Request failed: no room")
+    with pytest.raises(JobError, match=r"http://there:8265 does not accept the job: .* no room"):
+        opened.start("x", "n", {}, {})
+    opened._client.submit_job.side_effect = busy
+    monkeypatch.setattr(jobs, "_AGENT_SECONDS", 0.1)
+    with pytest.raises(JobError, match="No available agent"):
+        opened.start("x", "n", {}, {})
+
+
 def test_a_job_is_found_by_its_name():
     said: list[str] = []
     opened = jobs.Jobs.__new__(jobs.Jobs)

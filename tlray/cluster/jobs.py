@@ -17,6 +17,8 @@ from tlray.core.runtime import importing
 
 _POLL = 0.3
 """Seconds between two queries for the status of a job."""
+_AGENT_SECONDS = 60
+"""Time in which a cluster that has just been started must accept a job."""
 _ATTEMPTS = 6
 """Failed connections in a row, with ever longer pauses between them, after which a job is given up."""
 
@@ -132,16 +134,31 @@ class Jobs:
         self.address: str = self._client.get_address()
 
     def start(self, entrypoint: str, name: str, environment: dict[str, Any], metadata: dict[str, str]) -> Job:
-        """Start a job. Its id begins with the name, and Ray keeps the metadata with it."""
+        """Start a job. Its id begins with the name, and Ray keeps the metadata with it.
+
+        Raises:
+            JobError: the cluster does not accept the job, also after `_AGENT_SECONDS`.
+        """
         job = f"{name}-{secrets.token_hex(4)}"
-        self._client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=job,
-            # Eager installation would make a node that joins install the packages of all past jobs at once.
-            runtime_env={**environment, "config": {"eager_install": False}},
-            metadata={"job_name": name, **metadata},
-        )
-        return Job(self._client, job)
+        until = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=job,
+                    # Eager installation would make a node that joins install the packages of all past jobs.
+                    runtime_env={**environment, "config": {"eager_install": False}},
+                    metadata={"job_name": name, **metadata},
+                )
+                return Job(self._client, job)
+            except RuntimeError as error:
+                # The dashboard answers some seconds before the process that starts jobs.
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    reason = str(error).strip().partition("\n")[0]
+                    raise JobError(
+                        f"the cluster at {self.address} does not accept the job: {reason}"
+                    ) from error
+            time.sleep(_POLL)
 
     def upload(self, path: str) -> str:
         """Send a zip file of Python packages to the cluster, and return its URI for `py_modules`."""
