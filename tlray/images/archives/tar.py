@@ -80,7 +80,7 @@ class Tar:
         if duplicate is not None:
             raise Damaged(f"it has the member {duplicate!r} twice")
         late = self._samples.late()
-        for name in (name for name, _ in self._listed() if late):
+        for name, _ in self._listed() if late else ():
             if not late.isdisjoint(map(hash, sample_names(name))):
                 raise Damaged(f"the label of {name!r} is too far from it: sort the members by name")
 
