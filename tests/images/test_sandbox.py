@@ -64,7 +64,7 @@ def test_many_slow_images_lower_the_limit_for_the_images_after_them(monkeypatch)
     monkeypatch.setattr(sandbox, "_SLOW_IMAGES", 0.1)
     with sandbox.DecoderProcess(8) as run:
         assert run.limit == 8
-        for _ in range(2):
+        while run.limit == 8:  # Under load, the start of the process takes as long as several images.
             run(eval, b"__import__('time').sleep(0.5)")
         assert run.limit == 0.4
         with pytest.raises(BadImage, match=r"not decoded within 0\.4 s; slow images before it took \d+ s"):
