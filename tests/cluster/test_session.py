@@ -122,16 +122,6 @@ def test_a_ray_that_ends_interrupts_the_block(starts, part, monkeypatch):
     assert starts.log == ["started by ray", "working"]  # A lost Ray is not stopped, which may take a minute.
 
 
-def test_a_head_that_may_be_started_again_is_waited_for(monkeypatch):
-    monkeypatch.setattr(session, "_POLL", 0.05)
-    over = threading.Event()
-    threading.Timer(0.5, over.set).start()
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
-    assert session._watch("there:1", {"its head": ("127.0.0.1", 1)}, over) is None
-    monkeypatch.delenv("RAY_gcs_rpc_server_reconnect_timeout_s")
-    assert session._watch("there:1", {"its head": ("127.0.0.1", 1)}, threading.Event()) is not None
-
-
 @pytest.mark.slow
 def test_a_real_ray_lives_as_long_as_the_block():
     """Its processes end with the thread that started them; and only this machine can reach them."""

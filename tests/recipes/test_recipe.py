@@ -293,7 +293,7 @@ MISTAKES = [
     ("[stages.model]", "[stages.'../model']", ["'../model'", "letters, digits"]),
     ("[stages.model]", "[stages.IMAGES]", ["'IMAGES'", "letters, digits"]),
     ("epochs = 3", "epochs = ", ["not valid TOML", "line 13"]),
-    ('model = "model"', "", ['stage tuned: give model = "STAGE" to start from, or head for a new head']),
+    ('model = "model"', "", ['stage tuned: give model = "STAGE" to start from, or a new head']),
     (SIZE, f"image-size = {2**62}", ["stage features", f"--image-size {2**62}", "at most 16384"]),
     (SIZE, f"image-size = {'9' * 400}", ["stage features", f"--image-size {'9' * 77}...: expected"]),
     (SIZE, f"image-size = {'9' * 5000}", ["not valid TOML", "4300 digits"]),
@@ -552,7 +552,7 @@ def test_run_again(here):
     assert called() == [name for name in first if name != "predict"]
     assert (result.stages[-1].out, result.stages[-1].result) == ("out/predictions.parquet", None)
     # A job that was killed in the middle of its second life goes on.
-    (here / "out" / "predictions.parquet.parts").mkdir()
+    (here / "out" / "predictions.parquet.parts.json").touch()
     run()
     assert called()[-2:] == ["predict", "disconnect"]
 

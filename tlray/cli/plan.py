@@ -42,12 +42,14 @@ def plan(
         tlray plan photos/
         tlray plan s3://bucket/photos --cluster --address HEAD:6379
     """
+    from rich.filesize import decimal
+
     from tlray.features.plan import plan
 
     result = plan(
         images, config, sample=sample, cluster=cluster, address=ray.address, announce=AccountPrinter()
     )
-    size = "" if result.bytes_read is None else f", {_bytes(result.bytes_read)} to read"
+    size = "" if result.bytes_read is None else f", {decimal(result.bytes_read)} to read"
     hours, minutes = result.seconds / 3600, result.seconds / 60
     duration = f"{hours:,.1f} hours" if hours >= 1 else f"{minutes:,.1f} minutes"
     shape = " x ".join(map(str, result.feature_shape))
@@ -59,7 +61,7 @@ def plan(
         ("speed", f"{result.images_per_second:,.1f} images/s, limited by {result.limited_by}"),
         ("time", f"{duration}, and about 20 s to start"),
         ("GPU hours", f"{result.gpu_hours:,.2f}"),
-        ("features", f"{shape} per image, {_bytes(result.bytes_written)} to write"),
+        ("features", f"{shape} per image, {decimal(result.bytes_written)} to write"),
     ]
     words = ["tlray", "extract", images, "--out", "features"]
     words += [f"{option_name(k)}={v}" for k, v in vars(config).items() if v != getattr(ExtractConfig, k)]
@@ -79,11 +81,3 @@ def _kind(kind: KindThroughput, gpus: float) -> str:
         return f"{nodes}{hardware}, which only decode: {times}"
     network = f"{kind.network_ms:.2f} ms in the network{' on a GPU' if gpus else ''}"
     return f"{nodes}{hardware}, {amount(kind.actors, 'actor')}: {times}, {network}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{size:.0f} B"
-        size /= 1000
-    return f"{size:.1f} TB"

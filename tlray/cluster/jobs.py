@@ -110,7 +110,6 @@ class Jobs:
                 from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise UserError(f"{error}: to use jobs on a cluster, pip install 'tlray[cluster]'") from error
-        self._say = say
         if address is not None:
             if (dashboard := _dashboard(address)) != address:
                 say(f"--address {address} is not a dashboard's address; trying {dashboard}\n")
@@ -192,13 +191,11 @@ class Jobs:
         """The job with this id, or the newest with this --name; raises UserError if there is none."""
         jobs = [job for job in self._client.list_jobs() if job.submission_id]
         jobs.sort(key=lambda job: job.start_time or 0)
-        names = {(job.metadata or {}).get("job_name"): job.submission_id for job in jobs if job.metadata}
         ids = [job.submission_id for job in jobs]
-        if name not in ids and name not in names:
+        named = {(job.metadata or {}).get("job_name"): job.submission_id for job in jobs}
+        if name not in (*ids, *named):
             raise unknown("job", name, ids)
-        if name not in ids:
-            self._say(f"the newest job with the name {name} is {names[name]}\n")
-        return Job(self._client, name if name in ids else names[name])
+        return Job(self._client, name if name in ids else named[name])
 
 
 def _dashboard(address: str) -> str:

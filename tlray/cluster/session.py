@@ -27,14 +27,6 @@ _POLL = 1.0
 """Seconds between two checks that Ray still answers."""
 _ATTEMPTS = 3
 """Failed connections to the head in a row after which Ray is lost; Ray itself waits for a minute."""
-_GONE = (
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.ENOENT,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
-    errno.ENOTCONN,
-)
 Connected = Callable[[], None]
 """Waits until this process is connected to Ray; raises UserError if no Ray answers at the address."""
 _Place = tuple[str, int] | socket.socket
@@ -217,13 +209,11 @@ def _processes() -> dict[str, _Place]:
 
 def _watch(address: str | None, processes: Mapping[str, _Place], over: threading.Event) -> JobError | None:
     """Wait until `over` is set, and return None; or return the error if a process of Ray ends before."""
-    # KubeRay sets this time for Ray's processes where a head may be started again.
-    seconds = int(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "0"))  # noqa: SIM112 - Ray's name.
     failures: Counter[str] = Counter()
     while not over.wait(_POLL):
         for name, place in processes.items():
             failures[name] = 0 if _answers(place) else failures[name] + 1
-            if failures[name] == (max(_ATTEMPTS, seconds - 2) if isinstance(place, tuple) else 1):
+            if failures[name] == (_ATTEMPTS if isinstance(place, tuple) else 1):
                 ray = "the local Ray" if address is None else f"the Ray at {address}"
                 return JobError(
                     f"{ray} has ended: {name} does not answer; perhaps it was stopped or out of memory. "
@@ -238,8 +228,8 @@ def _answers(place: _Place) -> bool:
         if isinstance(place, socket.socket):
             return place.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         socket.create_connection(place, timeout=2).close()
-    except OSError as error:  # Others say nothing about that process, e.g. too many open files here.
-        return error.errno not in _GONE and not isinstance(error, TimeoutError)
+    except OSError as error:  # EAGAIN: the connection stands. The others are about this process only.
+        return error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
     return True
 
 

@@ -73,9 +73,8 @@ def submit(
     if lacking:
         tell(f"packages sent with the job: {', '.join(shipped)}\n")
         with tempfile.TemporaryDirectory(prefix="tlray-submit-") as folder:
-            environment["py_modules"] = [
-                jobs.upload(str(wheels.bundle(lacking, Path(folder, "packages.zip"))))
-            ]
+            bundle = wheels.bundle(lacking, Path(folder, "packages.zip"))
+            environment["py_modules"] = [jobs.upload(str(bundle))]
     metadata = {"tlray": __version__, "command": line, "user": getpass.getuser()}
     job = jobs.start(entrypoint, name, environment, metadata)
     tell(f"job {job.id} was sent; its page in the dashboard is {jobs.address}/#/jobs/{job.id}\n")
@@ -127,18 +126,18 @@ def _packages(jobs: Jobs, line: str, tell: Say) -> tuple[list[wheels.Package], l
     cluster = _ask(jobs, list(packages))
     # A worker on another machine may have another state of a package than the head.
     local = wheels.here(packages) if len(jobs.machines()) == 1 else None
+    identities = local.identities if local else {}
     lacking: list[wheels.Package] = []
     for name, package in packages.items():
-        identity = cluster.identities.get(name)
-        if identity and local is not None and identity == local.identities.get(name):
+        if name in identities and identities[name] == cluster.identities.get(name):
             continue
         try:
             if (sent := wheels.lacking(name, package, cluster)) is not None:
                 wheels.needed([*lacking, sent], cluster)
                 lacking.append(sent)
         except UserError as error:
-            words = [rf"(?<![\w-]){re.escape(plugin)}(?![\w-])" for plugin in wheels.plugins(package)]
-            if name == "tlray" or any(re.search(word, line) for word in words):
+            plugins = "|".join(map(re.escape, wheels.plugins(package)))
+            if name == "tlray" or re.search(rf"\b({plugins})\b", line):
                 raise
             tell(f"{name} is not sent with the job, which does not name its plugins: {error}\n")
     return lacking, wheels.needed(lacking, cluster)

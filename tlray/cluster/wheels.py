@@ -29,15 +29,11 @@ import json, os, platform, sys, uuid
 from importlib.metadata import distributions
 from packaging.markers import default_environment
 from packaging.utils import canonicalize_name
-from urllib.parse import unquote, urlsplit
 boot = "/proc/sys/kernel/random/boot_id"
 machine = [platform.node(), open(boot).read() if os.path.exists(boot) else uuid.getnode()]
 def identity(package):
-    origin = json.loads(package.read_text("direct_url.json") or "{}").get("url", "")
-    paths = [package.locate_file(path) for path in package.files or () if path.name == "RECORD"]
-    paths += [unquote(urlsplit(origin).path)] if origin.startswith("file:") else []
-    stats = [os.stat(path) for path in paths if os.path.exists(path)]
-    return stats and machine + [[stat.st_dev, stat.st_ino, stat.st_mtime_ns] for stat in stats]
+    folder = os.stat(package.locate_file(""))
+    return [*machine, folder.st_dev, folder.st_ino]
 packages = {}
 for package in distributions():
     packages.setdefault(canonicalize_name(package.metadata["Name"] or ""), package)
@@ -66,7 +62,7 @@ class Cluster:
     records: Mapping[str, str | None]
     """The RECORD of each package that `PROBE` was asked for; it lists files and digests."""
     identities: Mapping[str, list[Any]] = field(default_factory=dict)
-    """The machine and files of each of these packages; equal ones are one installation, [] is unknown."""
+    """The machine and folder that each of these packages is installed in."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Package:
         return _content((path, _digest(data)) for path, data in self.files.items())
 
     def unpacked(self) -> dict[str, bytes]:
-        """The files as pip would install them, with a version that contains `content`, and no requirements.
+        """The files as pip would install them, with a version that contains `content`.
 
         The processes of the job then tell this package from another state of the same version.
         """
@@ -95,13 +91,9 @@ class Package:
         files = {}
         for path, data in self.files.items():
             _, in_about, name = path.partition(".dist-info/")
-            _, in_data, place = path.partition(".data/")
-            if in_about:
-                files[f"{about}/{name}"] = _metadata(data, version) if name == "METADATA" else data
-            elif not in_data:
-                files[path] = data
-            elif place.startswith(("purelib/", "platlib/")):
-                files[place.partition("/")[2]] = data
+            files[f"{about}/{name}" if in_about else path] = data
+        line = f"Version: {version}".encode()
+        files[f"{about}/METADATA"] = re.sub(rb"(?m)^Version:.*", line, files[f"{about}/METADATA"], count=1)
         rows = [f'"{path}",{_digest(data)},{len(data)}' for path, data in files.items()]
         files[f"{about}/RECORD"] = "\n".join([*rows, f'"{about}/RECORD",,\n']).encode()
         return files
@@ -259,14 +251,6 @@ def _content(rows: Iterable[tuple[str, str]]) -> str:
             # The name of the .dist-info folder contains the version.
             lines.add(f"{name if about else path} {digest}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
-
-
-def _metadata(data: bytes, version: str) -> bytes:
-    """Replace the version in a METADATA file, and remove the requirements."""
-    head, separator, description = data.decode().partition("\n\n")
-    head = re.sub(r"^Version:.*", f"Version: {version}", head, count=1, flags=re.M)
-    head = re.sub(r"^Requires-Dist:.*\n?", "", head, flags=re.M)
-    return (head.rstrip("\n") + separator + description).encode()
 
 
 def read_probe(printed: str) -> Cluster | None:

@@ -5,8 +5,7 @@ a private name. `pyproject.toml` allows no later minor version of Ray, Keras and
 
 `cluster.session` sets these environment variables, which Ray reads but does not document, and says why:
 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S, RAY_TRAIN_METRICS_ENABLED, RAY_TRAIN_ENABLE_PREEMPTION_WATCHER,
-RAY_prestart_worker_first_driver, RAY_ENABLE_AUTO_CONNECT (ray#31060), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER. It
-also heeds RAY_gcs_rpc_server_reconnect_timeout_s.
+RAY_prestart_worker_first_driver, RAY_ENABLE_AUTO_CONNECT (ray#31060), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER.
 """
 
 from __future__ import annotations

@@ -70,15 +70,13 @@ def _check_output(stage: Stage, out: str) -> None:
 
 def _columns(stages: Sequence[Stage]) -> ColumnNames:
     """The columns that all stages which read the images must name alike."""
-    readers = [stage for stage in stages if IMAGES in stage.inputs.values()]
-    columns = [ColumnNames.of(stage.config) for stage in readers]
-    for stage, named in zip(readers, columns, strict=True):
-        if named != columns[0]:
-            raise UserError(
-                f"the stages {readers[0].name} and {stage.name} read different columns of the images: "
-                "give both the same path-column, label-column and split-column"
-            )
-    return columns[0] if columns else ColumnNames()
+    columns = {ColumnNames.of(stage.config): stage for stage in stages if IMAGES in stage.inputs.values()}
+    if len(columns) > 1:
+        raise UserError(
+            f"the stages {' and '.join(stage.name for stage in columns.values())} read different columns of "
+            "the images: give them the same path-column, label-column and split-column"
+        )
+    return next(iter(columns), ColumnNames())
 
 
 def _check_settings(settings: Any) -> None:

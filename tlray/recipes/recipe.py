@@ -152,6 +152,7 @@ def run(
     stages = read(recipe, sets).stages
     # These imports take time; after `read`, they do not delay the message about a mistake in the recipe.
     from tlray.cluster import session
+    from tlray.images.account import warn
     from tlray.recipes import preflight
     from tlray.training import checks
 
@@ -164,7 +165,7 @@ def run(
         for number, stage in enumerate(stages, start=1):
             say(f"stage {number} of {len(stages)}: {stage.line(images, out)}")
             stage_started = time.monotonic()
-            result = _run(stage, images, out, address, report, progress, announce)
+            result = _run(stage, images, out, address, report, progress, announce or warn)
             results.append(
                 StageResult(
                     stage=stage.name,
@@ -185,7 +186,7 @@ def _run(
     address: str | None,
     report: Report,
     progress: ProgressBar,
-    announce: Announce | None,
+    announce: Announce,
 ) -> Record | None:
     """Run one stage and return its result; None if its output is complete and it must not run again."""
     if stage.is_complete(out):
@@ -206,7 +207,7 @@ def _run(
             out=stage.output(out),
             config=stage.settings(out),
             address=address,
-            **{name: callbacks[name] for name in command.callbacks if callbacks[name] is not None},
+            **{name: callbacks[name] for name in command.callbacks},
         )
     return result
 

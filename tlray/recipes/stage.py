@@ -132,8 +132,7 @@ class Stage:
         output = self.output(out)
         if COMMANDS[self.command].resumes or not Folder.open(output).is_file():
             return False
-        # A job that is interrupted while it writes its files leaves one of these.
-        return not any(Folder.open(output + end).exists() for end in (".parts", ".parts.json"))
+        return not Folder.open(f"{output}.parts.json").exists()  # An interrupted job leaves this file.
 
     def settings(self, out: str) -> Any:
         """The settings for a run in the folder `out`: a path that the recipe sets is below it."""
@@ -184,9 +183,9 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
     inputs = {}
     for needed in command.inputs:
         source = values.pop(needed.name, needed.default)
-        if source is None and needed.optional and not values.get("head"):
-            raise UserError(f'{where}: give {needed.name} = "STAGE" to start from, or head for a new head')
         if source is None and needed.optional:
+            if not values.get("head"):
+                raise UserError(f'{where}: give {needed.name} = "STAGE" to start from, or a new head')
             continue
         if source is None or (source != needed.default and earlier.get(source) not in needed.makers):
             raise _wrong_source(where, needed, source, earlier)
