@@ -1,6 +1,7 @@
 """Checkpoints of a training in the command's own process: whole or not there."""
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -42,9 +43,8 @@ def test_the_last_checkpoint_comes_back_in_another_process(work, state):
     for number in range(12):
         (state / "state.npz").write_bytes(b"%d" % number)
         first.save(str(state))
-    # The mark of a whole checkpoint does not come along: it has to come last when the copy is saved again.
     assert contents(LocalWorker(work, print)) == {"state.npz": b"11", "logs/events": b"2"}
-    assert len(work.names("local")) == 1
+    assert len(work.names()) == 1
 
 
 def test_a_checkpoint_that_was_not_finished_is_none(work, state, monkeypatch):
@@ -53,13 +53,13 @@ def test_a_checkpoint_that_was_not_finished_is_none(work, state, monkeypatch):
     before = contents(worker)
     (state / "state.npz").write_bytes(b"new")
 
-    def killed(folder: Folder, name: str, data: bytes, write=Folder.write) -> None:
-        if name.endswith("whole"):
+    def killed(archive: ZipFile, path: Path, name: Path, write=ZipFile.write) -> None:
+        write(archive, path, name)
+        if path.name == "state.npz":
             raise KeyboardInterrupt
-        write(folder, name, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Folder, "write", killed)
+        patched.setattr(ZipFile, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             worker.save(str(state))
     assert contents(LocalWorker(work, print)) == before

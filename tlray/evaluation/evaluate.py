@@ -21,7 +21,7 @@ from tlray.core.storage import Folder, StrPath
 from tlray.evaluation import model_inference
 from tlray.evaluation.report import check_folder, write_report
 from tlray.evaluation.scores import Evaluation, Tally
-from tlray.features import inference
+from tlray.features import inference, part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import copies
 from tlray.images.bad_image import BadImage
@@ -98,7 +98,7 @@ def evaluate(
                 if label is not None and split in (None, name)
             ):
                 raise JobError(f"images of {folder.uri} were added or removed just now: run it again")
-            batches: Iterator[Rows] = map(Rows.of, model_inference.tables(job))
+            batches: Iterator[Rows] = map(Rows.of, part_files.read_parts(job.index))
             root: Folder | None = source.root
         else:
             batches, root = _from_features(trained, features, split), _root_of_images(features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import astuple
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from tlray.cluster import session
 from tlray.core.config import RunConfig
 from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder, StrPath
-from tlray.features import inference, part_files
+from tlray.features import inference
 from tlray.features.bottleneck import ShardTiming
 from tlray.features.inference_tasks import InferenceJob
 from tlray.images.conventions import ColumnNames
@@ -69,11 +69,6 @@ def run(
             connected,
         )
         return job, timings, inference.reconcile(job)
-
-
-def tables(job: InferenceJob) -> Iterator[pa.Table]:
-    """Return all rows of a finished job, in tables of bounded size."""
-    return part_files.read_parts(job.index)
 
 
 def images_of(model: Model, uri: StrPath, config: RunConfig) -> Images:

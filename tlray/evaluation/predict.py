@@ -140,9 +140,8 @@ class _Output:
     def open(cls, out: str, job: dict[str, Any]) -> _Output:
         if not out.endswith(_SUFFIXES):
             raise UserError(f"--out {out}: expected a file name that ends with {' or '.join(_SUFFIXES)}")
-        file = Folder.open(out)
-        path, _, name = file.path.rpartition("/")
-        folder = Folder(file.filesystem, path or "/", file.uri.rpartition("/")[0])
+        parent, slash, name = out.rpartition("/")
+        folder = Folder.open(parent + slash)
         stem, _, suffix = name.rpartition(".")
         parts = folder.child(f"{name}.parts")
         return cls(folder, name, f"{stem}.errors.{suffix}", f"{name}.parts.json", parts, job)
@@ -232,10 +231,8 @@ def _run(
     output.folder.write(output.begun, dump({"job": output.job, "result": result}).encode())
     if errors.num_rows:
         _write(output.folder, output.errors, [errors], model)
-    tables = model_inference.tables(job)
-    _write(
-        output.folder, output.name, (_columns(table, model.classes, config.top) for table in tables), model
-    )
+    tables = (_columns(table, model.classes, config.top) for table in part_files.read_parts(job.index))
+    _write(output.folder, output.name, tables, model)
     return result
 
 

@@ -25,7 +25,8 @@ from tlray.core.storage import Folder
 from tlray.images.index import Index
 
 ERRORS = pa.schema([(name, pa.string()) for name in ("path", "split", "label", "stage", "error", "message")])
-_COLUMNS = ["path", "split", "label"]
+_TEXTS = pa.schema(list(ERRORS)[:3])
+"""The columns of a part file before the features."""
 _AGAIN = "and run again the command that made it"
 _ROW_GROUP_BYTES = 16 << 20
 _THREADS, _CHUNK = 16, 1024
@@ -95,12 +96,10 @@ def _part(folder: Folder, shard: int, job: Mapping[str, Any]) -> Iterator[pq.Par
             raise ValueError("it was written by another job")
         if values.get("shard") != shard:
             raise ValueError(f"it is a copy of shard {values.get('shard')}")
-        names, kinds = file.schema_arrow.names, file.schema_arrow.types
-        if names != [*_COLUMNS, "features"] or kinds[:3] != [pa.string()] * 3:
+        *texts, features = file.schema_arrow
+        is_tensor = features.name == "features" and isinstance(features.type, pa.FixedShapeTensorType)
+        if pa.schema(texts) != _TEXTS or not is_tensor or math.prod(features.type.shape) > MAX_VALUES:
             raise ValueError(f"its columns are {', '.join(map(str, file.schema_arrow))}")
-        tensor = kinds[3]
-        if not isinstance(tensor, pa.FixedShapeTensorType) or math.prod(tensor.shape) > MAX_VALUES:
-            raise ValueError(f"its features are {tensor}")
         yield file
 
 
@@ -128,7 +127,7 @@ def read_parts(index: Index, shards: int | None = None) -> Iterator[pa.Table]:
         errors = all_errors.filter(pc.field("shard") == shard)["path"].combine_chunks()
         expected, start = images.filter(pc.invert(pc.is_in(images["path"], errors))), 0
         for table in read_shard(folder, shard, index.job):
-            if not table.select(_COLUMNS).equals(expected.slice(start, table.num_rows)):
+            if not table.select(_TEXTS.names).equals(expected.slice(start, table.num_rows)):
                 raise _mismatch(folder, shard, "other rows than its images in the index")
             start += table.num_rows
             values = table["features"].combine_chunks().to_numpy_ndarray()

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from tlray.core.config import ExtractConfig
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import package_versions
 from tlray.core.results import Account
-from tlray.core.runtime import prepare_keras
 from tlray.core.settings import COUNT, check, configured
 from tlray.core.storage import Folder, StrPath
 from tlray.features import part_files, throughput
@@ -29,7 +27,7 @@ from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images, Listed
 from tlray.images.loader import ImageLoader
-from tlray.models.compiled import Network, compile_network
+from tlray.models.compiled import Network
 from tlray.models.frozen import FrozenPart
 
 
@@ -88,7 +86,8 @@ def plan(
     source = Images.open(images, ColumnNames.of(config))
     frozen = FrozenPart.decide(config)
     tally = Tally()
-    count, size, chosen = _survey(source, sample, tally)
+    size, chosen = _survey(source, sample, tally)
+    count = tally.counts.total()
     account = tally.account(source, complete=True)
     announce(account)
     image_size, packages = frozen.provenance.image_size, package_versions(frozen.provenance.package)
@@ -99,7 +98,7 @@ def plan(
             pool = nodes.pool(config.actor_range, config.gpus_per_actor)
             costs = throughput.measure_kinds(pool, _measure, frozen.loader(), *arguments)
     else:
-        pool, costs = _local(_measure(True, partial(_load, frozen), *arguments))
+        pool, costs = _local(_measure(True, frozen.compile, *arguments))
     estimate = throughput.estimate(costs, pool)
     seconds = count / estimate.images_per_second
     cost = next(cost for _, cost in costs.values() if cost.network is not None)
@@ -116,11 +115,6 @@ def plan(
         feature_shape=cost.row_shape or [],
         bytes_written=round(count * (cost.row_bytes or 0)),
     )
-
-
-def _load(frozen: FrozenPart) -> Network:
-    prepare_keras()
-    return compile_network(frozen.build(), frozen.provenance.image_size, frozen.provenance.precision)
 
 
 def _local(cost: Cost) -> tuple[nodes.Pool, dict[Kind, tuple[int, Cost]]]:
@@ -171,16 +165,11 @@ def _measure(
     return Cost(read, decode, compute, errors, list(features.shape[1:]), written)
 
 
-def _survey(source: Iterable[Listed], sample: int, tally: Tally) -> tuple[int, int | None, list[Listed]]:
-    """The number of images, the sum of their known sizes, and an even sample of them (reservoir sampling).
-
-    `tally` counts them by split and label.
-    """
-    draw = random.Random(0)
-    count, size = 0, None
+def _survey(source: Iterable[Listed], sample: int, tally: Tally) -> tuple[int | None, list[Listed]]:
+    """Count the images; return the sum of their known sizes, and an even sample (reservoir sampling)."""
+    draw, size = random.Random(0), None
     chosen: list[Listed] = []
-    for image in source:
-        count += 1
+    for count, image in enumerate(source, 1):
         tally.add(image.split, image.label)
         if image.size is not None:
             size = (size or 0) + image.size
@@ -188,7 +177,7 @@ def _survey(source: Iterable[Listed], sample: int, tally: Tally) -> tuple[int, i
             chosen.append(image)
         elif (place := draw.randrange(count)) < sample:
             chosen[place] = image
-    return count, size, chosen
+    return size, chosen
 
 
 def row_bytes(features: Any, store: str) -> float:

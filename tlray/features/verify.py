@@ -6,14 +6,11 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from tlray.core.errors import JobError
 from tlray.core.record import Record
-from tlray.core.runtime import prepare_keras
 from tlray.core.settings import COUNT, check
 from tlray.core.storage import Folder, StrPath
-from tlray.features import part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
@@ -21,7 +18,6 @@ from tlray.images.index_diff import COLUMNS, Changes, IndexDiff
 from tlray.images.listing import Images
 from tlray.images.loader import ImageLoader
 from tlray.images.reader import Place
-from tlray.models.compiled import compile_network
 from tlray.models.frozen import FrozenPart
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
@@ -29,7 +25,6 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 additions, which matters more in a lower precision."""
 _STORED = 1e-3
 """The tolerance that storing as float16 adds."""
-_SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +63,20 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
     source = Images.open(images, ColumnNames.of(job)).assign(job.split, job.seed or 0)
     frozen = FrozenPart.of(data.provenance)
     errors = data.check()
-    for _ in data.batches():  # Reading them compares all checksums, and all rows with the index.
-        pass
+    rows = _sample(data, sample)
     # Compare by time only at the original place: copying a file changes its time.
     diff = IndexDiff(data.index().tables(*COLUMNS), by_time=Folder.open(images).uri == data.facts["images"])
     for _ in diff.new(source):
         pass
-    rows = _sample(data, sample)
     pixels = []
-    size, max_pixels = data.provenance.image_size, job.max_pixels
-    with ImageLoader(source.root, size, max_pixels) as load:
+    with ImageLoader(source.root, data.provenance.image_size, job.max_pixels) as load:
         for path in rows.paths:
             try:
                 pixels.append(load(Place(path)))
             except BadImage as bad:
                 reason = f"{bad.message} ({bad.error})"
                 raise JobError(f"{path} was good when it was extracted, and is bad now: {reason}") from bad
-    prepare_keras()
-    network = compile_network(frozen.build(), data.provenance.image_size, data.provenance.precision)
+    network = frozen.compile()
     stored = rows.features.reshape(len(rows.paths), -1).astype(np.float64)
     batches = [network(np.stack(pixels[start : start + 32])) for start in range(0, len(pixels), 32)]
     computed = np.concatenate(batches).reshape(stored.shape)
@@ -110,18 +101,16 @@ def verify(features: StrPath, images: StrPath, *, sample: int = 64) -> Verificat
 
 
 def _sample(data: FeatureSet, count: int) -> Rows:
-    """Random rows from a few shards, because a large set must not be read completely."""
-    draw = random.Random(0)
-    shards = sorted(draw.sample(range(data.manifest.shards), min(_SHARDS, data.manifest.shards)))
-    job = data.manifest.job.to_json()
-    sizes = part_files.count_rows(data.folder, shards, job)
-    chosen = set(draw.sample(range(sum(sizes)), min(count, sum(sizes))))
+    """Read all rows, which compares their checksums, and their names with the index; return random ones."""
+    total = data.manifest.rows
+    chosen = np.zeros(total, bool)
+    chosen[random.Random(0).sample(range(total), min(count, total))] = True
     parts, start = [], 0
-    for table in (table for shard in shards for table in part_files.read_shard(data.folder, shard, job)):
-        mask = [start + row in chosen for row in range(table.num_rows)]
-        start += table.num_rows
-        if any(mask):
-            parts.append(Rows.of(table.filter(pa.array(mask))))
+    for rows in data.batches():
+        end = start + len(rows.paths)
+        if chosen[start:end].any():
+            parts.append(rows.where(chosen[start:end]))
+        start = end
     if not parts:
         raise JobError(f"{data.folder.uri} has no rows to compare")
     return Rows.join(parts, (0, *data.shape))

@@ -139,8 +139,13 @@ class FrozenPart:
             raise UserError(f"{self.backbone.name} at {self.provenance.image_size} px: {reason}") from error
         return network
 
+    def compile(self, cpus: int = 0) -> Network:
+        """Build the network and compile it, for all CPUs or for this many; raises as `build` does."""
+        prepare_keras(cpus)
+        return compile_network(self.build(), self.provenance.image_size, self.provenance.precision)
+
     def loader(self) -> Callable[[], Network]:
-        """Return a function that builds the network in an actor. Ray's object store carries the weights."""
+        """Return a function that compiles the network in an actor. Ray's object store carries the weights."""
         import ray
 
         return partial(_load, self.backbone, ray.put(list(self.arrays)), self.provenance)
@@ -149,6 +154,4 @@ class FrozenPart:
 def _load(backbone: Backbone, arrays: Any, provenance: Provenance) -> Network:
     import ray
 
-    prepare_keras(len(os.sched_getaffinity(0)))
-    frozen = FrozenPart(backbone, ray.get(arrays), provenance)
-    return compile_network(frozen.build(), provenance.image_size, provenance.precision)
+    return FrozenPart(backbone, ray.get(arrays), provenance).compile(len(os.sched_getaffinity(0)))
