@@ -442,7 +442,7 @@ def test_a_split_of_a_stage_that_reads_features():
     assert 'stage tuned has split, but images = "features" is a feature set' in message
 
 
-OUTSIDE = ("/etc", "../x", "a/../../x", "s3://bucket/x", "link", "link/x", ".", "a//b")
+OUTSIDE = ("/etc", "../x", "a/../../x", "s3://bucket/x", "link", "link/x", ".", "a/b")
 STAGES = ("features", "model/x", "predictions.parquet.parts")
 
 
@@ -451,12 +451,12 @@ def test_a_recipe_writes_only_below_its_results_and_not_into_those_of_a_stage(he
     (here / "out").mkdir()
     (here / "out" / "link").symlink_to(here / "images")
     message = refusal(f"predictions.annotate={path}")
-    assert f"stage predictions: annotate = {path!r}: expected the name of a folder" in message
+    assert f"stage predictions: annotate = {path!r}: expected letters, digits, - and _" in message
 
 
 def test_a_folder_of_copies_is_below_the_results(here):
-    run("predictions.annotate=copies/all")
-    assert dict(CALLS)["predict"]["config"].annotate == "out/copies/all"
+    run("predictions.annotate=copies")
+    assert dict(CALLS)["predict"]["config"].annotate == "out/copies"
     (*_, stage) = recipe.read("mine.toml", ["annotate=copies"]).stages
     assert stage.line().endswith(" --annotate DIR/copies")
 

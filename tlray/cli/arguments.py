@@ -59,8 +59,8 @@ Images = Annotated[
         metavar="IMAGES",
         help="Folder with one folder of images for each class, which may lie in `train/`, `validation/` and "
         "`test/`; or a folder of images without labels; a .tar or .parquet file that contains images; a "
-        ".parquet or .csv table with a column `path` and optional columns `label` and `split`; or a single "
-        "image. It is local, or a URI such as s3://bucket/photos.",
+        ".parquet, .csv, .tsv or .jsonl table with a column `path` and optional columns `label` and `split`; "
+        "or a single image. It is local, or a URI such as s3://bucket/photos.",
     ),
 ]
 Features = Annotated[
@@ -91,8 +91,8 @@ Dashboard = Annotated[
     option(
         "--address URL",
         CLUSTER,
-        "Address of the cluster's dashboard, e.g. http://HEAD:8265, which is not the address of Ray that "
-        "other commands take. Default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else a Ray that runs on "
-        "this machine.",
+        "Address of the cluster's dashboard, e.g. http://HEAD:8265. For Ray's own address, e.g. HEAD:6379, "
+        "tlray tries port 8265 of the same host. Default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else a "
+        "Ray that runs on this machine.",
     ),
 ]

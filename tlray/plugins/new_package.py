@@ -35,8 +35,6 @@ def create(name: str, kind: str) -> list[Path]:
     """
     module = name.replace("-", "_")
     groups = {noun: group for group, noun in registry.NOUNS.items()}
-    if kind not in groups:
-        raise UserError(f"--kind {kind}: expected one of {', '.join(groups)}")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise UserError(
             f"{name!r} is not a valid plugin name: expected small letters, digits and -, as in my-net"

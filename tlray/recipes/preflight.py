@@ -37,7 +37,7 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
         if isinstance(stage.config, FinetuneConfig):
             _check_finetune(stage, stage.config, by_name)
         if (copies := getattr(stage.config, "annotate", None)) is not None:
-            _check_below(stage, copies, Folder.open(out), by_name)
+            _check_copies(stage, copies, Folder.open(out), by_name)
     if any(getattr(stage.config, "classes", None) for stage in stages):
         labels = training_classes(Counter((image.split, image.label) for image in source))
         for stage in stages:
@@ -91,16 +91,13 @@ def _check_settings(settings: Any) -> None:
         checks.check(replace(settings, classes=None), ("", ""), "")
 
 
-def _check_below(stage: Stage, name: str, out: Folder, by_name: Mapping[str, Stage]) -> None:
-    """Raise UserError unless a path in a recipe is below the folder of the results, apart from all stages."""
-    parts = name.split("/")
-    leads_away = out.is_local and not os.path.realpath(out.join(name)).startswith(
-        os.path.join(os.path.realpath(out.path), "")
-    )
-    if leads_away or {"", ".", ".."} & {*parts} or parts[0].partition(".")[0] in by_name:
+def _check_copies(stage: Stage, name: str, out: Folder, by_name: Mapping[str, Stage]) -> None:
+    """Raise UserError unless `annotate` names a folder in that of the results, apart from all stages."""
+    is_link = out.is_local and os.path.islink(out.join(name))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in by_name or is_link:
         raise UserError(
-            f"stage {stage.name}: annotate = {name!r}: expected the name of a folder for the copies, below "
-            f"{out.uri} and not the output of a stage"
+            f"stage {stage.name}: annotate = {name!r}: expected letters, digits, - and _, as a name for the "
+            f"folder of the copies in {out.uri}, which is no link and no output of a stage"
         )
 
 
