@@ -169,8 +169,7 @@ def test_the_stream_gives_the_views_of_its_own_rows(images, ray, tmp_path):
         "views": views,
         "image_size": SIZE,
         "load_network": frozen.loader(),
-        "max_pixels": 10_000,
-        "seconds_per_image": 60,
+        "limits": (10_000, 60),
     }
     source = ViewSource(root=root, images=ray_module.put(pa.table(places)), **work)
     for rank in (0, 1):

@@ -17,7 +17,7 @@ from tlray.cluster import nodes
 from tlray.core.config import InferenceConfig
 from tlray.core.errors import JobError
 from tlray.core.storage import Folder
-from tlray.features import part_files
+from tlray.features import feature_set, part_files
 from tlray.features.bottleneck import ShardTiming
 from tlray.images.augment import Views
 from tlray.images.bad_image import BadImage
@@ -86,11 +86,9 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
     if job.retry_errors and job.out.is_file(part_files.part_name(shard)):
         for table in part_files.read_shard(job.out, shard, job.index.job):
             stored.update(table["path"].to_pylist())
-    rows = listed.select(["path", "split", "label", "shard"])
-    size = job.image_size
-    copies = (job.copies,) if job.views else ()
-    pixels = np.zeros((rows.num_rows, *copies, size, size, 3), np.uint8)
-    errors: list[tuple[str | None, ...]] = [(None, None, None)] * rows.num_rows
+    size, count = job.image_size, listed.num_rows
+    pixels = np.zeros((count, *((job.copies,) if job.views else ()), size, size, 3), np.uint8)
+    errors: list[tuple[str | None, ...]] = [(None, None, None)] * count
     places = zip(*(listed[name].to_pylist() for name in Place._fields), strict=True)
     started = time.perf_counter()
     limits = job.settings.max_pixels, job.settings.seconds_per_image
@@ -109,12 +107,12 @@ def decode_shard(row: pa.Table, job: InferenceJob) -> pa.Table:
                 errors[number] = bad.stage, bad.error, bad.message
     # Everything except reading counts as decoding, including the views and the start of a process.
     decode_seconds = time.perf_counter() - started - load.read_seconds
-    for name, column in zip(("stage", "error", "message"), zip(*errors, strict=True), strict=True):
-        rows = rows.append_column(name, pa.array(column, pa.string()))
-    rows = rows.append_column("stored", pa.array([path in stored for path in listed["path"].to_pylist()]))
-    for name, seconds in (("read_seconds", load.read_seconds), ("decode_seconds", decode_seconds)):
-        rows = rows.append_column(name, pa.array([seconds] * rows.num_rows))
-    return pack(rows.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)))
+    columns = {name: listed[name] for name in ("path", "split", "label", "shard")}
+    for name, values in zip(("stage", "error", "message"), zip(*errors, strict=True), strict=True):
+        columns[name] = pa.array(values, pa.string())
+    columns["stored"] = pa.array([path in stored for path in listed["path"].to_pylist()])
+    columns |= {"read_seconds": [load.read_seconds] * count, "decode_seconds": [decode_seconds] * count}
+    return pack(pa.table({**columns, "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)}))
 
 
 class NetworkActor:
@@ -187,13 +185,10 @@ class NetworkActor:
         """The features of all rows of a shard: those of its part file, and those computed now."""
         tables = part_files.read_shard(self.job.out, shard, self.job.index.job)
         merged = np.empty((len(stored), *self.shape), self.job.store)
-        merged[stored] = np.concatenate(
-            [table["features"].combine_chunks().to_numpy_ndarray() for table in tables]
-        )
+        merged[stored] = np.concatenate([feature_set.Rows.of(table).features for table in tables])
         if not stored.all():
             merged[~stored] = np.concatenate(list(computed))
-        for start in range(0, len(merged), self.job.batch_size):
-            yield merged[start : start + self.job.batch_size]
+        yield merged
 
     def _features(self, pixels: npt.NDArray[np.uint8], paths: pa.ChunkedArray) -> Iterator[npt.NDArray[Any]]:
         rows = max(1, self.job.batch_size // self.job.copies)

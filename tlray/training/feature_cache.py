@@ -129,8 +129,7 @@ class FeatureCache:
             images=ray.put(listed.filter(pc.invert(is_bad))),
             views=self.views,
             image_size=self.starting_point.frozen.provenance.image_size,
-            max_pixels=self.config.max_pixels,
-            seconds_per_image=self.config.seconds_per_image,
+            limits=(self.config.max_pixels, self.config.seconds_per_image),
             load_network=self.starting_point.frozen.loader(),
         )
 

@@ -133,22 +133,18 @@ def _from_images(
     path: StrPath,
     out: Folder,
     config: FinetuneConfig,
-    model: StrPath | None,
+    start: StrPath | None,
     progress: inference.Progress,
     announce: Announce,
 ) -> _Data:
     views = Views(Augmentation.parse(config.augment), config.seed) if config.augment is not None else None
     images, uri = Images.open(path, ColumnNames.of(config)), Folder.open(path).uri
     images.check_outside(out)
-    starting_point = StartingPoint.decide(config, model, None)
+    starting_point = StartingPoint.decide(config, start, None)
     facts: dict[str, Any] = {"images": uri, "split": config.split, "split_seed": config.seed}
-    if (
-        config.split is None
-        and starting_point.model is not None
-        and starting_point.model.manifest.images == uri
-    ):
+    if config.split is None and (model := starting_point.model) and model.manifest.images == uri:
         # Use the split of the model, so that images which it has not been trained on stay held out.
-        facts = {name: getattr(starting_point.model.manifest, name) for name in facts}
+        facts = {name: getattr(model.manifest, name) for name in facts}
     images = images.assign(facts["split"], facts["split_seed"])
     tally, training = Tally(), set()
     for image in images:

@@ -96,24 +96,22 @@ def check_parts(config: TrainConfig, where: str, counts: Counts) -> list[str]:
         raise UserError(
             f"{where} has no training rows: it has the splits {', '.join(names)}; expected `train`, or none"
         )
-    if config.validation_fraction is not None and "validation" in names:
-        raise UserError(
-            f"--validation {config.validation}: {where} already has validation rows; leave out the option"
-        )
-    named = config.validation if config.validation_fraction is None else None
-    if named == "train":
-        raise UserError(
-            "--validation train: the model would be validated on the rows it is trained on; "
-            "give another split, or a fraction such as 0.2"
-        )
+    option, validation = f"--validation {config.validation}", config.validation or "validation"
     if config.validation_fraction is None:
-        account.check_labels(counts, named or "validation")
-        account.check_classes(counts, named or "validation")
-    if named and named not in names:
-        raise UserError(
-            f"--validation {config.validation}: {where} has no such split: it has "
-            f"{', '.join(names) or 'no splits'}; give one of those, or a fraction such as 0.2"
-        )
+        if validation == "train":
+            raise UserError(
+                f"{option}: the model would be validated on the rows it is trained on; "
+                "give another split, or a fraction such as 0.2"
+            )
+        account.check_labels(counts, validation)
+        account.check_classes(counts, validation)
+        if config.validation and validation not in names:
+            raise UserError(
+                f"{option}: {where} has no such split: it has {', '.join(names) or 'no splits'}; "
+                "give one of those, or a fraction such as 0.2"
+            )
+    elif "validation" in names:
+        raise UserError(f"{option}: {where} already has validation rows; leave out the option")
     has_validation = config.validation is not None or "validation" in names
     _check_counts(config, where, splits["train"] + splits[None], has_validation)
     return account.training_classes(counts)

@@ -64,12 +64,9 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
             work.write(_JOB, dump(job).encode())
         try:
             yield
-        except UserError:
-            if not is_begun:
+        except (UserError, DivergenceError) as error:
+            if not is_begun or isinstance(error, DivergenceError):
                 remove_work(folder)
-            raise
-        except DivergenceError:
-            folder.remove(WORK)
             raise
 
 

@@ -49,10 +49,8 @@ class ViewSource:
     views: Views
     image_size: int
     """The side length of the views, in pixels."""
-    max_pixels: int
-    """A larger image, as width times height, is bad."""
-    seconds_per_image: float
-    """An image that takes longer to decode is bad."""
+    limits: tuple[int, float]
+    """The most pixels of an image, and the most seconds to decode it."""
     load_network: Callable[[], Network]
 
 
@@ -132,8 +130,7 @@ def _decode(batch: dict[str, npt.NDArray[Any]], source: ViewSource, batches: Glo
     size = source.image_size
     pixels = np.zeros((len(rows), size, size, 3), np.uint8)
     images = ray.get(source.images).take(rows).to_pylist()
-    limits = source.max_pixels, source.seconds_per_image
-    with ImageLoader(source.root, size, *limits, in_task=True) as load:
+    with ImageLoader(source.root, size, *source.limits, in_task=True) as load:
         # Read in the order of the listing, because images that are close in an archive are read together.
         for index in np.argsort(rows):
             if not weights[index]:
