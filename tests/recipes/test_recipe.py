@@ -275,8 +275,8 @@ def test_a_flag_that_is_off_is_not_in_the_line():
 
 FEATURES, SIZE = 'features = "features"', "image-size = 64"
 MISTAKES = [
-    ("epochs = 3", "epoch = 3", ["stage model", "did you mean epochs?", "allowed: features, epochs"]),
-    ("title =", "titel =", ["'titel'", "did you mean title?", "published", "stages"]),
+    ("epochs = 3", "epoch = 3", ["stage model", "unknown key 'epoch': did you mean epochs"]),
+    ("title =", "titel =", ["unknown key 'titel': did you mean title"]),
     ("title =", "published = 3\ntitle =", ["published = 3", "expected text"]),
     ('title = "mine"', "", ["title is missing"]),
     ('command = "tlray run mine.toml IMAGES --out DIR"', "", ["command is missing"]),
@@ -289,7 +289,7 @@ MISTAKES = [
     ('model = "model"', 'images = "model"', ['"model" is the output of fit', "(features) or IMAGES"]),
     (SIZE, 'image-size = "64"', ["stage features", "image-size = '64'", "a whole number"]),
     (SIZE, "image-size = 0", ["stage features", "--image-size 0", "more than 0"]),
-    (SIZE, 'images = "x"', ["'images'", "allowed"]),
+    (SIZE, 'images = "x"', ["unknown key 'images'", "image-size"]),
     ("[stages.model]", "[stages.'../model']", ["'../model'", "letters, digits"]),
     ("[stages.model]", "[stages.IMAGES]", ["'IMAGES'", "letters, digits"]),
     ("epochs = 3", "epochs = ", ["not valid TOML", "line 13"]),
@@ -411,8 +411,8 @@ def test_set_a_text(text, value):
 BAD_SETS = [
     (f"image-size={'[' * 100_000}", ["image-size = '[[[", "a whole number"]),
     (f"image-size={'9' * 5000}", ["image-size = '999", "a whole number"]),
-    ("epoch=3", ["--set epoch=3", "did you mean epochs?", "image-size", "annotate"]),
-    ("features.epochs=3", ["--set features.epochs=3", "unknown key 'epochs'", "image-size"]),
+    ("epoch=3", ["--set epoch=3", "did you mean epochs"]),
+    ("features.epochs=3", ["--set features.epochs=3", "unknown key 'epochs'"]),
     ("modell.epochs=3", ["--set modell.epochs=3", "no stage 'modell'", "features, model, tuned"]),
     ("epochs", ["--set epochs", "STAGE.KEY=VALUE"]),
     ("=3", ["--set =3", "STAGE.KEY=VALUE"]),

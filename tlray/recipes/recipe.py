@@ -19,7 +19,7 @@ from tlray.core.errors import UserError, unknown
 from tlray.core.record import Record
 from tlray.core.schema import described, shown
 from tlray.core.storage import StrPath
-from tlray.recipes.stage import COMMANDS, IMAGES, Stage, build, unknown_key
+from tlray.recipes.stage import COMMANDS, IMAGES, Stage, build
 
 if TYPE_CHECKING:
     from tlray.images.account import Announce
@@ -100,7 +100,7 @@ def read(recipe: str, sets: Iterable[str] = ()) -> Recipe:
     tables = table.pop("stages", {})
     for key, value in table.items():
         if key not in _HEADER:
-            raise unknown_key(where, key, [*_HEADER, "stages"])
+            raise UserError(f"{where}: {unknown('key', key, [*_HEADER, 'stages'])}")
         if not isinstance(value, str):
             raise UserError(f"{where}: {key} = {shown(value)}: expected text")
     for key in ("title", "command"):
@@ -260,7 +260,7 @@ def _change(change: str, tables: Mapping[str, dict[str, Any]]) -> None:
     kinds = {name: COMMANDS[tables[name]["command"]].kinds for name in ([stage] if dot else tables)}
     candidates = [name for name in kinds if key in kinds[name]]
     if not candidates:
-        raise unknown_key(where, key, dict.fromkeys(chain(*kinds.values())))
+        raise UserError(f"{where}: {unknown('key', key, set(chain(*kinds.values())))}")
     chosen = [name for name in candidates if key in tables[name]] or candidates
     if len({described(kinds[name][key]) for name in chosen}) > 1:
         ways = " or ".join(f"--set {name}.{key}={text}" for name in chosen)

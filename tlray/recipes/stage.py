@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tlray.core import config
-from tlray.core.errors import UserError
+from tlray.core.errors import UserError, unknown
 from tlray.core.schema import coerced, shown
 from tlray.core.settings import option, settings
 from tlray.core.storage import Folder
@@ -175,7 +174,7 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
         if setting == "command":
             continue
         if setting not in kinds:
-            raise unknown_key(f"{where} ({table['command']})", setting, kinds)
+            raise UserError(f"{where} ({table['command']}): {unknown('key', setting, kinds)}")
         try:
             values[setting] = coerced(value, kinds[setting])
         except ValueError as error:
@@ -202,14 +201,6 @@ def build(where: str, name: str, table: Mapping[str, Any], earlier: Mapping[str,
 def key(field: str) -> str:
     """The key of a setting in a recipe: its option without the leading dashes."""
     return option(field).removeprefix("--")
-
-
-def unknown_key(where: str, given: str, allowed: Iterable[str]) -> UserError:
-    """Return the error for an unknown key, with the most similar key and all allowed keys."""
-    names = list(allowed)
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return UserError(f"{where}: unknown key {given!r}{hint}\nallowed: {', '.join(names)}")
 
 
 def _wrong_source(where: str, needed: Input, source: str | None, earlier: Mapping[str, str]) -> UserError:
