@@ -92,11 +92,7 @@ def evaluate(
             job, _, _ = model_inference.run(
                 trained, source.root, chosen, images, parts, config, progress, address
             )
-            if job.index.images != sum(
-                count
-                for (name, label), count in counts.items()
-                if label is not None and split in (None, name)
-            ):
+            if job.index.images != sum(count for label, count in _chosen(counts, split) if label is not None):
                 raise JobError(f"images of {folder.uri} were added or removed just now: run it again")
             batches: Iterator[Rows] = map(Rows.of, part_files.read_parts(job.index))
             root: Folder | None = source.root
@@ -122,7 +118,7 @@ def _evaluation(
     tally = Tally(model.classes)
     for batch in batches:
         tally.add(batch)
-    chosen = [(label, count) for (name, label), count in counts.items() if split in (None, name)]
+    chosen = _chosen(counts, split)
     images = sum(count for label, count in chosen if label is not None)
     # Read in the order of the paths, because images that are close in an archive are read together.
     thumbnails = _thumbnails(root, sorted(path for _, path, _, _ in tally.worst), config) if root else {}
@@ -145,6 +141,11 @@ def _evaluation(
     )
 
 
+def _chosen(counts: Counts, split: str | None) -> list[tuple[str | None, int]]:
+    """Return the labels and the numbers of images of one split, or of all."""
+    return [(label, count) for (name, label), count in counts.items() if split in (None, name)]
+
+
 def _check(counts: Counts, asked: str | None, data: str, model: Model) -> str | None:
     """Check the labels, and return the split to evaluate; None stands for all images."""
     splits = sorted({split for split, _ in counts if split is not None})
@@ -158,7 +159,7 @@ def _check(counts: Counts, asked: str | None, data: str, model: Model) -> str | 
             f"{data} has neither test nor validation images; give --split {splits[0]} to evaluate images "
             "that the model may have been trained on"
         )
-    labels = {label for name, label in counts if split in (None, name) and label is not None}
+    labels = {label for label, _ in _chosen(counts, split) if label is not None}
     if not labels:
         raise UserError(
             f"{data} has no labels to compare with: expected one folder for each class, or a label column"

@@ -240,8 +240,9 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     started = time.monotonic()
     source = Images.open(uri)
     (image,) = source
-    if config.annotate is not None:
-        annotate.check_target(source, Folder.open(config.annotate), model)
+    target = Folder.open(config.annotate) if config.annotate is not None else None
+    if target is not None:
+        annotate.check_target(source, target, model)
     size = model.provenance.image_size
     with ImageLoader(source.root, size, config.max_pixels, config.seconds_per_image) as load:
         pixels = load(image.place)
@@ -253,8 +254,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
     order = np.argsort(-probabilities, kind="stable")[: config.top]
     ranked = {model.classes[index]: float(probabilities[index]) for index in order}
     predicted, probability = next(iter(ranked.items()))
-    if config.annotate is not None:
-        target = Folder.open(config.annotate)
+    if target is not None:
         annotate.check_target(source, target, model, begin=True)
         with DecoderProcess(config.seconds_per_image) as run:
             annotate.annotate_one(

@@ -7,7 +7,6 @@ Training and validation images are two passes; a pass that is complete is not re
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -101,8 +100,7 @@ class FeatureCache:
         writer.finish()
         provenance = self.starting_point.frozen.provenance
         if not self._only_decodes(use):
-            row_bytes = np.dtype(provenance.store).itemsize * math.prod(feature_shape)
-            holdout.check_memory(writer.index.images, row_bytes * copies, self.uri)
+            holdout.check_memory((writer.index.images, copies, *feature_shape), provenance.store, self.uri)
         inference_job = InferenceJob(
             root=self.images.root,
             index=writer.index,

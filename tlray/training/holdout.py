@@ -56,8 +56,7 @@ def part(config: TrainConfig, split: str | None, path: str) -> str | None:
 def load(features: FeatureSet, config: TrainConfig) -> TrainingData:
     """Read the rows of a feature set; raise UserError if they do not fit the settings or the memory."""
     where = features.folder.uri
-    row_bytes = np.dtype(features.provenance.store).itemsize * math.prod(features.shape)
-    check_memory(features.manifest.rows, row_bytes, where)
+    check_memory((features.manifest.rows, *features.shape), features.provenance.store, where)
     parts: dict[str, list[Rows]] = {"training": [], "validation": []}
     for rows in features.batches(labelled=True):
         uses = np.array(
@@ -70,11 +69,12 @@ def load(features: FeatureSet, config: TrainConfig) -> TrainingData:
     return TrainingData(training=training, validation=validation)
 
 
-def check_memory(rows: int, row_bytes: int, where: str) -> None:
+def check_memory(shape: Sequence[int], store: str, where: str) -> None:
     """Raise UserError if features do not fit into memory twice, as read and in Ray's object store."""
     import psutil
 
-    needed, available = 2 * rows * row_bytes, psutil.virtual_memory().available
+    needed = 2 * math.prod(shape) * np.dtype(store).itemsize
+    available = psutil.virtual_memory().available
     if needed > available:
         raise UserError(
             f"training on {where} needs {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
