@@ -119,10 +119,9 @@ def check_parts(config: TrainConfig, where: str, counts: Counts) -> list[str]:
 
 def check_rows(config: TrainConfig, where: str, training: Rows, validation: Rows) -> None:
     """Raise UserError if these rows, without those of bad images, cannot be trained on."""
-    if config.validation_fraction is not None and not (training.paths and validation.paths):
-        empty = "validation" if training.paths else "training"
+    if config.validation_fraction is not None and not validation.paths:
         raise UserError(
-            f"--validation {config.validation} leaves no {empty} rows of {where}: give another fraction"
+            f"--validation {config.validation} holds out no row of {where}: give a larger fraction"
         )
     check_held_out(config, where, training.labels, validation.labels)
     if len(set(training.labels)) < 2:
