@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -55,7 +56,7 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
             raise other_job(folder, "another job, which is not finished", begun, plain(job))
         if not is_begun:
             others = [name for name in folder.names() if not name.endswith(".tmp") and name != WORK]
-            others += [f"{WORK}/{name}" for name in work.names() if not is_temporary(name)]
+            others += [name for name in folder.walk(WORK) if not is_temporary(posixpath.basename(name))]
             if others:
                 raise UserError(
                     f"{folder.uri} is not empty and is no model of tlray (it holds {others[0]}): "
