@@ -20,7 +20,8 @@ from tlray.models.model import Model, ModelManifest
 WORK = ".training"
 """The folder for work in progress, inside the model's folder until the model is complete."""
 _JOB = "job.json"
-_CIRCUMSTANCES = ("workers", "min_workers", "actors", "gpus_per_actor", "max_bad_fraction")
+_RESOURCES = ("workers", "min_workers", "actors", "gpus_per_actor")
+_CIRCUMSTANCES = (*_RESOURCES, "max_bad_fraction", "seconds_per_image")
 """Settings that a job may be continued with other values of."""
 
 
