@@ -1,5 +1,6 @@
 """The Ray of a command: started beside other work, ended with it; without any, nothing is started."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -117,8 +118,10 @@ def test_a_ray_that_ends_interrupts_the_block(starts, part, monkeypatch):
             (head if part == "head" else raylet).close()
             time.sleep(20)
 
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     with head, node, raylet, pytest.raises(JobError, match=f"the Ray at there:1 has ended: its {part} does"):
         work()
+    signal.signal(signal.SIGINT, previous)
     assert starts.log == ["started by ray", "working"]  # A lost Ray is not stopped, which may take a minute.
 
 
@@ -126,7 +129,8 @@ def test_a_ray_that_ends_interrupts_the_block(starts, part, monkeypatch):
 def test_a_real_ray_lives_as_long_as_the_block():
     """Its processes end with the thread that started them; and only this machine can reach them."""
     code = (
-        "import psutil, time\n"
+        "import psutil, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tlray.cluster import session\n"
         "with session.connect(None) as connected:\n"
         "    connected()\n"

@@ -35,6 +35,9 @@ _current: Connected | None = None
 
 
 def _interrupt(error: JobError) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As for background jobs of a shell.
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_status)  # Ray would do the same a minute later, without a word.
     os.kill(os.getpid(), signal.SIGINT)
 
 
