@@ -72,7 +72,7 @@ def test_two_folders_of_one_split_are_merged_and_a_warning_says_so(tmp_path):
     ("names", "inner", "folders"),
     [
         (["archive/train/Cat/a.jpg", "archive/test/Dog/b.jpg"], "archive", "test, train"),
-        (["a/b/train/Cat/a.jpg", "a/b/test/Dog/b.jpg", "a/b/readme.txt"], "a/b", "test, train"),
+        (["a/b/train/Cat/a.jpg", "a/b/test/Dog/b.jpg", "a/b/readme.txt"], "a", "b"),
         (
             ["PetImages/Cat/a.jpg", "PetImages/Dog/b.jpg", "readme.txt", "__MACOSX/x/y.jpg"],
             "PetImages",
@@ -87,7 +87,24 @@ def test_one_folder_too_high(tmp_path, names, inner, folders):
     assert {row.label for row in images} == {inner.removeprefix("data/").partition("/")[0]}
     (warning,) = images.warnings
     assert f"({folders}) are the splits or classes, give {tmp_path}/{inner}" in warning
-    assert Images.open(f"{tmp_path}/{inner}").warnings == []
+    assert len(Images.open(f"{tmp_path}/{inner}").warnings) == (folders == "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "top", "split"),
+    [
+        (["cats/test/2.jpg", "cats/train/1.jpg", "dogs/test/2.jpg"], "cats", "test"),
+        (["images/train/1.jpg", "labels/train/1.txt"], "images", "train"),
+        (["data/cats/1.jpg", "data/dogs/Dev_Set/x/1.jpg"], "dogs", "Dev_Set"),
+    ],
+)
+def test_splits_below_classes(tmp_path, names, top, split):
+    images = Images.open(make(tmp_path, *names))
+    assert {row.split for row in images} == {None}
+    (warning,) = images.warnings
+    assert warning.startswith(
+        f"the images in {top}/{split} have the class {top!r} and no split: if {split!r}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from tests.support.listings import paths, refusal, rows
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images.filetypes import IMAGE_SUFFIXES
-from tlray.images.listing import Images, Listed
-from tlray.images.splitting import assign_split
+from tlray.images.listing import Images, Listed, assign_split
 
 MOMENT = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 

@@ -27,27 +27,25 @@ def account(account: Account) -> list[str]:
     splits = dict(account.splits)
     if splits and (rest := account.images - sum(splits.values())):
         splits["without a split"] = rest
-    number = len(account.classes)
     parts = [_numbers(splits)] if splits else []
-    parts += (
-        [f"{number:,} class{'es' * (number > 1)}: {_numbers(account.classes)}"] if number else ["no labels"]
-    )
-    parts += [f"{account.unlabelled:,} without a label"] if number and account.unlabelled else []
+    if number := len(account.classes):
+        parts.append(f"{number:,} class{'es' * (number > 1)}: {_numbers(account.classes)}")
+    if account.unlabelled:
+        parts.append(f"{account.unlabelled:,} without a label" if number else "no labels")
     so_far = "" if account.complete else " so far"
     lines = [f"found {amount(account.images, 'image')}{so_far}: {'; '.join(parts)}"]
     if account.columns:
         lines.append(", ".join(f"{name}s from {_visible(of)}" for name, of in account.columns.items()))
-    skipped = [_numbers(account.passed_over, after=False)] if account.passed_over else []
+    skipped = [_numbers(account.passed_over)] if account.passed_over else []
     skipped += [f"{account.hidden:,} hidden"] if account.hidden else []
     skipped += [f"{n:,} {name} are not read: {filetypes.remedy(name)}" for name, n in account.unread.items()]
     lines += [f"passed over: {'; '.join(skipped)}"] if skipped else []
     return [escaped(line) for line in (*lines, *(f"warning: {line}" for line in account.warnings))]
 
 
-def _numbers(counts: Mapping[str, int], *, after: bool = True) -> str:
-    """The first ten names with their numbers, which stand after or before the name."""
-    shown = [(_visible(name), f"{number:,}") for name, number in islice(counts.items(), 10)]
-    parts = [f"{name} {number}" if after else f"{number} {name}" for name, number in shown]
+def _numbers(counts: Mapping[str, int]) -> str:
+    """The first ten names with their numbers."""
+    parts = [f"{_visible(name)} {number:,}" for name, number in islice(counts.items(), 10)]
     return ", ".join([*parts, *(["..."] if len(counts) > len(parts) else [])])
 
 

@@ -22,13 +22,6 @@ _TRAINING = (None, "train")
 """The splits whose images are trained on."""
 _BLANK = re.compile("[\\s\u00ad\u200b\u200e\u200f\u2060\ufeff]+")
 """White space, and characters that are never visible."""
-_WAYS: dict[str, Callable[[str], str]] = {
-    "by case": str.casefold,
-    "by spaces, hyphens or underscores": lambda label: re.sub(r"[\s_-]+", "", label).casefold(),
-    "in how a number is written": lambda label: re.sub(r"^0+(?=\d)|(?<=\d)\.0+$", "", label),
-    "by the width of characters": lambda label: unicodedata.normalize("NFKC", label).casefold(),
-}
-"""How two labels of one class may differ, each with a function that removes the difference."""
 _EXAMPLES = 3
 
 
@@ -148,16 +141,15 @@ def _doubts(counts: Counts, images: Images) -> Iterator[str]:
 
 def _alike(counts: Counts) -> Iterator[str]:
     """A warning for each pair of labels that may be of one class; of many pairs, for the first few."""
-    pairs: dict[tuple[str, str], str] = {}
-    for way, form in _WAYS.items():
-        groups = defaultdict(list)
-        for label in sorted({label for _, label in counts if label is not None}):
-            groups[form(label)].append(label)
-        pairs = {(group[0], other): way for group in groups.values() for other in group[1:]} | pairs
-    for first, other in list(pairs)[:_EXAMPLES]:
+    groups = defaultdict(list)
+    for label in sorted({label for _, label in counts if label is not None}):
+        form = re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", label)).casefold()
+        groups[re.sub(r"^0+(?=\d)|(?<=\d)\.0+$", "", form)].append(label)
+    pairs = [(group[0], other) for group in groups.values() for other in group[1:]]
+    for first, other in pairs[:_EXAMPLES]:
         yield (
-            f"the classes {_shown(counts, first)} and {_shown(counts, other)} differ only "
-            f"{pairs[first, other]}: if they are one class, give both the same name"
+            f"the classes {_shown(counts, first)} and {_shown(counts, other)} differ only by case, by spaces "
+            "or hyphens, or in how a number is written: if they are one class, give both the same name"
         )
     if len(pairs) > _EXAMPLES:
         yield f"{len(pairs) - _EXAMPLES:,} more pairs of classes differ as little as these"

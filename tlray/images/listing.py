@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import posixpath
 from collections import Counter
@@ -16,14 +17,12 @@ from pyarrow import fs
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder, StrPath
 from tlray.images import conventions, filetypes
-from tlray.images.archives.base import ArchivedImage, Damaged, compressed
+from tlray.images.archives.base import Damaged, compressed
 from tlray.images.conventions import ColumnNames
 from tlray.images.filetypes import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, TABLE_SUFFIXES
 from tlray.images.layout import Layout
-from tlray.images.metadata import Metadata
 from tlray.images.reader import Place, open_archive
-from tlray.images.splitting import assign_split
-from tlray.images.table import Table
+from tlray.images.table import Metadata, Table
 from tlray.images.walk import Entry, walk
 
 _EXPECTED = (
@@ -120,13 +119,12 @@ class Images:
         if filetypes.valid_text(images.root.path) != images.root.path:
             raise UserError(f"the folder {images.root.path!r} has a name that is not UTF-8: rename it")
         if images._start.is_folder:
-            images._layout = Layout.of(images.root, images._start)
-            images.warnings += images._layout.warnings
+            images._layout = Layout.open(images.root, images._start)
+            images.warnings = images._layout.warnings
         elif filetypes.is_compressed(images._start.path):
             raise compressed(uri)
-        elif images._start.path.lower().endswith(TABLE_SUFFIXES) and not images._is_archive():
-            images._table = Table.open(images.root, images._start.path, columns)
-            images._note(images._table.columns, images._table.warnings)
+        elif images._start.path.lower().endswith(TABLE_SUFFIXES):
+            images._open_table()
         elif filetypes.is_unread(images._start.path):
             remedy = filetypes.remedy(posixpath.splitext(uri)[1])
             raise UserError(f"{uri!r} is an image of a kind that tlray cannot read: {remedy}")
@@ -134,17 +132,27 @@ class Images:
             raise UserError(f"{uri!r} has no extension of an image, archive or table: expected {_EXPECTED}")
         return images
 
+    def _open_table(self) -> None:
+        """Open the given file as a table, unless it contains images."""
+        name = self._start.path
+        try:
+            if filetypes.is_archive(name) and open_archive(self.root, name, self._given) is not None:
+                return
+        except (Damaged, OSError, UnicodeError) as error:
+            raise UserError(f"cannot read the table {self.root.join(name)!r}: {_reason(error)}") from error
+        self._table = Table.open(self.root, name, self._given)
+        self._note(self._table.columns, self._table.warnings)
+
     def __iter__(self) -> Iterator[Listed]:
-        self.passed_over.clear()
-        self.unread.clear()
-        self.unread_classes.clear()
+        for counter in (self.passed_over, self.unread, self.unread_classes):
+            counter.clear()
         self.hidden = 0
         table = self._table
         rows = self._walk() if table is None else (Listed(*row, None, None) for row in table.rows())
         return rows if self._assigned is None else self._with_split(rows, *self._assigned)
 
     def assign(self, fraction: float | None, seed: int) -> Images:
-        """The same images, with splits from `splitting.assign_split`. A fraction of None changes nothing.
+        """The same images, with splits from `assign_split`. A fraction of None changes nothing.
 
         Iteration then raises a UserError if the images have splits already.
         """
@@ -153,15 +161,12 @@ class Images:
         return images
 
     def check_outside(self, out: Folder, name: str = "--out") -> None:
-        """Raise UserError if a job's output in this place would become part of the images.
-
-        `name` is the option that names the place.
-        """
-        if not self._start.is_folder:
-            return
-        inside = [folder.uri for folder in self._layout.folders(self.root) if folder.contains(out)]
-        if inside:
-            raise UserError(f"{name} {out.uri} lies among the images: choose a place outside {inside[0]}")
+        """Raise UserError if a job's output, given by this option, would become part of the images."""
+        for folder in self._layout.folders(self.root) if self._start.is_folder else ():
+            if folder.contains(out):
+                raise UserError(
+                    f"{name} {out.uri} lies among the images: choose a place outside {folder.uri}"
+                )
 
     def _with_split(self, rows: Iterator[Listed], fraction: float, seed: int) -> Iterator[Listed]:
         for row in rows:
@@ -171,17 +176,6 @@ class Images:
                     "leave out --split, or give the folder of one split"
                 )
             yield row._replace(split=assign_split(row.path, fraction, seed))
-
-    def _is_archive(self) -> bool:
-        """Whether the given Parquet file contains images; otherwise it is a table."""
-        place = self.root.join(self._start.path)
-        try:
-            return (
-                filetypes.is_archive(place)
-                and open_archive(self.root, self._start.path, self._given) is not None
-            )
-        except (Damaged, OSError, UnicodeError) as error:
-            raise UserError(f"cannot read the table {place!r}: {_reason(error)}") from error
 
     def _walk(self) -> Iterator[Listed]:
         count = 0
@@ -241,20 +235,16 @@ class Images:
                 return
             self._note(archive.columns)
             for image in archive.images():
-                if isinstance(image, ArchivedImage):
-                    label = image.label if image.label is not None else row.label
-                    if label is None and not archive.has_labels and entry.class_name:
-                        label = entry.class_name
-                        self.columns["label"] = "the names of the tar files"
-                    yield row._replace(
-                        path=f"{row.path}{separator}{image.name}",
-                        split=image.split or split,
-                        label=label or None,
-                        size=image.size,
-                        offset=image.offset,
-                    )
-                else:
+                if isinstance(image, str):
                     yield image
+                    continue
+                path, label = f"{row.path}{separator}{image.name}", image.label
+                label = row.label if label is None else label
+                if label is None and not archive.has_labels and entry.class_name:
+                    label, self.columns["label"] = entry.class_name, "the names of the tar files"
+                yield Listed(
+                    path, image.split or split, label or None, image.size, row.modified, image.offset
+                )
             archive.file.check()
             self._note(archive.columns)
             for kind, warning in archive.warnings.items():
@@ -296,3 +286,13 @@ def _info(given: Folder) -> fs.FileInfo:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
+
+
+def assign_split(path: str, fraction: float, seed: int) -> str:
+    """Choose 'train' with probability `fraction`, else 'test', from the path and the seed alone.
+
+    A path always gets the same split. A larger fraction only moves paths from test to train.
+    """
+    # 48 bits are exact in a float, so a fraction of 1 puts all paths into train.
+    digest = hashlib.blake2b(f"{seed}:{path}".encode(), digest_size=6).digest()
+    return "train" if int.from_bytes(digest, "big") / 2**48 < fraction else "test"

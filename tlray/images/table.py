@@ -1,11 +1,11 @@
-"""Reads a table of image paths (Parquet, CSV, TSV or JSON lines), in the order of its rows."""
+"""Reads tables of image paths: one that the user gives, or a `metadata.csv` or the like beside the images."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -14,17 +14,18 @@ import pyarrow as pa
 from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.images.archives.base import Duplicates
-from tlray.images.conventions import COLUMNS, SPLITS, ColumnNames, split_named
-from tlray.images.filetypes import is_image
+from tlray.images.conventions import COLUMNS, SPLITS, ColumnNames, is_file_name, split_named
 from tlray.images.reader import any_exists
 
 _CHECKED = 100
 """Rows whose images are looked for before the work: if none of them exists, the paths mean something else."""
+_Meaning = tuple[str | None, str | None]
+"""A split and a label."""
 
 
 @dataclass
 class Table:
-    """A table of images, whose paths are relative to the folder that it lies in."""
+    """A table of images (Parquet, CSV, TSV or JSON lines), whose paths are relative to its folder."""
 
     root: Folder
     """The folder that the table lies in."""
@@ -35,8 +36,6 @@ class Table:
     columns: dict[str, list[str]] = field(default_factory=dict, init=False)
     """The columns that may contain "path", "label" and "split"; the first of each is read."""
     warnings: list[str] = field(default_factory=list, init=False)
-    _has_backslashes: bool = field(default=False, init=False)
-    """Whether backslashes in its paths separate folders, as on Windows."""
 
     @property
     def place(self) -> str:
@@ -64,7 +63,12 @@ class Table:
                 f"no column of {name} is named label, class or the like: if one of {', '.join(rest[:5])} "
                 f"is the label, add --label-column {rest[0]}"
             )
-        table._find_images([path for path, *_ in islice(table.rows(), _CHECKED)])
+        paths = [path for path, *_ in islice(table.rows(), _CHECKED)]
+        if paths and not any_exists(root, paths):
+            raise UserError(
+                f"none of the first {len(paths)} paths of the table {table.place!r} exists, "
+                f"e.g. {paths[0]!r}:\nexpected full names with slashes, absolute or relative to its folder"
+            )
         table._check_duplicates()
         return table
 
@@ -86,36 +90,7 @@ class Table:
                     f"{where} has the split {split!r} in its column {self.columns['split'][0]!r}: "
                     f"expected {', '.join(SPLITS)}, or nothing; `--split-column none` ignores the column"
                 )
-            yield self._normal(path), known, label if label and not label.isspace() else None
-
-    def _normal(self, path: str) -> str:
-        """A path as all spellings of it are written here; a URI stays as it is."""
-        if "://" in path:
-            return path
-        if self._has_backslashes:
-            path = path.replace("\\", "/")
-        if not path.startswith("./") and "/./" not in path and "//" not in path:
-            return path
-        # `..` stays, because a link may precede it.
-        parts = "/".join(part for part in path.split("/") if part not in ("", "."))
-        return f"/{parts}" if path.startswith("/") else parts
-
-    def _find_images(self, paths: list[str]) -> None:
-        """Find out how the first paths of the table are written; raise UserError if none of them exists."""
-        windows = [path for path in paths if "\\" in path]
-        as_slashes = [path.replace("\\", "/") for path in windows]
-        if windows and not any_exists(self.root, windows) and any_exists(self.root, as_slashes):
-            self._has_backslashes = True
-            self.warnings.append(f"the backslashes in the paths of {self.name} are read as slashes")
-        elif paths and not any_exists(self.root, paths):
-            names = [name for name in self.root.names() if not is_image(name)][:_CHECKED]
-            folder = next((name for name in names if any_exists(self.root.child(name), paths[:1])), None)
-            remedy = f"; move the table into {folder!r}, where they are" if folder else ""
-            raise UserError(
-                f"none of the first {len(paths)} paths of the table {self.place!r} exists, "
-                f"e.g. {paths[0]!r}:\n"
-                f"expected full names, relative to the folder of the table, or absolute{remedy}"
-            )
+            yield _normal(path), known, label if label and not label.isspace() else None
 
     def _check_duplicates(self) -> None:
         paths = Duplicates()
@@ -169,3 +144,62 @@ class Table:
             if isinstance(error, UnicodeError) or "UTF8" in reason:
                 reason = "its text is not UTF-8; save it as UTF-8"
             raise UserError(f"cannot read the table {self.place!r}: {reason}") from error
+
+
+class Metadata:
+    """The metadata files that a walk has met. Each applies to the images in its folder and the folders there.
+
+    A row takes about 200 bytes of memory until its image is met.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, _Meaning]] = {}
+        """For each folder with a file, the names in its rows."""
+        self._has_labels: dict[str, bool] = {}
+
+    def read(self, root: Folder, path: str, given: ColumnNames) -> Table | None:
+        """Read a file; None if no column is named `file_name`. Raises what `Table.open` raises."""
+        folder, name = posixpath.split(path)
+        inside = root.child(folder) if folder else root
+        column = given.path or next(filter(is_file_name, Table(inside, name).schema().names), None)
+        if column is None:
+            return None
+        table = Table.open(inside, name, replace(given, path=column), only_below=True)
+        same: dict[_Meaning, _Meaning] = {}
+        self._has_labels[folder] = "label" in table.columns
+        self._rows[folder] = {
+            path: same.setdefault((split, label), (split, label)) for path, split, label in table.rows()
+        }
+        return table
+
+    def meaning(self, path: str, split: str | None, label: str | None) -> _Meaning:
+        """The split and label of an image, given those that its folders name."""
+        folder = self._folder(path)
+        if folder is None:
+            return split, label
+        own = self._rows[folder].pop(path[len(folder) :].lstrip("/"), (None, None))
+        # A column of labels replaces the labels of all folders, as in Hugging Face's datasets.
+        return own[0] or split, own[1] if self._has_labels[folder] else label
+
+    def unmet(self) -> Iterator[tuple[str, str | None, str | None]]:
+        """The path, split and label of each row whose image was not met."""
+        for folder, rows in self._rows.items():
+            for name, meaning in rows.items():
+                if self._folder(path := posixpath.join(folder, name)) == folder:
+                    yield path, *meaning
+
+    def _folder(self, path: str) -> str | None:
+        """The folder of the metadata that applies to an image."""
+        while path and self._rows:
+            path = posixpath.dirname(path)
+            if path in self._rows:
+                return path
+        return None
+
+
+def _normal(path: str) -> str:
+    """A path as all spellings of it are written here, though `..` may follow a link; a URI stays as it is."""
+    if "://" in path:
+        return path
+    parts = "/".join(part for part in path.split("/") if part not in ("", "."))
+    return f"/{parts}" if path.startswith("/") else parts

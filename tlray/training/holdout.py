@@ -17,7 +17,7 @@ from tlray.features.feature_set import FeatureSet, Rows
 from tlray.features.part_files import ERRORS
 from tlray.images import account
 from tlray.images.account import Counts, Tally
-from tlray.images.splitting import assign_split
+from tlray.images.listing import assign_split
 from tlray.training.view_stream import ViewSource
 
 

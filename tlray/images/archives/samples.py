@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlray.images.archives.base import ArchivedImage, Damaged
-from tlray.images.conventions import likely_columns, split_named
+from tlray.images.conventions import likely_columns
+from tlray.images.layout import Layout, folders_above
 
 _MAX_WAITING = 1000
 """The most images that wait for their labels. A label that is farther from its image fails the listing."""
@@ -53,11 +54,11 @@ class Samples:
         self._wanted, self._labelled = array("q"), array("q")
         """Hashes of the names for which images found no label, and of the names of all labels."""
         self._unused, self._has_texts = 0, False
-        self._has_splits: bool | None = None
+        self._layout: Layout | None = None
 
     def add(self, image: ArchivedImage) -> Iterator[ArchivedImage]:
         """Add the next image; yields an earlier one."""
-        self.has_labels |= bool(_folders(image.name))
+        self.has_labels |= bool(folders_above(image.name))
         self._waiting.append(image)
         if len(self._waiting) > _MAX_WAITING:
             yield self._next()
@@ -108,7 +109,7 @@ class Samples:
         if not label.used and label.text is not None:
             self._unused += 1
             self.warnings["unused"] = (
-                f"{self._unused:,} labels like {label.member!r} belong to no image: "
+                f"labels without an image: {self._unused:,}, e.g. {label.member!r}; "
                 "an image and its label have the same name but for the suffix"
             )
         if not label.used:
@@ -133,22 +134,16 @@ class Samples:
         return [name for name in names if name.strip() == self._given != "none"]
 
     def _next(self) -> ArchivedImage:
-        if self._has_splits is None:
-            tops = {folders[0] for image in self._waiting if (folders := _folders(image.name))}
-            self._has_splits = bool(tops) and all(map(split_named, tops))
+        if self._layout is None:
+            tops = [folders[0] for image in self._waiting if (folders := folders_above(image.name))]
+            self._layout = Layout.of(list(dict.fromkeys(tops)))
         image = self._waiting.popleft()
-        folders = _folders(image.name)
-        split = split_named(folders[0]) if folders else None
-        if self._has_splits and folders:
-            if split is None:
-                raise Damaged(f"{image.name!r} lies beside folders of splits: make one file for each split")
-            folders.pop(0)
-        elif split is not None:
-            self.warnings["split"] = f"{folders[0]!r} is taken as a class: other folders lie beside it"
-            split = None
+        split, folder = self._layout.meaning(image.name)
+        if self._layout.has_splits and folders_above(image.name) and split is None:
+            raise Damaged(f"{image.name!r} lies beside folders of splits: make one file for each split")
+        self.warnings |= dict(zip(["folders"], self._layout.warnings, strict=False))
         label = self._label_of(image.name)
-        if label is None and folders:
-            label = folders[0]
+        label = folder if label is None else label
         return image._replace(split=split, label=label)
 
     def _label_of(self, image: str) -> str | None:
@@ -172,10 +167,6 @@ def sample_names(image: str) -> Iterator[str]:
     dots = [index for index in range(start, len(image)) if image[index] == "."]
     for end in dict.fromkeys((*dots[:-_MAX_DOTS:-1], dots[0])):
         yield image[:end]
-
-
-def _folders(name: str) -> list[str]:
-    return [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
 
 
 def _line(value: object) -> str:
