@@ -138,11 +138,7 @@ class Index:
 
     def count(self, *columns: str, shards: int | None = None) -> Counter[tuple[str | None, ...]]:
         """The number of images, in the first `shards`, for each combination of values in these columns."""
-        counts: Counter[tuple[str | None, ...]] = Counter()
-        for table in self.tables(*columns, shards=shards):
-            for row in table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist():
-                counts[tuple(row[name] for name in columns)] += row["count_all"]
-        return counts
+        return sum((count_rows(table, *columns) for table in self.tables(*columns, shards=shards)), Counter())
 
     def tables(self, *columns: str, shards: int | None = None) -> Iterator[pa.Table]:
         """These columns of the rows of each piece, as far as the first `shards`; None stands for all."""
@@ -159,6 +155,12 @@ class Index:
             for size in islice(sizes, SHARDS_PER_PIECE):
                 yield table.slice(start, size)
                 start += size
+
+
+def count_rows(table: pa.Table, *columns: str) -> Counter[tuple[str | None, ...]]:
+    """The number of rows for each combination of values in these columns."""
+    groups = table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist()
+    return Counter({tuple(row[name] for name in columns): row["count_all"] for row in groups})
 
 
 def remove_index(folder: Folder) -> None:

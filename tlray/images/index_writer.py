@@ -17,13 +17,14 @@ from tlray.core.manifest import stamp
 from tlray.core.record import plain
 from tlray.core.results import Account
 from tlray.core.storage import Folder, is_temporary
-from tlray.images.account import LabelError, Tally
+from tlray.images.account import Counts, LabelError, Tally
 from tlray.images.index import (
     SCHEMA,
     SHARDS_PER_PIECE,
     STOPPED,
     Index,
     check_exists,
+    count_rows,
     piece_name,
     read_piece,
     remove_index,
@@ -98,8 +99,7 @@ class IndexWriter:
         if folder.is_file(piece_name(0)):
             writer = cls(Index.open(folder, job), source, work)
             if extend or work or not writer.index.complete:
-                for table in writer.index.tables("split", "label") if source else ():
-                    writer._count(table)
+                writer._count(writer.index.count("split", "label") if source else {})
                 writer.diff = IndexDiff(writer.index.tables(*COLUMNS))
                 new = writer.diff.new(writer._until_stopped(images))
                 if writer.index.complete and not extend:
@@ -187,8 +187,7 @@ class IndexWriter:
         index = self.index
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         table = pa.table(list(map(pa.array, columns, SCHEMA.types)), schema=SCHEMA)
-        if self._source:
-            self._count(table)
+        self._count(count_rows(table, "split", "label"))
         before: list[int] = []
         # Without new images, write the last piece again only to mark it as the last.
         number = (len(index.shard_sizes) - (not sizes)) // SHARDS_PER_PIECE
@@ -201,9 +200,9 @@ class IndexWriter:
         parquet.write(index.folder, piece_name(number), table.replace_schema_metadata(values))
         index.add(sizes, last, account)
 
-    def _count(self, table: pa.Table) -> None:
-        for row in table.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
-            self._tally.add(row["split"], row["label"], row["count_all"])
+    def _count(self, counts: Counts) -> None:
+        for (split, label), images in counts.items() if self._source else ():
+            self._tally.add(split, label, images)
 
 
 _Piece = tuple[list[tuple[Any, ...]], list[int], bool]
