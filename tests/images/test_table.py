@@ -217,9 +217,7 @@ def test_columns_that_the_user_names(tmp_path, exist):
     assert [(row.path, row.split, row.label) for row in images] == [("b.jpg", "train", "pug")]
     images = Images.open(uri, ColumnNames(label="none", split="none"))
     assert [(row.path, row.split, row.label) for row in images] == [("a.jpg", None, None)]
-    with pytest.raises(
-        UserError, match=r"--label-column dog: .* has no such column; it has path, label, split"
-    ):
+    with pytest.raises(UserError, match=r"--label-column dog: .* has only the columns path, label, split"):
         Images.open(uri, ColumnNames(label="dog"))
 
 

@@ -64,22 +64,18 @@ class ColumnNames:
         Raises:
             UserError: the user names a column that `where`, the file with this schema, does not have.
         """
-        columns = {content: self._matches(content, schema, where) for content in COLUMNS}
-        return {content: matches for content, matches in columns.items() if matches}
-
-    def _matches(self, content: str, schema: pa.Schema, where: str) -> list[str]:
-        given, first = getattr(self, content), COLUMNS[content][0]
-        if given is None:
-            return likely_columns(
-                content,
-                [field.name for field in schema if field.name == first or not pa.types.is_nested(field.type)],
-            )
-        matches = [name for name in schema.names if given in (name, name.strip())]
-        if not matches and given != "none":
-            raise UserError(
-                f"--{content}-column {given}: {where} has no such column; it has {', '.join(schema.names)}"
-            )
-        return matches
+        columns: dict[str, list[str]] = {}
+        for content, (usual, *_) in COLUMNS.items():
+            if (given := getattr(self, content)) is None:
+                names = [f.name for f in schema if f.name == usual or not pa.types.is_nested(f.type)]
+                columns[content] = likely_columns(content, names)
+                continue
+            columns[content] = [name for name in schema.names if given in (name, name.strip())]
+            if not columns[content] and given != "none":
+                raise UserError(
+                    f"--{content}-column {given}: {where} has only the columns {', '.join(schema.names)}"
+                )
+        return {content: names for content, names in columns.items() if names}
 
     def check_used(self, columns: Mapping[str, str], where: str) -> None:
         """Raise UserError if no file has a column that the user names; `columns` are those that were read."""

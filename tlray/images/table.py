@@ -198,7 +198,7 @@ class Metadata:
 
 
 def _normal(path: str) -> str:
-    """A path as all spellings of it are written here, though `..` may follow a link; a URI stays as it is."""
+    """The same text for all spellings of a path. A URI stays, and `..` too, which may follow a link."""
     if "://" in path:
         return path
     parts = "/".join(part for part in path.split("/") if part not in ("", "."))
