@@ -177,9 +177,6 @@ def test_the_user_names_the_label_of_samples(tmp_path):
         assert [row.label for row in images] == labels
         assert images.passed_over == {"txt": {}, "none": {".txt": 1, ".json": 1}, None: {".txt": 1}}[given]
         assert images.warnings == []
-    images = Images.open(write_tar(tmp_path / "b.tar", members[:3]))
-    assert [row.label for row in images] == [None, None]
-    assert "b.tar: its .txt files may be captions: --label-column txt" in images.warnings[0]
     with pytest.raises(UserError, match="--label-column x: no member has this suffix or"):
         list(Images.open(uri, ColumnNames(label="x")))
 

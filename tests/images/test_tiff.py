@@ -97,9 +97,9 @@ def test_the_pixels_are_right_or_refused(colours, planar, dtype, packed):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"_339": 2}, "signed pixels"),
-        ({"_332": 2}, "inks"),
-        ({"_259": 6}, "the old kind of JPEG"),
+        ({"_339": 2}, "UnsupportedTiff"),
+        ({"_332": 2}, "UnsupportedTiff"),
+        ({"_259": 6}, "UnsupportedTiff"),
         ({"_273": 0, "_279": 20}, "missing"),
         ({"_273": 65000, "_279": 20}, "missing"),
     ],
@@ -116,7 +116,7 @@ def test_a_palette_of_8_bits_is_refused():
     count, start = struct.unpack("<II", palette[at + 4 : at + 12])
     colours = np.frombuffer(palette[start : start + 2 * count], "<u2") >> 8
     assert open_image(palette).size == (60, 40)
-    with pytest.raises(BadImage, match="a palette of 8 bits"):
+    with pytest.raises(BadImage, match="UnsupportedTiff"):
         open_image(palette[:start] + colours.astype("<u2").tobytes() + palette[start + 2 * count :])
 
 

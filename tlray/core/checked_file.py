@@ -28,7 +28,6 @@ _BAD_FILE = {
 }  # fmt: skip
 """Errors of a local file system that are about one file. All others, such as EIO and ESTALE, are not."""
 _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 _PAUSES = (0.0, 0.1, 0.4, None)
 """Seconds before an answer that is too short is asked for again; None: it is given up."""
 
@@ -87,7 +86,7 @@ class CheckedFile(io.RawIOBase):
         with storage_errors(folder, name):
             self._file = _open(folder, name)
             self._size: int = self._file.seek(0, os.SEEK_END)
-        self.modified = self._status()[1] if folder.is_local else modified
+            self.modified = self._status()[1] if folder.is_local else modified
         """The time of the last change; None if it is not known."""
         if size is not None and size != self._size:
             raise Replaced(f"it has {self._size} bytes, and had {size} when it was listed")
@@ -132,11 +131,15 @@ class CheckedFile(io.RawIOBase):
             size, modified = self._status()
         if size is None:
             raise FileNotFoundError(errno.ENOENT, "removed since it was listed", self._name)
-        # A store reports the time of a single object without fractions of a second.
-        times = {time and time.replace(microsecond=0) for time in (modified, self.modified)}
-        if size != self._size or (len(times) > 1 and None not in times):
+        if size != self._size or not self.is_from(modified):
             raise Replaced("it was replaced since it was listed")
         self._is_checked = True
+
+    def is_from(self, modified: datetime | None) -> bool:
+        """Whether a time, if it is known, is that of the last change."""
+        # A store reports the time of a single object without fractions of a second.
+        times = {time and time.replace(microsecond=0) for time in (modified, self.modified)}
+        return len(times) == 1 or None in times
 
     def _status(self) -> tuple[int | None, datetime | None]:
         if not self._folder.is_local:
@@ -170,6 +173,6 @@ def _open(folder: Folder, name: str) -> Any:
         return folder.filesystem.open_input_file(path)
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise NotAFile(f"a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
+        raise NotAFile("a folder, pipe or device")
     # If a pipe has taken the file's place meanwhile, this does not wait for its writer.
     return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))

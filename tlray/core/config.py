@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tlray.core.errors import UserError
 from tlray.core.settings import (
@@ -35,22 +35,6 @@ SECONDS_PER_IMAGE = 60.0
 """The most time to decode one image, unless the user allows more."""
 
 
-# The beginnings of help texts whose defaults differ between commands.
-_BACKBONE = "Network to run. `tlray plugins list` shows all."
-_WEIGHTS = (
-    "Weights to start from: a name that the network knows, `none` for random ones, a weights file, or a "
-    "model, whose head is left out."
-)
-_IMAGE_SIZE = "Side of the square that images are resized to, in pixels."
-_PREPROCESS = (
-    "How pixel values are prepared: `imagenet` as when the weights were trained, `rescale` multiplies them "
-    "by 1/255, `raw` leaves them as they are."
-)
-_SPLIT = (
-    "Put this fraction of the images, drawn at random, into the split `train`, and the rest into `test`. "
-    "--seed and the path of an image decide, so the same options give the same split."
-)
-_CLASSES = "All classes in the order of the model's output, separated by commas."
 _RETRY = (
     "Try the images again that an earlier run of this job could not use. Their files are read as they are "
     "now; the other rows stay as they are."
@@ -62,11 +46,21 @@ _TRAINED_SPLIT = "Images that the model was trained on keep the split that they 
 class BackboneConfig(Config):
     """The network without its head: its weights, its input, and its number formats."""
 
-    backbone: str | None = setting(NETWORK, f"{_BACKBONE} Default: vgg16.")
-    weights: str | None = setting(NETWORK, f"{_WEIGHTS} Default: the network's own, e.g. imagenet.")
-    image_size: int | None = setting(NETWORK, f"{_IMAGE_SIZE} Default: the network's own.", bounds=SIDE)
+    backbone: str | None = setting(NETWORK, "Network to run. `tlray plugins list` shows all. Default: vgg16.")
+    weights: str | None = setting(
+        NETWORK,
+        "Weights to start from: a name that the network knows, `none` for random ones, a weights file, or a "
+        "model, whose head is left out. Default: the network's own, e.g. imagenet.",
+    )
+    image_size: int | None = setting(
+        NETWORK,
+        "Side of the square that images are resized to, in pixels. Default: the network's own.",
+        bounds=SIDE,
+    )
     preprocess: Literal["imagenet", "rescale", "raw"] | None = setting(
-        NETWORK, f"{_PREPROCESS} Default: imagenet."
+        NETWORK,
+        "How pixel values are prepared: `imagenet` as when the weights were trained, `rescale` multiplies "
+        "them by 1/255, `raw` leaves them as they are. Default: imagenet.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         NETWORK,
@@ -141,7 +135,11 @@ class _Split(InferenceConfig):
     """How images are split into training and test images."""
 
     split: float | None = setting(
-        IMAGES, f"{_SPLIT} Default: the splits that the images have.", bounds=FRACTION
+        IMAGES,
+        "Put this fraction of the images, drawn at random, into the split `train`, and the rest into `test`. "
+        "--seed and the path of an image decide, so the same options give the same split. Default: the "
+        "splits that the images have.",
+        bounds=FRACTION,
     )
 
 
@@ -202,7 +200,10 @@ class TrainConfig(Config):
         "Images to validate on: the name of a split, or a fraction of the training images, drawn at random. "
         "Default: the split `validation`; without one, nothing is validated.",
     )
-    classes: str | None = setting(IMAGES, f"{_CLASSES} Default: alphabetical.")
+    classes: str | None = setting(
+        IMAGES,
+        "All classes in the order of the model's output, separated by commas. Default: alphabetical.",
+    )
     class_weights: bool = setting(
         TRAINING,
         "Make all classes count the same in the loss: the fewer images a class has, the more each of them "
@@ -283,18 +284,16 @@ class FitConfig(TrainConfig):
 class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
     """The settings of `tlray finetune`."""
 
-    backbone: str | None = setting(
-        NETWORK, f"{_BACKBONE} Default: that of --model or of the feature set, else vgg16."
-    )
-    weights: str | None = setting(
-        NETWORK, f"{_WEIGHTS} Default: those of --model, else the network's own, e.g. imagenet."
-    )
-    image_size: int | None = setting(
-        NETWORK, f"{_IMAGE_SIZE} Default: that of --model, else the network's own.", bounds=SIDE
-    )
-    preprocess: Literal["imagenet", "rescale", "raw"] | None = setting(
-        NETWORK, f"{_PREPROCESS} Default: that of --model, else imagenet."
-    )
+    DEFAULTS: ClassVar = {
+        "backbone": "that of --model or of the feature set, else vgg16",
+        "weights": "those of --model, else the network's own, e.g. imagenet",
+        "image_size": "that of --model, else the network's own",
+        "preprocess": "that of --model, else imagenet",
+        "split": "the splits that the images have, or had when --model was trained on them",
+        "classes": "the order of --model, else alphabetical",
+        "learning_rate": "1e-5 if pretrained layers are trained too, else the head's own",
+    }
+
     store: Literal["float32", "float16"] = setting(
         NETWORK,
         "Number format that keeps the output of the frozen layers during the training; float16 takes half "
@@ -305,18 +304,6 @@ class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
         CLUSTER,
         "Processes that run the frozen layers before the training: a number, or MIN-MAX to grow with the "
         "cluster. Default: one for each GPU, or one for each node if there is no GPU.",
-    )
-    split: float | None = setting(
-        IMAGES,
-        f"{_SPLIT} Default: the splits that the images have, or had when --model was trained on them.",
-        bounds=FRACTION,
-    )
-    classes: str | None = setting(IMAGES, f"{_CLASSES} Default: the order of --model, else alphabetical.")
-    learning_rate: float | None = setting(
-        TRAINING,
-        "Learning rate of the first step. Default: 1e-5 if pretrained layers are trained too, else the "
-        "head's own.",
-        bounds=POSITIVE,
     )
     from_: str | None = setting(
         NETWORK,

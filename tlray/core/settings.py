@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 from tlray.core.errors import UserError, unknown
 from tlray.core.schema import coerced, shown
@@ -54,9 +54,13 @@ def setting(
 def settings(config: type[Any]) -> dict[str, Setting]:
     """The settings of a config class by the names of its fields."""
     kinds = get_type_hints(config)
-    return {
+    known = {
         field.name: field.metadata["setting"]._replace(kind=kinds[field.name]) for field in fields(config)
     }
+    for name, default in getattr(config, "DEFAULTS", {}).items():
+        help = known[name].help.partition(" Default: ")[0]
+        known[name] = known[name]._replace(help=f"{help} Default: {default}.")
+    return known
 
 
 def option(field: str) -> str:
@@ -77,6 +81,9 @@ class Config:
     Raises:
         UserError: a value has the wrong type or is out of its bounds.
     """
+
+    DEFAULTS: ClassVar[Mapping[str, str]] = {}
+    """What `--help` says of the defaults that are other ones than in the base class, by setting."""
 
     def __post_init__(self) -> None:
         for name, setting in settings(type(self)).items():

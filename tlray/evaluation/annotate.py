@@ -79,7 +79,7 @@ def annotate(job: InferenceJob, target: Folder, *, address: str | None) -> None:
 
 def annotate_one(
     read_image: Reader,
-    run: sandbox.Run,
+    run: sandbox.TimedRun,
     path: str,
     label: str,
     probability: float,

@@ -1,42 +1,6 @@
 """Decodes one image file to RGB pixels of a fixed size, or says why that is impossible.
 
-This is what happens to each kind of file:
-
-=======================  =====================================================================================
-wrong extension          The content decides: a PNG named .jpg is decoded as a PNG.
-JPEG, MPO, PNG, GIF,     Accepted. Every other format (SVG, PDF, EPS, JPEG XL, ...) is refused as
-WebP, BMP, TIFF, AVIF,   `NotAnImage`, with its name and a remedy if `formats.py` knows it. Its decoder is
-PPM, PGM, PBM            never tried: the one for EPS would run a program.
-HEIC, HEIF               Accepted if the package pi-heif is installed (`tlray[heic]`), else as above. The
-                         container gives the orientation; the one in EXIF is ignored, as the format has it.
-RAW of a camera          Refused as `NotAnImage`, also if it is a TIFF, which begins with a small preview.
-EXIF, XMP                The orientation is applied. A broken block is ignored. Colour profiles are not used.
-several frames, pages    The first one is decoded; of an APNG, the default image, and of a
-                         HEIC, the primary image.
-grey, 1 bit, palette,    Converted to RGB by Pillow.
-CMYK, YCbCr, LAB
-transparency             Composited over white: alpha, tRNS, and the transparent colour of a GIF.
-16-bit grey              The result is value * 255 / 65535 (12 bits: value * 255 / 4095), rounded and not
-                         clipped. A TIFF in which white is zero is inverted.
-16-bit colour            Pillow keeps the high byte. tRNS is ignored, as it is in grey of 2 and 4 bits.
-32-bit, signed grey      Decoded as 16-bit grey if all values are in 0..65535, else `UnsupportedMode`.
-floating point           Refused as `UnsupportedMode`.
-too large                More pixels than `--max-pixels`: refused as `DecompressionBomb`, after reading the
-                         header only. More than 1 GiB (`MAX_BYTES`): refused as `FileTooLarge`.
-empty, cut, corrupt      Refused, never padded. A JPEG is decoded in libjpeg's strict mode (`jpeg.py`): it is
-                         refused if scans or image data are missing, or if codes or restart markers are
-                         wrong; stray bytes before a marker do no harm. The checksums of a PNG are verified,
-                         and those of deflate in a TIFF. Damage after which the file is still valid goes
-                         unnoticed: other values in a format without checksums, often a flipped bit in a
-                         JPEG, a WebP or a HEIC, fax codes in a TIFF, and all that is after the first frame.
-JPEG of many scans       More than 100 scans: refused as `TooManyScans`. Usual ones have about ten.
-lossless JPEG            Accepted at every size, and never decoded scaled down.
-arithmetic coding,       A JPEG whose damage cannot be noticed is refused as `UnsupportedJpeg`: arithmetic
-unusual sampling         coding, and chroma sampling that libjpeg-turbo cannot name (3 x 1, 2 x 4).
-unusual TIFF             Refused as `UnsupportedTiff` if Pillow would decode it wrongly (`tiff.py`): separate
-                         planes other than 8-bit RGB and CMYK, signed bytes, 8-bit palettes, other inks.
-folder, pipe, device     Refused as `NotAFile`, without being opened.
-=======================  =====================================================================================
+docs/images.md says what happens to each kind of file.
 
 Only one thread of a process may decode, because some of Pillow's switches are global.
 """
@@ -130,16 +94,10 @@ def decode(data: bytes, image_size: int, max_pixels: int = MAX_PIXELS) -> npt.ND
         return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def decode_timed(
-    data: bytes, image_size: int, max_pixels: int
-) -> tuple[npt.NDArray[np.uint8] | BadImage, float]:
-    """What `decode` returns or raises, and the seconds it took in this process."""
+def decode_timed(data: bytes, image_size: int, max_pixels: int) -> tuple[npt.NDArray[np.uint8], float]:
+    """What `decode` returns, and the seconds it took in this process."""
     started = time.perf_counter()
-    try:
-        outcome: npt.NDArray[np.uint8] | BadImage = decode(data, image_size, max_pixels)
-    except BadImage as bad:
-        outcome = bad
-    return outcome, time.perf_counter() - started
+    return decode(data, image_size, max_pixels), time.perf_counter() - started
 
 
 @functools.cache

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from tlray.core.config import SECONDS_PER_IMAGE
 from tlray.core.storage import Folder
 from tlray.images import sandbox
-from tlray.images.bad_image import BadImage
 from tlray.images.decoder import decode_timed
 from tlray.images.reader import Place, Reader
 
@@ -45,17 +44,16 @@ class ImageLoader:
         self.read_seconds = 0.0
         """Seconds spent reading so far."""
         self.decode_seconds = 0.0
-        """Seconds spent decoding so far, without the start of processes and without images that ended one."""
+        """Seconds spent decoding so far, without the start of processes and without bad images."""
         self._read = Reader(root)
         self._decode = partial(decode_timed, image_size=image_size, max_pixels=max_pixels)
-        self._sandbox = sandbox.in_task(seconds) if in_task else sandbox.DecoderProcess(seconds)
+        self._run = sandbox.in_task(seconds) if in_task else sandbox.DecoderProcess(seconds)
 
     def __enter__(self) -> ImageLoader:
-        self._run = self._sandbox.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._sandbox.__exit__(*error)
+        self._run.__exit__(*error)
 
     def __call__(self, place: Place) -> npt.NDArray[np.uint8]:
         """The pixels of one image, uint8 of shape (image_size, image_size, 3).
@@ -68,8 +66,6 @@ class ImageLoader:
             data = self._read(*place)
         finally:
             self.read_seconds += time.perf_counter() - started
-        outcome, seconds = self._run(self._decode, data)
+        pixels, seconds = self._run(self._decode, data)
         self.decode_seconds += seconds
-        if isinstance(outcome, BadImage):
-            raise outcome
-        return outcome
+        return pixels

@@ -78,11 +78,9 @@ class Reader:
                 raise _gone(self.root, error, "removed since it was listed") from error
 
     def _read(self, root: Folder, archive_path: str, name: str, place: Place) -> bytes:
-        archive, modified = self._open(root, archive_path), place.modified
-        # A store reports the time of a single object without fractions of a second.
-        same = (None, modified, modified and modified.replace(microsecond=0))
+        archive = self._open(root, archive_path)
         numbered = not archive.has_names or name == str(place.offset)
-        if numbered and not isinstance(archive, Tar) and modified and archive.file.modified not in same:
+        if numbered and not isinstance(archive, Tar) and not archive.file.is_from(place.modified):
             raise BadImage("read", "Replaced", "the archive was replaced since it was listed")
         try:
             data = archive.read(name, place.offset)

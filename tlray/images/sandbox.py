@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from tlray.core import private
 from tlray.core.config import SECONDS_PER_IMAGE
@@ -41,28 +41,22 @@ _CHILD = (
 Result = TypeVar("Result")
 
 
-class Run(Protocol):
-    """Runs a function on the bytes of an image; returns what it returns and raises what it raises."""
+class TimedRun:
+    """Calls functions with the bytes of images in this process, which ends if an image takes too long.
 
-    def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result: ...
-
-
-class TimedRun(AbstractContextManager[Run]):
-    """A `Run` in this process, which it ends if an image takes too long."""
+    It is used in a `with` block, and returns what the function returns and raises what it raises.
+    """
 
     def __init__(self, seconds: float = SECONDS_PER_IMAGE) -> None:
         """`seconds` is the most time for one image, as long as few images are slow."""
         self._seconds = seconds
         self._slow_seconds = 0.0
 
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *error: object) -> None:
         pass
-
-    @property
-    def limit(self) -> float:
-        """The most seconds for the next image."""
-        spent = self._slow_seconds >= _SLOW_IMAGES * self._seconds
-        return self._seconds * _SLOW if spent else self._seconds
 
     def __call__(self, function: Callable[[bytes], Result], data: bytes) -> Result:
         started = time.monotonic()
@@ -73,8 +67,14 @@ class TimedRun(AbstractContextManager[Run]):
             if seconds > self._seconds * _SLOW:
                 self._slow_seconds += seconds
 
+    @property
+    def limit(self) -> float:
+        """The most seconds for the next image."""
+        spent = self._slow_seconds >= _SLOW_IMAGES * self._seconds
+        return self._seconds * _SLOW if spent else self._seconds
+
     def _run(self, function: Callable[[bytes], Result], data: bytes, limit: float) -> Result:
-        return with_time_limit(function, data, limit)
+        return _with_time_limit(function, data, limit)
 
 
 def in_task(seconds: float) -> TimedRun:
@@ -91,7 +91,7 @@ def in_task(seconds: float) -> TimedRun:
     return TimedRun(seconds) if attempt == 0 else DecoderProcess(seconds)
 
 
-def with_time_limit(function: Callable[[bytes], Result], data: bytes, seconds: float) -> Result:
+def _with_time_limit(function: Callable[[bytes], Result], data: bytes, seconds: float) -> Result:
     """The result of the function; this process ends if the function takes longer.
 
     Nothing less drastic works: native code cannot be interrupted from Python.
@@ -105,7 +105,7 @@ def with_time_limit(function: Callable[[bytes], Result], data: bytes, seconds: f
 
 
 class DecoderProcess(TimedRun):
-    """A `Run` in another process, which starts with the first image, and again after an image that ended it.
+    """Does so in another process, which starts with the first image, and again after one that ended it.
 
     The process imports only what the function needs. With multiprocessing it would instead run the user's
     script, which calls tlray, a second time.
@@ -133,21 +133,16 @@ class DecoderProcess(TimedRun):
                 connection.send((function, data, limit))
                 if not connection.poll(limit + _GRACE):
                     raise EOFError
-                reply: tuple[Result, Exception | None] = connection.recv()
+                result, error = connection.recv()
             except (EOFError, OSError):
                 self._end()
             else:
-                result, error = reply
                 if error is not None:
                     raise error
-                return result
+                return cast("Result", result)
             if time.monotonic() - started > limit:
-                used = (
-                    f"; slow images before it took {self._slow_seconds:.0f} s"
-                    if limit < self._seconds
-                    else ""
-                )
-                raise BadImage("decode", "TimeLimit", f"not decoded within {limit:g} s{used}")
+                reason = ", because many images before it were slow" if limit < self._seconds else ""
+                raise BadImage("decode", "TimeLimit", f"not decoded within {limit:g} s{reason}")
         raise BadImage("decode", "DecoderCrash", "the process that decoded it crashed")
 
     def _start(self) -> Connection:
@@ -185,7 +180,7 @@ def serve(parent: Connection) -> None:
             request = parent.recv_bytes()
             reply: tuple[Any, Exception | None]
             try:
-                reply = with_time_limit(*pickle.loads(request)), None
+                reply = _with_time_limit(*pickle.loads(request)), None
             except Exception as error:
                 reply = None, error
             parent.send(reply)

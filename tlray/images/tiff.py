@@ -19,23 +19,14 @@ def check(data: bytes, image: Image.Image) -> None:
     tags = getattr(image, "tag_v2", {})
     bits, samples = set(tags.get(_Tag.BitsPerSample, (1,))), tags.get(_Tag.SamplesPerPixel, 1)
     compression, colours = tags.get(_Tag.Compression, 1), tags.get(_Tag.PhotometricInterpretation)
-    reason = None
-    if tags.get(_Tag.PlanarConfiguration, 1) != 1 and not (
+    planes = tags.get(_Tag.PlanarConfiguration, 1) != 1 and not (
         colours in (1, 3) if samples == 1 else bits == {8} and image.mode in ("RGB", "RGBX", "RGBA", "CMYK")
-    ):
-        reason = f"separate planes of {max(bits)} bits that are not plain RGB"
-    elif 2 in tags.get(_Tag.SampleFormat, ()) and min(bits) <= 8:
-        reason = "signed pixels of 8 bits"
-    elif image.mode == "P" and max(tags.get(_Tag.ColorMap, (256,))) < 256:
-        reason = "a palette of 8 bits; the format has 16"
-    elif tags.get(_INK_SET, 1) != 1:
-        reason = "inks that are not cyan, magenta, yellow and black"
-    elif compression == _OLD_JPEG:
-        reason = "the old kind of JPEG compression"
-    if reason:
-        raise BadImage(
-            "decode", "UnsupportedTiff", f"a TIFF with {reason}: save it as a plain RGB TIFF or PNG"
-        )
+    )
+    signed = 2 in tags.get(_Tag.SampleFormat, ()) and min(bits) <= 8
+    palette = image.mode == "P" and max(tags.get(_Tag.ColorMap, (256,))) < 256  # The format has 16 bits.
+    if planes or signed or palette or tags.get(_INK_SET, 1) != 1 or compression == _OLD_JPEG:
+        reason = "a kind of TIFF that Pillow decodes wrongly: save it as a plain RGB TIFF or PNG"
+        raise BadImage("decode", "UnsupportedTiff", reason)
     offsets = tags.get(_Tag.StripOffsets) or tags.get(_TILE_OFFSETS) or ()
     sizes = tags.get(_Tag.StripByteCounts) or tags.get(_TILE_SIZES) or (len(data),) * len(offsets)
     for offset, size in zip(offsets, sizes, strict=True):
@@ -45,13 +36,10 @@ def check(data: bytes, image: Image.Image) -> None:
         if compression == _JPEG:
             jpeg.check_part(tags.get(_Tag.JPEGTables, b""), part, samples, image.width * image.height)
         elif compression in _DEFLATE:
-            _check_sum(part)
-
-
-def _check_sum(part: bytes) -> None:
-    """Raise an exception if compressed data are damaged: libtiff does not verify their checksum."""
-    stream = zlib.decompressobj()
-    while not stream.eof:
-        stream.decompress(part, 1 << 24)
-        if not (part := stream.unconsumed_tail) and not stream.eof:
-            raise BadImage("decode", "DamagedImage", "a strip or tile of the TIFF is cut off")
+            # libtiff does not verify the checksum, at which this raises an exception.
+            stream = zlib.decompressobj()
+            while part and not stream.eof:
+                stream.decompress(part, 1 << 24)
+                part = stream.unconsumed_tail
+            if not stream.eof:
+                raise BadImage("decode", "DamagedImage", "a strip or tile of the TIFF is cut off")

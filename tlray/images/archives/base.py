@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from tlray.core.checked_file import CheckedFile, storage_errors
 from tlray.core.errors import UserError
@@ -99,8 +97,7 @@ class ReadAheadFile:
 def open_file(root: Folder, path: str) -> CheckedFile:
     """Open an archive, whose size and time of change must then stay as they are."""
     with storage_errors(root, path):
-        modified = None if root.is_local else root.status(path)[1]
-    return CheckedFile(root, path, modified=modified)
+        return CheckedFile(root, path, modified=root.status(path)[1])
 
 
 class Duplicates:
@@ -126,27 +123,3 @@ class Duplicates:
             if hash(name) in suspects:
                 checked.add(name)
         return None
-
-
-class HashIndex:
-    """Finds the offset of a name, with 16 bytes of memory for each name."""
-
-    def __init__(self) -> None:
-        self._sorted: tuple[npt.NDArray[np.int64], ...] | None = None
-
-    def lookup(self, name: str, expected: int | None, scan: Iterable[tuple[str, int]]) -> Iterator[int]:
-        """The possible offsets of a name, the expected one first: other names may have the same hash.
-
-        `scan` yields all names with their offsets; it is used at most once, and only if it is needed.
-        """
-        if expected is not None:
-            yield expected
-        if self._sorted is None:
-            pairs = array("q", chain.from_iterable((hash(name), offset) for name, offset in scan))
-            columns = np.frombuffer(pairs, np.int64).reshape(-1, 2).T
-            order = np.argsort(columns[0])
-            self._sorted = tuple(column[order] for column in columns)
-        hashes, offsets = self._sorted
-        sides: tuple[Literal["left", "right"], ...] = ("left", "right")
-        first, end = (np.searchsorted(hashes, hash(name), side) for side in sides)
-        yield from offsets[first:end].tolist()

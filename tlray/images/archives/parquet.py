@@ -7,7 +7,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, repeat
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from tlray.core.checked_file import CheckedFile
 from tlray.core.schema import fits
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, open_file
+from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, open_file
 from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.conventions import SPLITS, ColumnNames, split_named
 
@@ -114,7 +115,6 @@ class Parquet:
         self._reader: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
         """The row group that `_reader` reads, and the row that it yields next."""
-        self._numbers = HashIndex()
 
     @property
     def has_labels(self) -> bool:
@@ -153,21 +153,26 @@ class Parquet:
             if duplicate is not None:
                 raise Damaged(f"it has the {columns.key} {duplicate!r} twice")
 
+    @cached_property
+    def _numbers(self) -> dict[str | None, int]:
+        """The row of each key."""
+        return {key: row for row, (key,) in enumerate(self._texts(self._columns.key))}
+
     def read(self, name: str, offset: int | None) -> bytes:
-        if self.has_names:
-            # The name decides, because the file may have been written anew since it was listed.
-            scan = ((key or "", number) for number, (key,) in enumerate(self._texts(self._columns.key)))
-            numbers = self._numbers.lookup(name, offset, scan)
+        if not self.has_names:
+            row = self._row(int(name) if name.isdecimal() and len(name) < 19 else -1)
         else:
-            numbers = iter([int(name)] if name.isdecimal() and len(name) < 19 else [])
-        for row in filter(None, map(self._row, numbers)):
-            if row[0] == name or not self.has_names:
-                if row[1] is None:
-                    raise BadImage("read", "NoBytes", "the row has no bytes of an image")
-                if len(row[1]) > MAX_BYTES:
-                    raise BadImage("read", "FileTooLarge", f"{len(row[1])} bytes, above {MAX_BYTES}")
-                return row[1]
-        raise FileNotFoundError(name)
+            # The name decides, because the file may have been written anew since it was listed.
+            row = self._row(-1 if offset is None else offset)
+            if row is None or row[0] != name:
+                row = self._row(self._numbers.get(name, -1))
+        if row is None or (self.has_names and row[0] != name):
+            raise FileNotFoundError(name)
+        if row[1] is None:
+            raise BadImage("read", "NoBytes", "the row has no bytes of an image")
+        if len(row[1]) > MAX_BYTES:
+            raise BadImage("read", "FileTooLarge", f"{len(row[1])} bytes, above {MAX_BYTES}")
+        return row[1]
 
     def _row(self, row: int) -> tuple[str, bytes | None] | None:
         """The key and the bytes of a row; None if there is no such row."""
@@ -203,9 +208,6 @@ class Parquet:
     def _texts(self, *columns: str | None) -> Iterator[tuple[str | None, ...]]:
         """The values of columns as text, row by row; always None for a column that is None."""
         wanted = [column for column in columns if column is not None]
-        if not wanted:
-            yield from repeat((None,) * len(columns), self._count)
-            return
         try:
             # Given several row groups at once, pyarrow would open them all at once.
             for group in range(self._file.num_row_groups):

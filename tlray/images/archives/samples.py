@@ -53,7 +53,7 @@ class Samples:
         self._labels: dict[str, _Label] = {}
         self._wanted, self._labelled = array("q"), array("q")
         """Hashes of the names for which images found no label, and of the names of all labels."""
-        self._unused, self._has_texts = 0, False
+        self._unused = 0
         self._layout: Layout | None = None
 
     def add(self, image: ArchivedImage) -> Iterator[ArchivedImage]:
@@ -71,7 +71,6 @@ class Samples:
         name, _, suffix = member.rpartition(".")
         label = self._label(member, suffix.lower(), read) if name else None
         if label is None:
-            self._has_texts |= suffix.lower() == "txt"
             yield member
             return
         self.has_labels = True
@@ -93,8 +92,6 @@ class Samples:
         """The last images, and the names of the last members that are no label of an image."""
         if self._given not in (None, "none") and not self._labelled:
             raise Damaged(f"--label-column {self._given}: no member has this suffix or, in .json, this key")
-        if self._has_texts and self._given is None and not self.has_labels:
-            self.warnings["txt"] = "its .txt files may be captions: --label-column txt reads them as labels"
         while self._waiting:
             yield self._next()
         for name in list(self._labels):
