@@ -65,5 +65,5 @@ def test_other_formats_are_refused(folder, name):
 
 def test_an_unfinished_job_of_format_1_is_not_continued(folder):
     error = other_job(folder, "another job", {"format": "tlray-features/1"}, {"format": "tlray-features/2"})
-    assert "writes tlray-features/1, not tlray-features/2" in str(error)
-    assert "remove it and run the same command again" in str(error)
+    assert "format tlray-features/1, not tlray-features/2" in str(error)
+    assert "remove this one and run the same command again" in str(error)

@@ -177,7 +177,7 @@ def test_the_user_names_the_label_of_samples(tmp_path):
         assert [row.label for row in images] == labels
         assert images.passed_over == {"txt": {}, "none": {".txt": 1, ".json": 1}, None: {".txt": 1}}[given]
         assert images.warnings == []
-    with pytest.raises(UserError, match="--label-column x: no member has this suffix or"):
+    with pytest.raises(UserError, match="--label-column x: there is no table or archive"):
         list(Images.open(uri, ColumnNames(label="x")))
 
 
@@ -628,7 +628,7 @@ def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, mon
     images = Images.open(uri)
     listed, read = list(images), Reader(images.root)
     assert [read(row.path, row.offset) for row in listed] == [str(i).encode() for i in range(57)]
-    assert [call.args[2] for call in batches.call_args_list] == [0, 1, 2, 3, 4, 5]
+    assert [call.args[2] for call in batches.call_args_list if call.args[3]] == [0, 1, 2, 3, 4, 5]
     for row in (56, 3, 3, 2, 19, 20, 0, 55):
         assert read(f"a.parquet#{row}") == str(row).encode()
     for name in ("57", "-1", "x", "1" * 30, "", "0x1"):

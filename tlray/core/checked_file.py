@@ -28,8 +28,8 @@ _BAD_FILE = {
 }  # fmt: skip
 """Errors of a local file system that are about one file. All others, such as EIO and ESTALE, are not."""
 _GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_PAUSES = (0.0, 0.1, 0.4, None)
-"""Seconds before an answer that is too short is asked for again; None: it is given up."""
+_PAUSES = (0.0, 0.0, 0.1, 0.4)
+"""Seconds before each request; there is another one only if an answer is too short."""
 
 
 class StorageError(JobError):
@@ -137,9 +137,12 @@ class CheckedFile(io.RawIOBase):
 
     def is_from(self, modified: datetime | None) -> bool:
         """Whether a time, if it is known, is that of the last change."""
+        if modified is None or self.modified is None:
+            return True
         # A store reports the time of a single object without fractions of a second.
-        times = {time and time.replace(microsecond=0) for time in (modified, self.modified)}
-        return len(times) == 1 or None in times
+        whole = 0 in (modified.microsecond, self.modified.microsecond)
+        first, second = (time.replace(microsecond=0) if whole else time for time in (modified, self.modified))
+        return first == second
 
     def _status(self) -> tuple[int | None, datetime | None]:
         if not self._folder.is_local:
@@ -150,6 +153,7 @@ class CheckedFile(io.RawIOBase):
     def _fill(self, view: memoryview) -> None:
         self._is_checked = False
         for mark, pause in enumerate(_PAUSES, start=0x5A):
+            time.sleep(pause)
             try:
                 with storage_errors(self._folder, self._name):
                     self._file.seek(self._position)
@@ -160,9 +164,6 @@ class CheckedFile(io.RawIOBase):
                     self.check()
                 raise
             self.check()
-            if pause is None:
-                break
-            time.sleep(pause)
         place = self._folder.join(self._name)
         raise StorageError(f"cannot read {place} now: the storage sends only a part of it; run it again")
 

@@ -82,15 +82,9 @@ def other_job(
     folder: Folder, content: str, written: Mapping[str, Any], given: Mapping[str, Any]
 ) -> UserError:
     """The error for a folder that holds a job with other settings than those that are given now."""
-    if (begun := written.get("format")) != given.get("format"):
-        return UserError(
-            f"{folder.uri} was made by a version of tlray that writes {begun}, not {given.get('format')}: a "
-            "finished set can be used, but not continued; remove it and run the same command again, or "
-            "choose another folder"
-        )
     return UserError(
         f"{folder.uri} holds {content} ({', '.join(_differences(written, given))}): choose another folder, "
-        "or remove this one"
+        "or remove this one and run the same command again"
     )
 
 

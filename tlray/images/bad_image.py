@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tlray.core.errors import TlrayError
-from tlray.core.text import without_credentials
+from tlray.core.text import escaped, without_credentials
 
 MAX_BYTES: int = 1 << 30
 """A larger file is refused without reading it: it is more than `MAX_PIXELS` pixels of 8 bytes each."""
@@ -17,8 +17,7 @@ class BadImage(Exception):  # noqa: N818 - The name describes the file.
     """An image that cannot be used. Its message is one printable line of at most 500 characters."""
 
     def __init__(self, stage: str, error: str, message: str) -> None:
-        message = re.sub(r" at 0x[0-9a-fA-F]+", "", without_credentials(message))
-        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        message = escaped(re.sub(r" at 0x[0-9a-fA-F]+", "", without_credentials(message)))
         self.stage = stage
         """The step that failed: `read` or `decode`."""
         self.error = error

@@ -82,7 +82,7 @@ class ColumnNames:
         for content in COLUMNS:
             if (given := getattr(self, content)) not in (None, "none") and content not in columns:
                 raise UserError(
-                    f"--{content}-column {given}: there is no table or Parquet archive with such a column in "
+                    f"--{content}-column {given}: there is no table or archive with such a column in "
                     f"{where}: leave out the option, or give the table itself"
                 )
 

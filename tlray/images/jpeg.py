@@ -129,8 +129,9 @@ def _harmless(data: bytes, segments: list[_Segment], frame: int, at: int, mode: 
             while match := _STRAY.search(reason := _warning(copy + segment + scan + _END, mode)):
                 scan, stray = scan[: -int(match[1])].rstrip(b"\xff"), True
             # A decoder that has lost its place may also be done with all blocks before the scan ends.
-            lost = frame in _BASELINE and stray and not _fits(data, segments, at, start, scan)
-            if lost or (stray and _FILLED.search(scan)):
+            if stray and (
+                _FILLED.search(scan) or (frame in _BASELINE and not _fits(data, segments, at, start, scan))
+            ):
                 reason = "Corrupt JPEG data: extraneous bytes after damage"
             if reason:
                 break

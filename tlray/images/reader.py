@@ -80,7 +80,7 @@ class Reader:
     def _read(self, root: Folder, archive_path: str, name: str, place: Place) -> bytes:
         archive = self._open(root, archive_path)
         numbered = not archive.has_names or name == str(place.offset)
-        if numbered and not isinstance(archive, Tar) and not archive.file.is_from(place.modified):
+        if numbered and not archive.file.is_from(place.modified):
             raise BadImage("read", "Replaced", "the archive was replaced since it was listed")
         try:
             data = archive.read(name, place.offset)

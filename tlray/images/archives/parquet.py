@@ -66,15 +66,14 @@ class Columns:
         }
         if not images:
             # A text may be the path of an image, in a table of paths.
-            wrong = [field for field in schema if field.name in _IMAGE and field.type not in _TEXT]
-            if wrong:
-                fault = f"{wrong[0].name}: {wrong[0].type}"[:200]
-                raise Damaged(f"its column of images has no bytes of image files: {fault}; expected binary")
+            for field in schema:
+                if field.name in _IMAGE and field.type not in _TEXT:
+                    fault = f"{field.name}: {field.type}"[:200]
+                    raise Damaged(f"its images are no bytes of image files: {fault}; expected binary")
             return None
-        image = next((name for name in _IMAGE if name in images), None)
-        if image is None and len(images) > 1:
+        image = next(name for name in (*_IMAGE, *images) if name in images)
+        if image not in _IMAGE and len(images) > 1:
             raise Damaged(f"it has several columns of images ({', '.join(images)}): name one of them 'image'")
-        image = image or next(iter(images))
         matches = {name: columns for name, columns in given.find(schema, where).items() if name != "path"}
         class_labels = [name for name, kind in kinds.items() if kind == "ClassLabel" and name in schema.names]
         if given.label is None and class_labels:
@@ -142,8 +141,7 @@ class Parquet:
                 keys.add(key)
             split_name = split_named(split) if split else None
             if split and split_name is None:
-                expected = ", ".join(SPLITS)
-                raise Damaged(f"its row {row} has the split {split!r}: expected {expected}")
+                raise Damaged(f"its row {row} has the split {split!r}: expected {', '.join(SPLITS)}")
             yield ArchivedImage(key or str(row), row, None, split_name, self._label(label, row))
             row += 1
         if row != self._count:
@@ -207,14 +205,13 @@ class Parquet:
 
     def _texts(self, *columns: str | None) -> Iterator[tuple[str | None, ...]]:
         """The values of columns as text, row by row; always None for a column that is None."""
-        wanted = [column for column in columns if column is not None]
         try:
             # Given several row groups at once, pyarrow would open them all at once.
             for group in range(self._file.num_row_groups):
-                for batch in self._batches(_TEXT_ROWS, group, wanted):
-                    texts = {name: batch.column(name).cast(pa.string()).to_pylist() for name in wanted}
+                for batch in self._batches(_TEXT_ROWS, group, [name for name in columns if name is not None]):
                     none = [None] * len(batch)
-                    yield from zip(*(texts.get(name or "", none) for name in columns), strict=True)
+                    texts = (name and batch.column(name).cast(pa.string()).to_pylist() for name in columns)
+                    yield from zip(*(column or none for column in texts), strict=True)
         except pa.ArrowException as error:
             raise Damaged(_reason(error)) from error
 
@@ -223,10 +220,12 @@ class Parquet:
 
     def _label(self, label: str | None, row: int) -> str | None:
         classes = self._columns.classes
-        if not label or classes is None:
-            return label if self._columns.label is None else label or ""
-        if label == "-1":  # Hugging Face writes this for an unknown label.
+        if self._columns.label is None:
+            return None
+        if not label or (label == "-1" and classes):  # Hugging Face writes -1 for an unknown label.
             return ""
+        if classes is None:
+            return label
         if not label.isdecimal() or int(label) >= len(classes):
             raise Damaged(
                 f"its row {row} has the label {label}, but there are only {len(classes)} class names"

@@ -90,8 +90,6 @@ class Samples:
 
     def finish(self) -> Iterator[ArchivedImage | str]:
         """The last images, and the names of the last members that are no label of an image."""
-        if self._given not in (None, "none") and not self._labelled:
-            raise Damaged(f"--label-column {self._given}: no member has this suffix or, in .json, this key")
         while self._waiting:
             yield self._next()
         for name in list(self._labels):
