@@ -69,7 +69,7 @@ class BackboneConfig(Config):
         "auto",
     )
     store: Literal["float32", "float16"] = setting(
-        OUTPUT, "Number format that features are stored in.", "float32"
+        OUTPUT, "Number format that features are stored in; float16 takes half the space.", "float32"
     )
 
 
@@ -79,8 +79,8 @@ class InferenceConfig(Config):
 
     actors: str | None = setting(
         CLUSTER,
-        "Processes that hold the network: a number, or MIN-MAX to grow with the cluster. Default: one "
-        "for each GPU, or one for each node if there is no GPU.",
+        "Processes that run the network over images: a number, or MIN-MAX to grow with the cluster. Default: "
+        "one for each GPU, or one for each node if there is no GPU.",
     )
     gpus_per_actor: float = setting(
         CLUSTER, "GPUs for each process of --actors. 0.5 puts two processes on one GPU.", 1.0, SHARE
@@ -294,17 +294,6 @@ class FinetuneConfig(BackboneConfig, _Split, TrainConfig):
         "learning_rate": "1e-5 if pretrained layers are trained too, else the head's own",
     }
 
-    store: Literal["float32", "float16"] = setting(
-        NETWORK,
-        "Number format that keeps the output of the frozen layers during the training; float16 takes half "
-        "the memory.",
-        "float32",
-    )
-    actors: str | None = setting(
-        CLUSTER,
-        "Processes that run the frozen layers before the training: a number, or MIN-MAX to grow with the "
-        "cluster. Default: one for each GPU, or one for each node if there is no GPU.",
-    )
     from_: str | None = setting(
         NETWORK,
         "First layer to train; layers before it stay frozen. `input` trains everything. Default: the first "

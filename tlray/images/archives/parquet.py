@@ -103,7 +103,7 @@ class Parquet:
     def __init__(self, stream: CheckedFile, file: pq.ParquetFile, columns: Columns) -> None:
         self.file, self._file, self._columns = stream, file, columns
         self.warnings: Mapping[str, str] = {}
-        self.has_names = columns.key is not None
+        self.has_names, self.has_labels = columns.key is not None, columns.label is not None
         self.columns = columns.matches
         groups = range(file.num_row_groups)
         self._ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
@@ -114,10 +114,6 @@ class Parquet:
         self._reader: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
         """The row group that `_reader` reads, and the row that it yields next."""
-
-    @property
-    def has_labels(self) -> bool:
-        return self._columns.label is not None
 
     @classmethod
     def open(cls, root: Folder, path: str, given: ColumnNames = ColumnNames()) -> Parquet | None:  # noqa: B008

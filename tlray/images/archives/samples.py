@@ -53,7 +53,6 @@ class Samples:
         self._labels: dict[str, _Label] = {}
         self._wanted, self._labelled = array("q"), array("q")
         """Hashes of the names for which images found no label, and of the names of all labels."""
-        self._unused = 0
         self._layout: Layout | None = None
 
     def add(self, image: ArchivedImage) -> Iterator[ArchivedImage]:
@@ -109,6 +108,11 @@ class Samples:
             )
         if not label.used:
             yield label.member
+        if not label.used and label.text is not None:
+            self.warnings["unused"] = (
+                f"labels like {label.member!r} belong to no image: an image and its label have the same name "
+                "but for the suffix"
+            )
 
     def _label(self, member: str, suffix: str, read: Callable[[int], bytes]) -> _Label | None:
         """The label in a member; None if it is of another kind."""
