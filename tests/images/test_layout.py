@@ -232,5 +232,5 @@ def test_a_table_that_is_no_metadata_of_images_is_passed_over_with_a_warning(tmp
 def test_names_of_columns_that_nothing_has_are_refused(tmp_path):
     uri = make(tmp_path, "cat/0.jpg")
     assert [row.label for row in Images.open(uri, ColumnNames(label="none", split="none"))] == ["cat"]
-    with pytest.raises(UserError, match="--label-column breed: there is no table or Parquet archive"):
+    with pytest.raises(UserError, match="--label-column breed: there is no table or archive"):
         list(Images.open(uri, ColumnNames(label="breed")))
