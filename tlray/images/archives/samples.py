@@ -100,18 +100,12 @@ class Samples:
 
     def _drop(self, name: str) -> Iterator[str]:
         label = self._labels.pop(name)
-        if not label.used and label.text is not None:
-            self._unused += 1
-            self.warnings["unused"] = (
-                f"labels without an image: {self._unused:,}, e.g. {label.member!r}; "
-                "an image and its label have the same name but for the suffix"
-            )
         if not label.used:
             yield label.member
         if not label.used and label.text is not None:
             self.warnings["unused"] = (
-                f"labels like {label.member!r} belong to no image: an image and its label have the same name "
-                "but for the suffix"
+                f"labels without an image, e.g. {label.member!r}; "
+                "an image and its label have the same name but for the suffix"
             )
 
     def _label(self, member: str, suffix: str, read: Callable[[int], bytes]) -> _Label | None:
