@@ -27,6 +27,8 @@ _POLL = 1.0
 """Seconds between two checks that Ray still answers."""
 _ATTEMPTS = 3
 """Failed connections to the head in a row after which Ray is lost; Ray itself waits for a minute."""
+_GRACE = 10
+"""Seconds in which the block of a lost Ray must end: some calls of Ray only end with the process."""
 Connected = Callable[[], None]
 """Waits until this process is connected to Ray; raises UserError if no Ray answers at the address."""
 _Place = tuple[str, int] | socket.socket
@@ -35,9 +37,6 @@ _current: Connected | None = None
 
 
 def _interrupt(error: JobError) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As for background jobs of a shell.
-        print(error, file=sys.stderr, flush=True)
-        os._exit(error.exit_status)  # Ray would do the same a minute later, without a word.
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -99,7 +98,9 @@ def connect(address: str | None, *, cpus: int = 2, ahead: bool = True) -> Iterat
         else:
             lost.append(loss)
             on_loss(loss)
-            over.wait()
+            if not over.wait(_GRACE):
+                print(loss, file=sys.stderr, flush=True)
+                os._exit(loss.exit_status)
 
     thread = threading.Thread(target=keep, name="ray", daemon=True)
 
