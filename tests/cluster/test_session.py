@@ -142,6 +142,7 @@ def test_a_real_ray_lives_as_long_as_the_block():
         "    hosts = {socket.laddr.ip for socket in sockets if socket.status == 'LISTEN'}\n"
         "    print(hosts and all(host.endswith('127.0.0.1') for host in hosts))\n"
         "print(ray.is_initialized())\n"
+        "session._GRACE = 1\n"
         "with session.connect(None) as connected:\n"
         "    connected()\n"
         "    child = [c for c in psutil.Process().children(recursive=True) if 'gcs_server' in c.name()][0]\n"
