@@ -39,6 +39,8 @@ def create(name: str, kind: str) -> list[Path]:
         raise UserError(
             f"{name!r} is not a valid plugin name: expected small letters, digits and -, as in my-net"
         )
+    if kind not in groups:
+        raise UserError(f"--kind {kind}: expected one of {', '.join(groups)}")
     if clashes := [plugin for plugin in registry.installed(groups[kind]) if plugin.name == name]:
         raise UserError(f"{clashes[0].package} already provides the {kind} {name!r}: choose another name")
     if os.path.lexists(name):
