@@ -31,8 +31,8 @@ _GRACE = 10
 """Seconds in which the block of a lost Ray must end: some calls of Ray only end with the process."""
 Connected = Callable[[], None]
 """Waits until this process is connected to Ray; raises UserError if no Ray answers at the address."""
-_Place = tuple[str, int] | socket.socket
-"""A host and a port, to which a connection is tried again and again; or a connection that stays."""
+_Place = tuple[str, int]
+"""The host and the port at which a process listens."""
 _current: Connected | None = None
 
 
@@ -197,17 +197,15 @@ def _start(address: str | None, cpus: int) -> None:
 
 
 def _processes() -> dict[str, _Place]:
-    """The connections to the processes that this one needs of Ray, by what they are called."""
+    """The places of the processes that this one needs of Ray, by what they are called."""
     import ray
 
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    places: dict[str, _Place] = {f"its head at {context.gcs_address}": (host.strip("[]"), int(port))}
+    places = {f"its head at {context.gcs_address}": (host.strip("[]"), int(port))}
     for node in ray.nodes():
         if node["NodeID"] == context.get_node_id():
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect_ex(node["RayletSocketName"])
-            places["its process on this machine"] = connection
+            places["its process on this machine"] = node["NodeManagerAddress"], node["NodeManagerPort"]
     return places
 
 
@@ -217,7 +215,7 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
     while not over.wait(_POLL):
         for name, place in processes.items():
             failures[name] = 0 if _answers(place) else failures[name] + 1
-            if failures[name] == (_ATTEMPTS if isinstance(place, tuple) else 1):
+            if failures[name] == _ATTEMPTS:
                 ray = "the local Ray" if address is None else f"the Ray at {address}"
                 return JobError(
                     f"{ray} has ended: {name} does not answer; perhaps it was stopped or out of memory. "
@@ -227,13 +225,11 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
 
 
 def _answers(place: _Place) -> bool:
-    """Whether a process listens at a host and port, or is at the other end of a connection."""
+    """Whether a process listens at a host and port; a busy machine that does not answer in time counts."""
     try:
-        if isinstance(place, socket.socket):
-            return place.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         socket.create_connection(place, timeout=2).close()
-    except OSError as error:  # EAGAIN: the connection stands. The others are about this process only.
-        return error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+    except OSError as error:  # EMFILE and ENFILE are about this process only.
+        return isinstance(error, TimeoutError) or error.errno in (errno.EMFILE, errno.ENFILE)
     return True
 
 

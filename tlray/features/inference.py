@@ -174,7 +174,11 @@ def reconcile(job: InferenceJob) -> pa.Table:
         JobError: an image is missing or occurs twice, a file is damaged or belongs to another job, or too
             many images are bad.
     """
-    errors = part_files.reconcile(job.out, job.index.shard_sizes, job.metadata["job"])
+    try:
+        errors = part_files.reconcile(job.out, job.index.shard_sizes, job.metadata["job"])
+    except JobError:
+        check_exists(job.out)
+        raise
     _check_bad(job, errors.num_rows)
     return errors
 
