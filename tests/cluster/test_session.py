@@ -125,6 +125,38 @@ def test_a_ray_that_ends_interrupts_the_block(starts, part, monkeypatch):
     assert starts.log == ["started by ray", "working"]  # A lost Ray is not stopped, which may take a minute.
 
 
+def test_only_a_refused_connection_is_a_sure_sign_that_ray_has_ended():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        place = server.getsockname()
+        assert session._failure(place) == 0
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(place)
+        assert session._failure(place) == 1  # Like a busy process, it accepts none of them.
+        for client in waiting:
+            client.close()
+    assert session._failure(place) == session._REFUSED
+    assert session._failure(("::1%unknown", 1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("failures", "lost"), [([10] * 3, True), ([10, 10, 0] * 9, False), ([1] * 30, True), ([1] * 29, False)]
+)
+def test_a_ray_is_lost_after_failures_in_a_row(failures, lost, monkeypatch):
+    over, rest = threading.Event(), iter(failures)
+
+    def failure(place: object) -> int:
+        value = next(rest, 0)
+        if not value and rest.__length_hint__() == 0:
+            over.set()
+        return value
+
+    monkeypatch.setattr(session, "_POLL", 0)
+    monkeypatch.setattr(session, "_failure", failure)
+    assert bool(session._watch(None, {"its head": ("here", 1)}, over)) is lost
+
+
 @pytest.mark.slow
 def test_a_real_ray_lives_as_long_as_the_block():
     """Its processes end with the thread that started them; and only this machine can reach them."""

@@ -25,8 +25,9 @@ _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 _CONNECT_SECONDS = 10
 _POLL = 1.0
 """Seconds between two checks that Ray still answers."""
-_ATTEMPTS = 3
-"""Failed connections to the head in a row after which Ray is lost; Ray itself waits for a minute."""
+_REFUSED, _LOST = 10, 30
+"""What a refused connection counts, and the sum that makes a Ray lost: three refusals in a row, or thirty
+attempts without an answer, which take up to 90 seconds."""
 _GRACE = 10
 """Seconds in which the block of a lost Ray must end: some calls of Ray only end with the process."""
 Connected = Callable[[], None]
@@ -214,8 +215,9 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
     failures: Counter[str] = Counter()
     while not over.wait(_POLL):
         for name, place in processes.items():
-            failures[name] = 0 if _answers(place) else failures[name] + 1
-            if failures[name] == _ATTEMPTS:
+            failure = _failure(place)
+            failures[name] = failures[name] + failure if failure else 0
+            if failures[name] >= _LOST:
                 ray = "the local Ray" if address is None else f"the Ray at {address}"
                 return JobError(
                     f"{ray} has ended: {name} does not answer; perhaps it was stopped or out of memory. "
@@ -224,16 +226,23 @@ def _watch(address: str | None, processes: Mapping[str, _Place], over: threading
     return None
 
 
-def _answers(place: _Place) -> bool:
-    """Whether a process listens at a host and port; a busy machine that does not answer in time counts."""
+def _failure(place: _Place) -> int:
+    """Return 0 if a process listens at a host and port, `_REFUSED` if none does, and 1 if nothing answers.
+
+    A busy machine or an interrupted network does not answer for a while, and may then go on.
+    """
     try:
         # The contract of plugins forbids `socket.create_connection` to the whole process for a while.
         with socket.socket(socket.AF_INET6 if ":" in place[0] else socket.AF_INET) as connection:
             connection.settimeout(2)
             connection.connect(place)
+    except ConnectionRefusedError:
+        return _REFUSED
+    except socket.gaierror:  # Names are only resolved here; Ray is connected already.
+        return 0
     except OSError as error:  # EMFILE and ENFILE are about this process only.
-        return isinstance(error, TimeoutError) or error.errno in (errno.EMFILE, errno.ENFILE)
-    return True
+        return int(error.errno not in (errno.EMFILE, errno.ENFILE))
+    return 0
 
 
 def _check_answers(address: str) -> None:
