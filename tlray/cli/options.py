@@ -129,7 +129,8 @@ def _reported(*, as_json: bool, debug: bool) -> Iterator[None]:
 def _end(stdout: TextIO | None, error: TlrayError) -> None:
     """End this process at once with an error, e.g. because calls of a lost Ray do not return."""
     if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h\n")  # A progress bar hides the cursor.
+        sys.stderr = sys.__stderr__ or sys.stderr  # A progress bar redirects it, and hides the cursor.
+        sys.stderr.write("\x1b[?25h\n")
     _fail(error.exit_status, str(error), stdout)
     os._exit(error.exit_status)
 
