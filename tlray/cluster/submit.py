@@ -19,7 +19,7 @@ from tlray.cluster.jobs import Job, Jobs, Say, reason
 from tlray.core.errors import JobError, UserError
 from tlray.core.text import has_credentials
 
-# Where tlray was sent as a wheel, its script is not on the path. -P ignores a tlray in the current folder.
+# Where tlray was sent with the job, its script is not on the path. -P ignores a tlray in the current folder.
 _TLRAY = "python -P -m tlray"
 
 
