@@ -22,7 +22,7 @@ from tlray.core.settings import CLUSTER
 _PATHS = {"IMAGES", "FEATURES", "MODEL", "IMAGES|FEATURES", "FEATURES|MODEL", "FOLDER", "FILE"}
 """What `--help` calls the arguments that are paths."""
 _PERHAPS_PATHS = {"RECIPE", "NAME|PATH"}
-"""What it calls those that may also be names."""
+"""What `--help` calls the arguments that are paths or names."""
 
 
 def _commands(words: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -35,7 +35,7 @@ def _commands(words: Sequence[str]) -> Iterator[Sequence[str]]:
     try:
         parts = [*lexer]
     except ValueError as error:
-        raise UserError(f"the command is no line for a shell: {error}") from error
+        raise UserError(f"the command cannot be read as a line for a shell: {error}") from error
     for is_border, group in groupby(parts, lambda part: set(part) <= set("();<>|&\n")):
         part = [*group]
         if "cd" in part:

@@ -238,7 +238,7 @@ def _failure(place: _Place) -> int:
             connection.connect(place)
     except ConnectionRefusedError:
         return _REFUSED
-    except socket.gaierror:  # Names are only resolved here; Ray is connected already.
+    except socket.gaierror:  # This is about the name service, not about Ray.
         return 0
     except OSError as error:  # EMFILE and ENFILE are about this process only.
         return int(error.errno not in (errno.EMFILE, errno.ENFILE))
