@@ -103,6 +103,8 @@ def test_a_parquet_file_of_many_row_groups_keeps_its_order(tmp_path, exist):
             "split '3' in its column 'split': expected train, validation, test, or nothing",
         ),
         ("path,label\n", "has no rows"),
+        ("path\na.jpg\nb.j" + "\0" * 99, "row 2 of the table"),
+        ("path,label\na.jpg,x\nb.jpg,x" + "\0" * 99, "row 2 of the table"),
         ("", "Empty CSV"),
         ("path,label\na.jpg\n", "Expected 2 columns, got 1"),
         ('path\n"a\nb","c"\n', "Expected 1 columns, got 2"),
@@ -272,6 +274,6 @@ def test_an_image_whose_archive_exists_is_not_missing(tmp_path, path):
     assert paths(write_csv(tmp_path, f"path\n{path}\n")) == [path]
 
 
-@pytest.mark.parametrize("path", ["none://x/a.jpg", "a\0.jpg", "C:\\images\\a.jpg", "x.tar/a.jpg"])
+@pytest.mark.parametrize("path", ["none://x/a.jpg", "C:\\images\\a.jpg", "x.tar/a.jpg"])
 def test_paths_that_nothing_opens_are_missing(tmp_path, path):
     assert "none of the first 1 paths" in refusal(write_parquet(tmp_path / "t.parquet", path=[path]))

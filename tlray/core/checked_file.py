@@ -141,7 +141,7 @@ class CheckedFile(io.RawIOBase):
             return True
         # A store reports the time of a single object without fractions of a second.
         whole = 0 in (modified.microsecond, self.modified.microsecond)
-        first, second = (time.replace(microsecond=0) if whole else time for time in (modified, self.modified))
+        first, second = (t.replace(microsecond=0) if whole else t for t in (modified, self.modified))
         return first == second
 
     def _status(self) -> tuple[int | None, datetime | None]:

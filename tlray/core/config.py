@@ -93,18 +93,19 @@ class InferenceConfig(Config):
     )
     seconds_per_image: float = setting(
         IMAGES,
-        "Most seconds to decode an image. One that takes longer counts as bad. After ten times as long with "
-        "slow images, other images of the shard get a twentieth of it.",
+        "Most seconds to decode an image. One that takes longer counts as bad. Once the slow images of a "
+        "shard have taken ten times as long, the limit for its other images is a twentieth.",
         SECONDS_PER_IMAGE,
         SECONDS,
     )
     path_column: str | None = setting(
-        IMAGES, "Column of a table that contains the paths of the images. Default: the one named like that."
+        IMAGES,
+        "Column of a table that contains the paths of the images. Default: path, file_name or the like.",
     )
     label_column: str | None = setting(
         IMAGES,
-        "Column of a table or Parquet archive that contains the labels; in tar files a suffix or .json key; "
-        "`none` for none. Default: the one named label, class, category or the like.",
+        "Column of a table or Parquet archive that contains the labels, or `none`; in tar files a suffix or "
+        ".json key. Default: the one named label, class, category or the like.",
     )
     split_column: str | None = setting(
         IMAGES,
@@ -365,8 +366,8 @@ class PredictConfig(RunConfig):
     )
     annotate: str | None = setting(
         OUTPUT,
-        "Folder for copies of the images that have the predicted class and its probability on them. It is "
-        "new, empty, or has such copies. Default: no copies.",
+        "Folder for copies of the images that have the predicted class and its probability on them. It must "
+        "be new or empty, or hold such copies. Default: no copies.",
     )
     top: int | None = setting(
         OUTPUT,

@@ -83,7 +83,7 @@ class Config:
     """
 
     DEFAULTS: ClassVar[Mapping[str, str]] = {}
-    """What `--help` says of the defaults that are other ones than in the base class, by setting."""
+    """The defaults, in words, that `--help` gives instead of those of the base class, by setting."""
 
     def __post_init__(self) -> None:
         for name, setting in settings(type(self)).items():

@@ -79,7 +79,7 @@ def run(
         try:
             try:
                 connected()  # Before this, Ray may mute stderr.
-                _announce(listing, begun, writer, announce)
+                _announce(listing, begun, writer, announce, is_new)
                 pool = nodes.pool(job.settings.actor_range, job.settings.gpus_per_actor)
                 nodes.check(job.packages, job.out, ImageProbe(job.root, job.index.first()))
             except UserError:
@@ -103,13 +103,16 @@ def run(
             writer.stop()
 
 
-def _announce(listing: Future[None], begun: float, writer: IndexWriter, announce: Announce) -> None:
+def _announce(
+    listing: Future[None], begun: float, writer: IndexWriter, announce: Announce, is_new: bool
+) -> None:
     """Announce what is listed a moment after the listing has begun; raise the error of a failed listing."""
     if writer.account() is None:
         return
     wait([listing], max(0, begun + _LOOK_SECONDS - time.monotonic()))
     if listing.done() and isinstance(error := listing.exception(), JobError):
-        raise error.__cause__ if isinstance(error.__cause__, UserError) else error
+        # The JobError also says what to remove, which a new job removes itself.
+        raise error.__cause__ if is_new and isinstance(error.__cause__, UserError) else error
     if (account := writer.account()) is not None:
         announce(account)
 

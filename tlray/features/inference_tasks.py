@@ -145,7 +145,7 @@ class NetworkActor:
         good, stored = np.asarray(table["error"].is_null()), np.asarray(table["stored"])
         check_exists(job.out)
         errors = table.select(part_files.ERRORS.names).filter(pa.array(~good))
-        has_part = bool(stored.any())
+        has_part = job.retry_errors and job.out.is_file(part_files.part_name(shard))  # It may have no rows.
         if not has_part:
             self._write_errors(shard, errors)
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()
@@ -155,7 +155,7 @@ class NetworkActor:
         # A model's metadata has the classes of its output; otherwise they are the labels in this shard.
         metadata = {"classes": sorted(set(rows["label"].drop_null().to_pylist())), **job.metadata}
         features = self._features(pixels, rows["path"].filter(pa.array(~stored[good])))
-        if has_part:
+        if stored.any():
             features = self._merged(shard, features, stored[good])
         part_files.write_part(job.out, shard, rows, features, self.shape, job.store, metadata)
         if has_part:  # If this is killed before, the old error rows show that the shard must be tried again.

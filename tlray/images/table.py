@@ -77,11 +77,13 @@ class Table:
             return self._dataset().schema
 
     def rows(self) -> Iterator[tuple[str, str | None, str | None]]:
-        """The path, split and label of each row; a UserError for a row without path, or of unknown split."""
+        """The path, split and label of each row; a UserError for a row that cannot be used."""
         for number, (path, label, split) in enumerate(self._cells(), start=1):
             where = f"row {number} of the table {self.place!r}"
             if not path or path.isspace():
                 raise UserError(f"{where} has no path: fill it in, or remove the row")
+            if "\0" in path or "\0" in (label or ""):  # Arrow pads a short answer of a store with them.
+                raise UserError(f"{where} has null characters: run it again, or write the table anew")
             if self.only_below and ("://" in path or path.startswith("/") or ".." in path.split("/")):
                 raise UserError(f"{where} names a file outside its folder: {path!r}")
             known = split_named(split) if split else None
