@@ -20,7 +20,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.annotate import copy_name
 from tlray.images import walk
-from tlray.images.archives import parquet, samples, tar
+from tlray.images.archives import base, parquet, samples, tar
 from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images, Listed
@@ -621,6 +621,16 @@ def test_keys_decide_in_parquet_and_rows_without_a_key_are_refused_after_a_chang
     assert fault(Reader(Folder.open(str(tmp_path))), x)[0] == "Damaged"
 
 
+def test_names_of_one_hash_are_not_one_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "hash", lambda _: 1, raising=False)
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2"), ("3.jpg", b"3")])
+    write_parquet(tmp_path / "b.parquet", image=[b"4", b"5", b"6"], key=["x", "y", "z"])
+    assert list(contents(str(tmp_path)).values()) == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    read = Reader(Folder.open(str(tmp_path)))
+    for path in ("a.tar/4.jpg", "b.parquet#w"):
+        assert fault(read, Listed(path, None, None, None, None))[0] == "FileNotFoundError"
+
+
 def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, monkeypatch):
     uri = write_parquet(tmp_path / "a.parquet", 10, image=[str(i).encode() for i in range(57)])
     batches = Mock(side_effect=parquet.Parquet._batches)
@@ -636,13 +646,17 @@ def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, mon
 
 
 def test_memory_stays_flat(tmp_path, monkeypatch):
-    """A tar of many members, and a Parquet file of one row group of 64 MB."""
+    """A tar of many members, also if it was written anew, and a Parquet file of one row group of 64 MB."""
     monkeypatch.setattr(walk, "_IMAGES_AHEAD", 100)
     write_tar(tmp_path / "a.tar", [(f"{number}.jpg", b"") for number in range(5000)])
     images = Images.open(str(tmp_path / "a.tar"))
     tracemalloc.start()
     assert sum(1 for _ in images) == 5000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    read, before = Reader(images.root), tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    assert read("a.tar/4999.jpg") == b""
+    assert tracemalloc.get_traced_memory()[1] - before < 400_000
     tracemalloc.stop()
     data = np.random.default_rng(0).bytes(1 << 20)
     table = pa.table({"image": [data[i:] + data[:i] for i in range(64)]})
