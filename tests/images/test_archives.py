@@ -182,11 +182,11 @@ def test_the_user_names_the_label_of_samples(tmp_path):
 
 
 def test_rows_without_a_label_do_not_get_that_of_the_folder(tmp_path):
-    labels = pa.array(["a", None, ""])
-    write_parquet(tmp_path / "cats/a.parquet", image=[b"x"] * 3, label=labels)
+    labels = pa.array(["a", None, "", " "])
+    write_parquet(tmp_path / "cats/a.parquet", image=[b"x"] * 4, label=labels)
     hugging_face(tmp_path / "cats/b.parquet", [b"x"], [-1], ["lion"])
     write_parquet(tmp_path / "cats/c.parquet", image=[b"x"])
-    assert [label for *_, label in rows(str(tmp_path))] == ["a", None, None, None, "cats"]
+    assert [label for *_, label in rows(str(tmp_path))] == ["a", None, None, None, None, "cats"]
 
 
 def test_a_label_that_is_far_from_its_image_fails_the_listing(tmp_path, monkeypatch):
@@ -343,10 +343,12 @@ def test_folders_and_files_that_are_named_like_archives(tmp_path):
     assert "'a.parquet#3.jpg'" in refusal(str(tmp_path))
 
 
-def test_hidden_members_are_not_there_and_copies_get_a_place(tmp_path):
+def test_hidden_members_are_only_counted_and_copies_get_a_place(tmp_path):
     names = ["._1.jpg", "__MACOSX/2.jpg", ".git/x/3.jpg"]
     names += ["../../4.jpg", "/5.jpg", "x/./6.jpg", "./././7.jpg\0.txt"]
-    listed = paths(write_tar(tmp_path / "a.tar", [(name, b"") for name in names]))
+    images = Images.open(write_tar(tmp_path / "a.tar", [(name, b"") for name in names]))
+    listed = [row.path for row in images]
+    assert (images.hidden, images.passed_over) == (3, {})
     assert listed == ["a.tar/../../4.jpg", "a.tar//5.jpg", "a.tar/x/./6.jpg", "a.tar/7.jpg"]
     names = ["a.tar/4.jpg.", "a.tar/5.jpg.", "a.tar/x/6.jpg.", "a.tar/7.jpg", "b.parquet/7."]
     copies = [copy_name(path) for path in [*listed, "b.parquet#7"]]
@@ -443,6 +445,8 @@ def test_a_column_that_is_there_twice_and_metadata_that_say_nothing(tmp_path):
     twice = pa.table([pa.array([b""]), pa.array(["x"]), pa.array(["y"])], ["image", "label", "label"])
     pq.write_table(twice, tmp_path / "a.parquet")
     assert "the column 'label' twice" in refusal(str(tmp_path))
+    (row,) = Images.open(str(tmp_path), ColumnNames(label="none"))
+    assert Reader(Folder.open(str(tmp_path)))(*row.place) == b""
     features = '{"info": {"features": {"label": {"names": 7}}}}'
     for metadata in ("[1]", "{", "[" * 100_000, '{"info": []}', features):
         table = pa.table({"image": [b""], "label": [1]}).replace_schema_metadata({"huggingface": metadata})

@@ -68,7 +68,7 @@ class Columns:
             for field in schema:
                 if field.name in _IMAGE and field.type not in _TEXT:
                     fault = f"{field.name}: {field.type}"[:200]
-                    raise Damaged(f"its images are no bytes of image files: {fault}; expected binary")
+                    raise Damaged(f"its images are not bytes of image files: {fault}; expected binary")
             return None
         image = next(name for name in (*_IMAGE, *images) if name in images)
         if image not in _IMAGE and len(images) > 1:
@@ -116,7 +116,7 @@ class Parquet:
         self._numbers = HashIndex()
 
     @classmethod
-    def open(cls, root: Folder, path: str, given: ColumnNames = ColumnNames()) -> Parquet | None:  # noqa: B008
+    def open(cls, root: Folder, path: str, given: ColumnNames) -> Parquet | None:
         """Open a Parquet file; None if it has no images. The user names some of its columns."""
         stream = open_file(root, path)
         try:
@@ -214,7 +214,8 @@ class Parquet:
         classes = self._columns.classes
         if self._columns.label is None:
             return None
-        if not label or (label == "-1" and classes):  # Hugging Face writes -1 for an unknown label.
+        # Hugging Face writes -1 for an unknown label.
+        if not label or label.isspace() or (label == "-1" and classes):
             return ""
         if classes is None:
             return label
