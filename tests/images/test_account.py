@@ -179,6 +179,13 @@ def test_a_class_of_unread_files_is_refused(tmp_path, monkeypatch):
         of_folder(tmp_path)
     write(tmp_path, "train/b/2.png")
     assert of_folder(tmp_path).unread == {".heic": 2}
+    # The labels of metadata replace those of folders.
+    photos = write(tmp_path / "photos", "all/0.png", "all/1.png", "all/2.heic", "all/3.heic")
+    names = {"0.png": "cat", "1.png": "dog", "2.heic": "dog"}
+    text = "".join(f"all/{name},{label}\n" for name, label in names.items())
+    (photos / "metadata.csv").write_text(f"file_name,label\n{text}")
+    result = of_folder(photos)
+    assert (result.classes, result.unread) == ({"cat": 1, "dog": 2}, {".heic": 2})
     # After --split, the images of a class may be in any split.
     images, counted = (
         Images.open(write(tmp_path / "flat", "a/0.png", "b/0.heic", "b/0.png")).assign(0.5, 0),

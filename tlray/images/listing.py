@@ -209,7 +209,8 @@ class Images:
             raise compressed(self.root.join(path))
         elif filetypes.is_unread(path):
             self.unread[suffix] += 1
-            self.unread_classes[*self._layout.meaning(path), suffix] += 1
+            meaning = self._metadata.meaning(path, *self._layout.meaning(path), met=False)
+            self.unread_classes[*meaning, suffix] += 1
         else:
             self.passed_over[suffix] += 1
         return None
