@@ -138,6 +138,10 @@ def test_of_many_pairs_three_are_shown():
         ),
         ([("validation", "a", 3), ("test", "b", 3)], []),
         ([("train", "a", 3), ("train", "b", 3), ("validation", "a", 1), ("test", "b", 1)], []),
+        (
+            [("train", "a", 3), ("train", "b", 3), ("test", "b", 1), ("test", "c", 1)],
+            ["the class 'c' has 1 test image and no training images"],
+        ),
     ],
 )
 def test_warnings_of_whole_listings(counts, lines):
@@ -197,10 +201,10 @@ def test_a_class_of_unread_files_is_refused(tmp_path, monkeypatch):
 
 
 def test_python_gets_warnings(recwarn):
-    warn(account((None, "Cats", 4), (None, "cats", 5)))
+    warn(account((None, "Cats", 1), (None, "cats", 5)))
     (warning,) = recwarn
     assert str(warning.message).startswith(
-        "the classes 'Cats' (4 images) and 'cats' (5 images) differ only by case"
+        "the classes 'Cats' (1 image) and 'cats' (5 images) differ only by case"
     )
 
 

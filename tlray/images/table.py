@@ -173,7 +173,7 @@ class Metadata:
         return table
 
     def meaning(self, path: str, split: str | None, label: str | None, *, met: bool = True) -> _Meaning:
-        """The split and label of an image, given those of its folders; `met` is false if it cannot be read."""
+        """The split and label of an image, given those of its folders; `met` is false if it is not listed."""
         folder = self._folder(path)
         if folder is None:
             return split, label
