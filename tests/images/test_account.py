@@ -138,6 +138,10 @@ def test_of_many_pairs_three_are_shown():
         ),
         ([("validation", "a", 3), ("test", "b", 3)], []),
         ([("train", "a", 3), ("train", "b", 3), ("validation", "a", 1), ("test", "b", 1)], []),
+        (
+            [("train", "a", 3), ("train", "b", 3), ("test", "b", 1), ("test", "c", 1)],
+            ["the class 'c' has 1 test image and no training images"],
+        ),
     ],
 )
 def test_warnings_of_whole_listings(counts, lines):
@@ -179,6 +183,13 @@ def test_a_class_of_unread_files_is_refused(tmp_path, monkeypatch):
         of_folder(tmp_path)
     write(tmp_path, "train/b/2.png")
     assert of_folder(tmp_path).unread == {".heic": 2}
+    # The labels of metadata replace those of folders.
+    photos = write(tmp_path / "photos", "all/0.png", "all/1.png", "all/2.heic", "all/3.heic")
+    names = {"0.png": "cat", "1.png": "dog", "2.heic": "dog"}
+    text = "".join(f"all/{name},{label}\n" for name, label in names.items())
+    (photos / "metadata.csv").write_text(f"file_name,label\n{text}")
+    result = of_folder(photos)
+    assert (result.classes, result.unread) == ({"cat": 1, "dog": 2}, {".heic": 2})
     # After --split, the images of a class may be in any split.
     images, counted = (
         Images.open(write(tmp_path / "flat", "a/0.png", "b/0.heic", "b/0.png")).assign(0.5, 0),
@@ -190,10 +201,10 @@ def test_a_class_of_unread_files_is_refused(tmp_path, monkeypatch):
 
 
 def test_python_gets_warnings(recwarn):
-    warn(account((None, "Cats", 4), (None, "cats", 5)))
+    warn(account((None, "Cats", 1), (None, "cats", 5)))
     (warning,) = recwarn
     assert str(warning.message).startswith(
-        "the classes 'Cats' (4 images) and 'cats' (5 images) differ only by case"
+        "the classes 'Cats' (1 image) and 'cats' (5 images) differ only by case"
     )
 
 

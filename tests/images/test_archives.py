@@ -20,7 +20,7 @@ from tlray.core.errors import UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.annotate import copy_name
 from tlray.images import walk
-from tlray.images.archives import parquet, samples, tar
+from tlray.images.archives import base, parquet, samples, tar
 from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images, Listed
@@ -182,11 +182,11 @@ def test_the_user_names_the_label_of_samples(tmp_path):
 
 
 def test_rows_without_a_label_do_not_get_that_of_the_folder(tmp_path):
-    labels = pa.array(["a", None, ""])
-    write_parquet(tmp_path / "cats/a.parquet", image=[b"x"] * 3, label=labels)
+    labels = pa.array(["a", None, "", " "])
+    write_parquet(tmp_path / "cats/a.parquet", image=[b"x"] * 4, label=labels)
     hugging_face(tmp_path / "cats/b.parquet", [b"x"], [-1], ["lion"])
     write_parquet(tmp_path / "cats/c.parquet", image=[b"x"])
-    assert [label for *_, label in rows(str(tmp_path))] == ["a", None, None, None, "cats"]
+    assert [label for *_, label in rows(str(tmp_path))] == ["a", None, None, None, None, "cats"]
 
 
 def test_a_label_that_is_far_from_its_image_fails_the_listing(tmp_path, monkeypatch):
@@ -343,10 +343,12 @@ def test_folders_and_files_that_are_named_like_archives(tmp_path):
     assert "'a.parquet#3.jpg'" in refusal(str(tmp_path))
 
 
-def test_hidden_members_are_not_there_and_copies_get_a_place(tmp_path):
+def test_hidden_members_are_only_counted_and_copies_get_a_place(tmp_path):
     names = ["._1.jpg", "__MACOSX/2.jpg", ".git/x/3.jpg"]
     names += ["../../4.jpg", "/5.jpg", "x/./6.jpg", "./././7.jpg\0.txt"]
-    listed = paths(write_tar(tmp_path / "a.tar", [(name, b"") for name in names]))
+    images = Images.open(write_tar(tmp_path / "a.tar", [(name, b"") for name in names]))
+    listed = [row.path for row in images]
+    assert (images.hidden, images.passed_over) == (3, {})
     assert listed == ["a.tar/../../4.jpg", "a.tar//5.jpg", "a.tar/x/./6.jpg", "a.tar/7.jpg"]
     names = ["a.tar/4.jpg.", "a.tar/5.jpg.", "a.tar/x/6.jpg.", "a.tar/7.jpg", "b.parquet/7."]
     copies = [copy_name(path) for path in [*listed, "b.parquet#7"]]
@@ -443,6 +445,8 @@ def test_a_column_that_is_there_twice_and_metadata_that_say_nothing(tmp_path):
     twice = pa.table([pa.array([b""]), pa.array(["x"]), pa.array(["y"])], ["image", "label", "label"])
     pq.write_table(twice, tmp_path / "a.parquet")
     assert "the column 'label' twice" in refusal(str(tmp_path))
+    (row,) = Images.open(str(tmp_path), ColumnNames(label="none"))
+    assert Reader(Folder.open(str(tmp_path)))(*row.place) == b""
     features = '{"info": {"features": {"label": {"names": 7}}}}'
     for metadata in ("[1]", "{", "[" * 100_000, '{"info": []}', features):
         table = pa.table({"image": [b""], "label": [1]}).replace_schema_metadata({"huggingface": metadata})
@@ -621,6 +625,16 @@ def test_keys_decide_in_parquet_and_rows_without_a_key_are_refused_after_a_chang
     assert fault(Reader(Folder.open(str(tmp_path))), x)[0] == "Damaged"
 
 
+def test_names_of_one_hash_are_not_one_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "hash", lambda _: 1, raising=False)
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2"), ("3.jpg", b"3")])
+    write_parquet(tmp_path / "b.parquet", image=[b"4", b"5", b"6"], key=["x", "y", "z"])
+    assert list(contents(str(tmp_path)).values()) == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    read = Reader(Folder.open(str(tmp_path)))
+    for path in ("a.tar/4.jpg", "b.parquet#w"):
+        assert fault(read, Listed(path, None, None, None, None))[0] == "FileNotFoundError"
+
+
 def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, monkeypatch):
     uri = write_parquet(tmp_path / "a.parquet", 10, image=[str(i).encode() for i in range(57)])
     batches = Mock(side_effect=parquet.Parquet._batches)
@@ -636,13 +650,17 @@ def test_rows_are_read_in_any_order_and_a_row_group_once_in_theirs(tmp_path, mon
 
 
 def test_memory_stays_flat(tmp_path, monkeypatch):
-    """A tar of many members, and a Parquet file of one row group of 64 MB."""
+    """A tar of many members, also if it was written anew, and a Parquet file of one row group of 64 MB."""
     monkeypatch.setattr(walk, "_IMAGES_AHEAD", 100)
     write_tar(tmp_path / "a.tar", [(f"{number}.jpg", b"") for number in range(5000)])
     images = Images.open(str(tmp_path / "a.tar"))
     tracemalloc.start()
     assert sum(1 for _ in images) == 5000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    read, before = Reader(images.root), tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    assert read("a.tar/4999.jpg") == b""
+    assert tracemalloc.get_traced_memory()[1] - before < 400_000
     tracemalloc.stop()
     data = np.random.default_rng(0).bytes(1 << 20)
     table = pa.table({"image": [data[i:] + data[:i] for i in range(64)]})

@@ -157,7 +157,8 @@ def _alike(counts: Counts) -> Iterator[str]:
 
 def _shown(counts: Counts, label: str) -> str:
     """A label and its numbers of images; it is escaped if Unicode can write it in several ways."""
-    images = [f"{n:,} {f'in {s}' if s else 'images'}" for (s, name), n in counts.items() if name == label]
+    rows = [(split, number) for (split, name), number in counts.items() if name == label]
+    images = [f"{n:,} in {split}" if split else f"{n:,} image{'s' * (n != 1)}" for split, n in rows]
     is_unique = unicodedata.normalize("NFC", label) == unicodedata.normalize("NFD", label)
     return f"{repr(label) if is_unique else ascii(label)} ({', '.join(images)})"
 
@@ -181,4 +182,4 @@ def _others(counts: Counts, split: str | None) -> str:
     names = ", ".join(map(repr, labels[:_EXAMPLES])) + (", ..." if len(labels) > _EXAMPLES else "")
     subject = f"the class {names} has" if len(labels) == 1 else f"the {len(labels):,} classes {names} have"
     images = sum(counts[split, label] for label in labels)
-    return f"{subject} {images:,} {split} images and no training images"
+    return f"{subject} {images:,} {split} image{'s' * (images != 1)} and no training images"

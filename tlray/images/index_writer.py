@@ -99,16 +99,7 @@ class IndexWriter:
         if folder.is_file(piece_name(0)):
             writer = cls(Index.open(folder, job), source, work)
             if extend or work or not writer.index.complete:
-                writer._count(writer.index.count("split", "label") if source else {})
-                writer.diff = IndexDiff(writer.index.tables(*COLUMNS))
-                new = writer.diff.new(writer._until_stopped(images))
-                if writer.index.complete and not extend:
-                    writer._check_unchanged(added=sum(1 for _ in new))
-                    return writer
-                writer._rest = _pieces(new, size, len(writer.index.shard_sizes))
-                first = next(writer._rest)
-                if first[0] or not writer.index.complete:
-                    writer._write(first)
+                writer._compare(images, size, extend=extend)
             return writer
         _check_unused(folder)
         writer = cls(Index(folder, job), source)
@@ -121,6 +112,19 @@ class IndexWriter:
                 raise
             raise UserError(f"cannot write to {folder.uri}: {error.strerror or error}") from error
         return writer
+
+    def _compare(self, images: Iterable[Listed], size: Callable[[int], int], *, extend: bool) -> None:
+        """Compare the images with those that an earlier run listed, and write the first piece of new ones."""
+        self._count(self.index.count("split", "label") if self._source else {})
+        self.diff = IndexDiff(self.index.tables(*COLUMNS))
+        new = self.diff.new(self._until_stopped(images))
+        if self.index.complete and not extend:
+            self._check_unchanged(added=sum(1 for _ in new))
+            return
+        self._rest = _pieces(new, size, len(self.index.shard_sizes))
+        first = next(self._rest)
+        if first[0] or not self.index.complete:
+            self._write(first)
 
     def account(self) -> Account | None:
         """What is understood of the images that are listed so far; None without a source."""

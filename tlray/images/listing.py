@@ -200,7 +200,8 @@ class Images:
         """The image in a file; None for any other file or a member of an archive, which are counted."""
         path = filetypes.valid_text(file if isinstance(file, str) else file.path)
         suffix = posixpath.splitext(path)[1].lower() or "(none)"
-        if any(map(conventions.is_hidden, path.split("/"))) if isinstance(file, str) else file.hidden:
+        names = path.split("/") if isinstance(file, str) else []
+        if any(map(conventions.is_hidden, names)) or (isinstance(file, Entry) and file.hidden):
             self.hidden += 1
         elif isinstance(file, Entry) and filetypes.is_image(path):
             return self._listed(file)
@@ -208,7 +209,8 @@ class Images:
             raise compressed(self.root.join(path))
         elif filetypes.is_unread(path):
             self.unread[suffix] += 1
-            self.unread_classes[*self._layout.meaning(path), suffix] += 1
+            meaning = self._metadata.meaning(path, *self._layout.meaning(path), met=False)
+            self.unread_classes[*meaning, suffix] += 1
         else:
             self.passed_over[suffix] += 1
         return None

@@ -22,9 +22,10 @@ from tlray.images.bad_image import MAX_BYTES, BadImage, refusing
 from tlray.images.conventions import ColumnNames
 
 _open_folder = functools.lru_cache(maxsize=64)(Folder.open)
+_NO_COLUMNS = ColumnNames(label="none", split="none")
 
 
-def open_archive(root: Folder, path: str, columns: ColumnNames = ColumnNames()) -> Archive | None:  # noqa: B008
+def open_archive(root: Folder, path: str, columns: ColumnNames) -> Archive | None:
     """Open a tar or Parquet file, in which the user names columns; None for a Parquet file without images."""
     return (
         Tar(root, path, columns.label) if path.lower().endswith(".tar") else Parquet.open(root, path, columns)
@@ -108,7 +109,7 @@ class Reader:
     def _open(self, root: Folder, path: str) -> Archive:
         if self._archive is None or (root, path) != self._place:
             self._archive = None
-            archive = open_archive(root, path)
+            archive = open_archive(root, path, _NO_COLUMNS)
             if archive is None:
                 raise Damaged("the Parquet file has no column of images any more")
             self._archive, self._place = archive, (root, path)

@@ -105,10 +105,10 @@ def _with_time_limit(function: Callable[[bytes], Result], data: bytes, seconds: 
 
 
 class DecoderProcess(TimedRun):
-    """Does so in another process, which starts with the first image, and again after one that ended it.
+    """Calls functions in another process.
 
-    The process imports only what the function needs. With multiprocessing it would instead run the user's
-    script, which calls tlray, a second time.
+    It starts with the first image, and again after an image that ended it. It imports only what the function
+    needs. With multiprocessing it would instead run the user's script, which calls tlray, a second time.
     """
 
     def __init__(self, seconds: float = SECONDS_PER_IMAGE) -> None:

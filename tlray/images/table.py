@@ -174,12 +174,13 @@ class Metadata:
         }
         return table
 
-    def meaning(self, path: str, split: str | None, label: str | None) -> _Meaning:
-        """The split and label of an image, given those that its folders name."""
+    def meaning(self, path: str, split: str | None, label: str | None, *, met: bool = True) -> _Meaning:
+        """The split and label of an image, given those of its folders; `met` is false if it is not listed."""
         folder = self._folder(path)
         if folder is None:
             return split, label
-        own = self._rows[folder].pop(path[len(folder) :].lstrip("/"), (None, None))
+        row = self._rows[folder].pop if met else self._rows[folder].get
+        own = row(path[len(folder) :].lstrip("/"), (None, None))
         # A column of labels replaces the labels of all folders, as in Hugging Face's datasets.
         return own[0] or split, own[1] if self._has_labels[folder] else label
 

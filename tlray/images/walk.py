@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     ancestors: tuple[tuple[int, int], ...] = ()
     """Device and inode of every local folder that contains it."""
     class_name: str | None = None
-    """Of a tar file, its name if the tar files in its folder are named like one for each class."""
+    """The class in a tar file's name, if the tar files in its folder are named like one for each class."""
     hidden: bool = False
     """Whether its name begins with a dot, or is that of a folder which a system makes. It is never opened."""
 

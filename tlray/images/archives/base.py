@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from tlray.core.checked_file import CheckedFile, storage_errors
 from tlray.core.errors import UserError
@@ -123,3 +125,26 @@ class Duplicates:
             if hash(name) in suspects:
                 checked.add(name)
         return None
+
+
+class HashIndex:
+    """Finds the offset of a name, with 16 bytes of memory for each name (40 while sorting)."""
+
+    def __init__(self) -> None:
+        self._sorted: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+
+    def lookup(self, name: str, expected: int | None, scan: Iterable[tuple[str, int]]) -> Iterator[int]:
+        """The possible offsets of a name, the expected one first: other names may have the same hash.
+
+        `scan` yields all names with their offsets; it is used at most once, and only if it is needed.
+        """
+        if expected is not None:
+            yield expected
+        if self._sorted is None:
+            pairs = array("q", chain.from_iterable((hash(name), offset) for name, offset in scan))
+            hashes, offsets = np.frombuffer(pairs, np.int64).reshape(-1, 2).T
+            order = np.argsort(hashes)
+            self._sorted = hashes[order], offsets[order]
+        hashes, offsets = self._sorted
+        first, end = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), "right")
+        yield from offsets[first:end].tolist()

@@ -7,7 +7,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +18,7 @@ from tlray.core.checked_file import CheckedFile
 from tlray.core.schema import fits
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, open_file
+from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, open_file
 from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.conventions import SPLITS, ColumnNames, split_named
 
@@ -69,7 +68,7 @@ class Columns:
             for field in schema:
                 if field.name in _IMAGE and field.type not in _TEXT:
                     fault = f"{field.name}: {field.type}"[:200]
-                    raise Damaged(f"its images are no bytes of image files: {fault}; expected binary")
+                    raise Damaged(f"its images are not bytes of image files: {fault}; expected binary")
             return None
         image = next(name for name in (*_IMAGE, *images) if name in images)
         if image not in _IMAGE and len(images) > 1:
@@ -114,9 +113,10 @@ class Parquet:
         self._reader: Iterator[tuple[str, bytes | None]] = iter(())
         self._group = self._next = -1
         """The row group that `_reader` reads, and the row that it yields next."""
+        self._numbers = HashIndex()
 
     @classmethod
-    def open(cls, root: Folder, path: str, given: ColumnNames = ColumnNames()) -> Parquet | None:  # noqa: B008
+    def open(cls, root: Folder, path: str, given: ColumnNames) -> Parquet | None:
         """Open a Parquet file; None if it has no images. The user names some of its columns."""
         stream = open_file(root, path)
         try:
@@ -147,20 +147,16 @@ class Parquet:
             if duplicate is not None:
                 raise Damaged(f"it has the {columns.key} {duplicate!r} twice")
 
-    @cached_property
-    def _numbers(self) -> dict[str | None, int]:
-        """The row of each key."""
-        return {key: row for row, (key,) in enumerate(self._texts(self._columns.key))}
-
     def read(self, name: str, offset: int | None) -> bytes:
-        if not self.has_names:
-            row = self._row(int(name) if name.isdecimal() and len(name) < 19 else -1)
-        else:
+        if self.has_names:
             # The name decides, because the file may have been written anew since it was listed.
-            row = self._row(-1 if offset is None else offset)
-            if row is None or row[0] != name:
-                row = self._row(self._numbers.get(name, -1))
-        if row is None or (self.has_names and row[0] != name):
+            scan = ((key or "", number) for number, (key,) in enumerate(self._texts(self._columns.key)))
+            numbers = self._numbers.lookup(name, offset, scan)
+        else:
+            numbers = iter([int(name)] if name.isdecimal() and len(name) < 19 else [])
+        rows = (row for row in map(self._row, numbers) if row and (row[0] == name or not self.has_names))
+        row = next(rows, None)
+        if row is None:
             raise FileNotFoundError(name)
         if row[1] is None:
             raise BadImage("read", "NoBytes", "the row has no bytes of an image")
@@ -218,7 +214,8 @@ class Parquet:
         classes = self._columns.classes
         if self._columns.label is None:
             return None
-        if not label or (label == "-1" and classes):  # Hugging Face writes -1 for an unknown label.
+        # Hugging Face writes -1 for an unknown label.
+        if not label or label.isspace() or (label == "-1" and classes):
             return ""
         if classes is None:
             return label

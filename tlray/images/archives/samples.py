@@ -134,7 +134,8 @@ class Samples:
         split, folder = self._layout.meaning(image.name)
         if self._layout.has_splits and folders_above(image.name) and split is None:
             raise Damaged(f"{image.name!r} lies beside folders of splits: make one file for each split")
-        self.warnings |= dict(zip(["folders"], self._layout.warnings, strict=False))
+        if self._layout.warnings:
+            self.warnings["folders"] = self._layout.warnings[0]
         label = self._label_of(image.name)
         label = folder if label is None else label
         return image._replace(split=split, label=label)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 from tlray.core.storage import Folder
 from tlray.images import filetypes
-from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, ReadAheadFile
+from tlray.images.archives.base import ArchivedImage, Damaged, Duplicates, HashIndex, ReadAheadFile
 from tlray.images.archives.samples import Samples, sample_names
 from tlray.images.bad_image import MAX_BYTES, BadImage
 from tlray.images.conventions import is_hidden
@@ -55,6 +55,7 @@ class Tar:
     def __init__(self, root: Folder, path: str, label_column: str | None = None) -> None:
         self._file = ReadAheadFile(root, path)
         self.file = self._file.file
+        self._offsets = HashIndex()
         self._samples = Samples(label_column)
         self.columns: Mapping[str, list[str]] = self._samples.columns
         self.warnings: Mapping[str, str] = self._samples.warnings
@@ -89,22 +90,15 @@ class Tar:
             if filetypes.is_listed(member.name) and not any(map(is_hidden, member.name.split("/"))):
                 yield member.name, member.offset
 
-    @cached_property
-    def _offsets(self) -> dict[str, int]:
-        return dict(self._listed())
-
     def read(self, name: str, offset: int | None) -> bytes:
         # The name decides, because the file may have been written anew since it was listed.
-        member = None
-        if offset is not None:
+        for start in self._offsets.lookup(name, offset, self._listed()):
+            member = None
             with suppress(Damaged):
-                member = self._member(offset)
-        if member is None or member.name != name:
-            offset = self._offsets.get(name)
-            member = None if offset is None else self._member(offset)
-        if member is None:
-            raise FileNotFoundError(name)
-        return self._bytes(member)
+                member = self._member(start)
+            if member is not None and member.name == name:
+                return self._bytes(member)
+        raise FileNotFoundError(name)
 
     def _bytes(self, member: _Member) -> bytes:
         if member.kind not in _FILES:
