@@ -350,8 +350,18 @@ def test_files_in_the_place_of_an_output_are_found_before_the_first_stage(here, 
     path = here / "out" / mine
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
-    assert f"{mine.partition('/')[0]} exists already, and is not the output of this stage" in refusal()
+    place = mine.partition("/")[0]
+    stage = place.partition(".")[0]
+    assert f"out/{place} is no output of stage {stage}: choose another --out, or remove it" in refusal()
     assert (CALLS, path.read_bytes()) == ([], b"mine")
+
+
+def test_an_evaluation_that_was_killed_as_it_wrote_its_first_file_goes_on(here):
+    path = here / "out" / "report" / ".report.json.0123abcd.tmp"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    run()
+    assert "evaluate" in called()
 
 
 def test_a_recipe_may_have_any_path(here):
@@ -440,6 +450,17 @@ def test_a_bad_set(change, words):
 def test_a_split_of_a_stage_that_reads_features():
     message = refusal("tuned.split=0.5", "tuned.images=features", "tuned.augment=")
     assert 'stage tuned has split, but images = "features" is a feature set' in message
+
+
+def test_columns_of_a_stage_that_reads_features():
+    message = refusal("label-column=breed", "report.data=features")
+    assert 'stage report has label-column, but data = "features" is a feature set' in message
+    assert "remove it with --set report.label-column=, or" in message
+    Path("list.csv").write_text("path,breed,split\nimages/test/a/1.png,a,test\nimages/test/b/1.png,b,train\n")
+    kept = ("label-column=breed", "report.label-column=", "report.data=features")
+    run(*kept, images="list.csv")
+    columns = {name: given["config"].label_column for name, given in CALLS if name in ("extract", "evaluate")}
+    assert columns == {"extract": "breed", "evaluate": None}
 
 
 OUTSIDE = ("/etc", "../x", "a/../../x", "s3://bucket/x", "link", "link/x", ".", "a/b")

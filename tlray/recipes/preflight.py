@@ -18,13 +18,13 @@ from tlray.images.augment import Augmentation
 from tlray.images.conventions import ColumnNames
 from tlray.images.listing import Images
 from tlray.models import frozen, layers, registry
-from tlray.recipes.stage import COMMANDS, IMAGES, Stage
+from tlray.recipes.stage import COMMANDS, IMAGES, Stage, key
 from tlray.training import checks
 
 _ASSIGNED = ("train", "test")
 """The splits that `split = FRACTION` assigns."""
-_BEGUN = r"index|manifest\.json|\.training|report\.json|\.parts-.*"
-"""One of these names is in every folder that a stage has begun."""
+_BEGUN = r"index|manifest\.json|\.training|report\.json|\.report\.json\..*|\.parts-.*"
+"""One of these names is in every folder that a stage has begun, even if it was killed."""
 
 
 def check(stages: Sequence[Stage], images: str, out: str) -> None:
@@ -34,6 +34,7 @@ def check(stages: Sequence[Stage], images: str, out: str) -> None:
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
         _check_settings(stage.config)
+        _check_features(stage)
         if isinstance(stage.config, FinetuneConfig):
             _check_finetune(stage, stage.config, by_name)
         if (copies := getattr(stage.config, "annotate", None)) is not None:
@@ -65,7 +66,7 @@ def _check_output(stage: Stage, out: str) -> None:
         names = ["a file"] if folder.is_file() else folder.names()
         is_free = not names or any(re.fullmatch(_BEGUN, name) for name in names)
     if not is_free and Folder.open(place).exists():
-        raise UserError(f"stage {stage.name}: {place} exists already, and is not the output of this stage")
+        raise UserError(f"{place} is no output of stage {stage.name}: choose another --out, or remove it")
 
 
 def _columns(stages: Sequence[Stage]) -> ColumnNames:
@@ -101,13 +102,20 @@ def _check_copies(stage: Stage, name: str, out: Folder, by_name: Mapping[str, St
         )
 
 
-def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:
-    for name in ("augment", "split"):
-        if stage.inputs["images"] != IMAGES and getattr(settings, name) is not None:
+def _check_features(stage: Stage) -> None:
+    """Raise UserError if a stage that reads features has a setting that needs the images themselves."""
+    images = "data" if stage.command == "evaluate" else "images"
+    columns = ("path_column", "label_column", "split_column")
+    for name in ("augment", "split", *columns) if stage.command == "finetune" else columns:
+        if stage.inputs.get(images, IMAGES) != IMAGES and getattr(stage.config, name) is not None:
             raise UserError(
-                f'stage {stage.name} has {name}, but images = "{stage.inputs["images"]}" is a feature set: '
-                f'{name} needs the images themselves; remove it, or write images = "{IMAGES}"'
+                f'stage {stage.name} has {key(name)}, but {images} = "{stage.inputs[images]}" is a feature '
+                f"set: {key(name)} needs the images themselves; remove it with --set {stage.name}."
+                f'{key(name)}=, or write {images} = "{IMAGES}"'
             )
+
+
+def _check_finetune(stage: Stage, settings: FinetuneConfig, by_name: Mapping[str, Stage]) -> None:
     if settings.from_ is not None:
         backbone = registry.backbone(_backbone(stage, by_name))
         if settings.from_ not in backbone.cuts:  # The cuts are layers, so the network need not be built.
