@@ -80,7 +80,7 @@ def infer(job: InferenceJob, writer: IndexWriter, *_: object) -> list[Any]:
 
 def learn(task: Any, work: Folder, report: object) -> Trained:
     """In place of Keras; it leaves files of a checkpoint and of a feature cache."""
-    for name in ("local/000000/state", "training/index/part-00000.parquet", "training/part-00000.parquet"):
+    for name in ("checkpoint.zip", "training/index/part-00000.parquet", "training/part-00000.parquet"):
         work.write(name, b"work")
     counts = dict.fromkeys(("trainable_tensors", "tensors", "trainable_parameters", "parameters"), 2)
     return Trained(
