@@ -16,6 +16,7 @@ from tlray.evaluation.annotate import annotate_one, check_target, copy_name
 from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import TimedRun
+from tlray.models.model import Model
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,11 @@ def test_no_two_copies_have_one_name_and_none_has_the_name_of_a_folder(tmp_path)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(SIMILAR)
 
 
-MODEL = Mock(folder=Folder.open("/model"), manifest=Mock(created="today"))
+MODEL = Model(Folder.open("/model"), Mock(created="today"))
 
 
 def test_only_a_folder_of_copies_of_these_images_is_written_to(root, tmp_path):
-    def check(target: Path, model: Mock = MODEL, **begin: bool) -> None:
+    def check(target: Path, model: Model = MODEL, **begin: bool) -> None:
         check_target(Images.open(root.path), Folder.open(target), model, **begin)
 
     save(root, "cat/1.png")
@@ -78,8 +79,8 @@ def test_only_a_folder_of_copies_of_these_images_is_written_to(root, tmp_path):
     assert list(target.iterdir()) == []
     check(target, begin=True)
     check(target, begin=True)  # Again, e.g. after it was stopped.
-    with pytest.raises(UserError, match=r"copies of another job \(created today, not tomorrow\)"):
-        check(target, Mock(folder=MODEL.folder, manifest=Mock(created="tomorrow")))
+    with pytest.raises(UserError, match=r"copies of another job \(model_created today, not tomorrow\)"):
+        check(target, Model(MODEL.folder, Mock(created="tomorrow")))
     full.mkdir()
     for name, content in {"1.png": b"mine", ".tlray.json": b"[]"}.items():
         (full / name).write_bytes(content)
@@ -109,7 +110,7 @@ def save(root: Folder, path: str, size: tuple[int, int] = (200, 120), mode: str 
 
 
 def annotated(root: Folder, target: Folder, path: str, label: str = "cat", probability: float = 1.0) -> str:
-    return annotate_one(Reader(root), TimedRun(), path, label, probability, target)
+    return annotate_one(Reader(root), TimedRun(), path, label, probability, target, 1_000_000)
 
 
 @pytest.mark.parametrize(

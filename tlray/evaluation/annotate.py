@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tlray.cluster import session
-from tlray.core.config import MAX_PIXELS
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import other_job
 from tlray.core.record import dump
@@ -42,7 +41,7 @@ def check_target(source: Images, target: Folder, model: Model, *, begin: bool = 
         UserError: the folder holds something else, is among the images, or cannot be written to.
     """
     source.check_outside(target, "--annotate")
-    job = {"model": model.folder.uri, "created": model.manifest.created, "images": source.root.uri}
+    job = {**model.identity, "images": source.root.uri}
     try:
         names, written = target.names(), None
         if names:
@@ -84,7 +83,7 @@ def annotate_one(
     label: str,
     probability: float,
     target: Folder,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int,
 ) -> str:
     """Write the copy of one image, whose decoder `run` runs, and return its path below `target`.
 

@@ -24,6 +24,7 @@ from tlray.evaluation.scores import Evaluation, Tally
 from tlray.features import inference, part_files
 from tlray.features.feature_set import FeatureSet, Rows
 from tlray.images import copies
+from tlray.images.account import Counts
 from tlray.images.bad_image import BadImage
 from tlray.images.conventions import ColumnNames
 from tlray.images.index import piece_name
@@ -31,9 +32,6 @@ from tlray.images.listing import Images
 from tlray.images.reader import Reader
 from tlray.images.sandbox import DecoderProcess
 from tlray.models.model import Model
-
-Counts = Counter[tuple[str | None, ...]]
-"""The number of images by split and label."""
 
 
 def evaluate(
@@ -149,10 +147,8 @@ def _chosen(counts: Counts, split: str | None) -> list[tuple[str | None, int]]:
 def _check(counts: Counts, asked: str | None, data: str, model: Model) -> str | None:
     """Check the labels, and return the split to evaluate; None stands for all images."""
     splits = sorted({split for split, _ in counts if split is not None})
-    if asked is not None and asked not in splits:
-        raise UserError(
-            f"--split {asked}: {data} has no such split: it has {', '.join(splits) or 'no splits'}"
-        )
+    if asked is not None:
+        model_inference.check_split(asked, splits, data)
     split = asked or next((name for name in ("test", "validation") if name in splits), None)
     if split is None and splits:
         raise UserError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import astuple
 
 import pyarrow as pa
 
 from tlray.cluster import session
 from tlray.core.config import RunConfig
+from tlray.core.errors import UserError
 from tlray.core.manifest import package_versions, versions
 from tlray.core.storage import Folder, StrPath
 from tlray.features import inference
@@ -41,8 +42,7 @@ def run(
         if precision == "auto":
             precision = "float32" if model.provenance.precision == "float32" else fastest_precision()
         identity = {
-            "model": model.folder.uri,
-            "model_created": model.manifest.created,
+            **model.identity,
             "images": source,
             "precision": precision,
             "max_pixels": config.max_pixels,
@@ -77,3 +77,10 @@ def images_of(model: Model, uri: StrPath, config: RunConfig) -> Images:
     if Folder.open(uri).uri != model.manifest.images:
         return images
     return images.assign(model.manifest.split, model.manifest.split_seed or 0)
+
+
+def check_split(split: str, splits: Collection[str | None], images: str) -> None:
+    """Raise UserError if the images do not have the split that `--split` names."""
+    if split not in splits:
+        names = ", ".join(sorted(filter(None, splits))) or "no splits"
+        raise UserError(f"--split {split}: {images} has no such split: it has {names}")

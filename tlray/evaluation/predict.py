@@ -32,8 +32,7 @@ from tlray.images.listing import Images, Listed
 from tlray.images.loader import ImageLoader
 from tlray.images.reader import Reader
 from tlray.images.sandbox import DecoderProcess
-from tlray.models.compiled import compile_network
-from tlray.models.model import Model, without_resize
+from tlray.models.model import Model, compiled
 
 _SUFFIXES = (".parquet", ".csv")
 
@@ -143,8 +142,8 @@ class _Output:
         parent, slash, name = out.rpartition("/")
         folder = Folder.open(parent + slash)
         stem, _, suffix = name.rpartition(".")
-        parts = folder.child(f"{name}.parts")
-        return cls(folder, name, f"{stem}.errors.{suffix}", f"{name}.parts.json", parts, job)
+        errors, begun = f"{stem}.errors.{suffix}", f"{name}.parts.json"
+        return cls(folder, name, errors, begun, folder.child(f"{name}.parts"), job)
 
     def finished(self) -> PredictResult | None:
         """The result of this job if its files are written; UserError if others are in their place."""
@@ -155,11 +154,9 @@ class _Output:
                     # The file of predictions is written last.
                     is_written = self.folder.is_file(self.name)
                     return PredictResult.from_json(values["result"]) if is_written else None
-        for name in (self.name, self.errors, self.begun):
-            if self.folder.exists(name):
-                raise UserError(
-                    f"{self.folder.child(name).uri} already exists: choose another --out, or remove it"
-                )
+        for place in map(self.folder.child, (self.name, self.errors, self.begun)):
+            if place.exists():
+                raise UserError(f"{place.uri} already exists: choose another --out, or remove it")
         return None
 
 
@@ -174,22 +171,18 @@ def _predict_all(
     source = model_inference.images_of(model, images, config)
     settings = ("precision", "max_pixels", "top", "path_column", "label_column", "split_column")
     job = {
-        "model": model.folder.uri,
-        "model_created": model.manifest.created,
+        **model.identity,
         "images": Folder.open(images).uri + (f" ({config.split})" if config.split is not None else ""),
         **{name: getattr(config, name) for name in settings},
     }
     output = _Output.open(out, job)
     source.check_outside(output.folder.child(output.name))
-    chosen: Iterable[Listed] = source
+    chosen: Iterable[Listed] = (image for image in source if config.split in (None, image.split))
     if output.finished() is None:
         if config.annotate is not None:
             annotate.check_target(source, Folder.open(config.annotate), model)
         if config.split is not None:
-            chosen = (image for image in source if image.split == config.split)
-            if config.split not in (splits := {image.split for image in source}):
-                names = ", ".join(sorted(filter(None, splits))) or "no splits"
-                raise UserError(f"--split {config.split}: {images} has no such split: it has {names}")
+            model_inference.check_split(config.split, {image.split for image in source}, images)
         chosen = listing_for(output.parts, chosen)
     with output.parts.locked():
         if (result := output.finished()) is None:
@@ -248,7 +241,7 @@ def _predict_one(model: Model, uri: str, config: PredictConfig) -> Prediction:
         pixels = load(image.place)
     # float32 starts fastest, which is what counts for a single image.
     precision = "float32" if config.precision == "auto" else config.precision
-    network = compile_network(without_resize(model.load(), size), size, precision)
+    network = compiled(model.load(), size, precision)
     (probabilities,) = network(pixels[None])
     model.check_output(probabilities, image.path)
     order = np.argsort(-probabilities, kind="stable")[: config.top]

@@ -99,6 +99,11 @@ class Model:
         return self.manifest.provenance
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that tell this model from any other."""
+        return {"model": self.folder.uri, "model_created": self.manifest.created}
+
+    @property
     def classes(self) -> list[str]:
         """The class names in the order of the model's output."""
         return self.manifest.classes
@@ -178,12 +183,13 @@ def _load_network(data: Any, image_size: int, precision: str) -> Network:
     import ray
 
     prepare_keras(len(os.sched_getaffinity(0)))
-    return compile_network(without_resize(load(ray.get(data)), image_size), image_size, precision)
+    return compiled(load(ray.get(data)), image_size, precision)
 
 
-def without_resize(model: keras.Model, image_size: int) -> keras.Model:
-    """Return the model without its resizing, from pixels (batch, image_size, image_size, 3)."""
+def compiled(model: keras.Model, image_size: int, precision: str) -> Network:
+    """Return a model without its resizing as a fast function, for pixels of that size."""
     import keras
 
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
-    return keras.Model(pixels, model.get_layer("head")(model.get_layer("frozen")(pixels)))
+    model = keras.Model(pixels, model.get_layer("head")(model.get_layer("frozen")(pixels)))
+    return compile_network(model, image_size, precision)

@@ -79,8 +79,7 @@ class StartingPoint:
     @property
     def identity(self) -> dict[str, Any]:
         """JSON values that tell this starting point from any other."""
-        model = self.model
-        origin = {"model": model.folder.uri, "model_created": model.manifest.created} if model else {}
+        origin = self.model.identity if self.model else {}
         return {**origin, "provenance": self.frozen.provenance.identity()}
 
     def first_trained(self, config: FinetuneConfig) -> str | None:
