@@ -43,7 +43,8 @@ def check_target(source: Images, target: Folder, model: Model, *, begin: bool = 
     source.check_outside(target, "--annotate")
     job = {**model.identity, "images": source.root.uri}
     try:
-        names, written = target.names(), None
+        # A killed command may leave a part of the marker under a temporary name.
+        names, written = [name for name in target.names() if not name.startswith(f".{_MARKER}.")], None
         if names:
             with suppress(ValueError, FileNotFoundError):
                 written = json.loads(target.read(_MARKER))
