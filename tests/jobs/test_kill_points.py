@@ -13,6 +13,7 @@ from tests import ROOT
 from tests.support import kill_points
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
+from tlray.evaluation.predict import predict
 from tlray.features import inference
 
 
@@ -52,6 +53,16 @@ def test_a_stopped_job_whose_images_changed_is_refused(job, tmp_path, monkeypatc
     shutil.rmtree(work[1])
     result = run()
     assert (result["images"], result["rows"], result["errors"]) == (7, 7, 0)
+
+
+def test_a_killed_prediction_without_copies_is_not_taken_for_one_with_them(tmp_path, monkeypatch):
+    kill_points.prepare(tmp_path, monkeypatch.setattr)
+    monkeypatch.setattr(inference, "remove", Mock(side_effect=JobError("stopped")))
+    with pytest.raises(JobError, match="stopped"):
+        kill_points.jobs(tmp_path)["predict"]()
+    out, copies = tmp_path / "out" / "p.parquet", str(tmp_path / "copies")
+    with pytest.raises(UserError, match=r"p\.parquet already exists"):
+        predict(tmp_path / "given", tmp_path / "images", out, max_bad_fraction=1, annotate=copies)
 
 
 def test_two_evaluations_do_not_write_to_one_folder(tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def _predict_all(
     progress: inference.Progress,
 ) -> PredictResult:
     source = model_inference.images_of(model, images, config)
-    settings = ("precision", "max_pixels", "top", "path_column", "label_column", "split_column")
+    settings = ("precision", "max_pixels", "top", "annotate", "path_column", "label_column", "split_column")
     job = {
         **model.identity,
         "images": Folder.open(images).uri + (f" ({config.split})" if config.split is not None else ""),
