@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from unittest.mock import Mock
 
 import pytest
 
 from tests import ROOT
 from tests.support import kill_points
+from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
 from tlray.core.storage import Folder
 from tlray.evaluation.predict import predict
@@ -53,6 +56,23 @@ def test_a_stopped_job_whose_images_changed_is_refused(job, tmp_path, monkeypatc
     shutil.rmtree(work[1])
     result = run()
     assert (result["images"], result["rows"], result["errors"]) == (7, 7, 0)
+
+
+def test_an_image_that_is_added_while_an_evaluation_begins_is_noticed(tmp_path, monkeypatch):
+    kill_points.prepare(tmp_path, monkeypatch.setattr)
+
+    @contextmanager
+    def connect(address: str | None) -> Iterator[Callable[[], None]]:
+        new = tmp_path / "images" / "b" / "new.png"
+        if not new.exists():
+            new.write_bytes(b"new")
+        yield lambda: None
+
+    monkeypatch.setattr(session, "connect", connect)
+    run = kill_points.jobs(tmp_path)["evaluate"]
+    with pytest.raises(JobError, match=f"images of {tmp_path}/images were added or removed just now"):
+        run()
+    assert run()["images"] == 7
 
 
 def test_a_killed_prediction_without_copies_is_not_taken_for_one_with_them(tmp_path, monkeypatch):

@@ -452,6 +452,11 @@ def test_a_split_of_a_stage_that_reads_features():
     assert 'stage tuned has split, but images = "features" is a feature set' in message
 
 
+def test_stages_that_read_different_columns():
+    message = refusal("features.label-column=breed")
+    assert "the stages features and predictions read different columns of the images: give them" in message
+
+
 def test_columns_of_a_stage_that_reads_features():
     message = refusal("label-column=breed", "report.data=features")
     assert 'stage report has label-column, but data = "features" is a feature set' in message
