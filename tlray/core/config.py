@@ -35,10 +35,6 @@ SECONDS_PER_IMAGE = 60.0
 """The most time to decode one image, unless the user allows more."""
 
 
-_RETRY = (
-    "Try the images again that an earlier run of this job could not use. Their files are read as they are "
-    "now; the other rows stay as they are."
-)
 _TRAINED_SPLIT = "Images that the model was trained on keep the split that they had then."
 
 
@@ -161,7 +157,12 @@ class ExtractConfig(NetworkConfig, _Split):
     """The settings of `tlray extract` and `tlray plan`."""
 
     seed: int = setting(IMAGES, "Seed of the random split.", 0, SEED)
-    retry_errors: bool = setting(IMAGES, _RETRY, False)
+    retry_errors: bool = setting(
+        IMAGES,
+        "Try the images again that an earlier run of this job could not use. Their files are read as they "
+        "are now; the other rows stay as they are.",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +345,6 @@ class RunConfig(InferenceConfig):
         "auto",
     )
     batch_size: int = setting(NETWORK, "Images that go through the network at once.", 32, COUNT)
-    retry_errors: bool = setting(IMAGES, _RETRY, False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,6 @@ def run(
             store="float32",
             metadata={"job": identity, "classes": model.classes, "versions": versions()},
             packages=package_versions(),
-            retry_errors=config.retry_errors,
         )
         timings = inference.run(
             job,
