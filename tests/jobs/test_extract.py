@@ -146,7 +146,7 @@ def test_finished_work_is_kept_and_the_rest_is_done(digits, whole, out):
     assert extract(digits, out, CONFIG).was_complete
     (out / "manifest.json").unlink()
     (out / "part-00001.parquet").unlink()
-    (out / ".part-00001.parquet.0.tmp").write_bytes(b"half a file")  # of a writer that was killed
+    (out / ".part-00001.parquet.0123abcd.tmp").write_bytes(b"half a file")  # of a writer that was killed
     # That writer may have seen an image fail that can be read now.
     schema = pq.read_schema(out / "errors" / "part-00000.parquet")
     error = pa.table({name: ["x"] for name in schema.names}, schema=schema)

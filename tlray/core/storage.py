@@ -37,7 +37,8 @@ StrPath = str | os.PathLike[str]
 
 def is_temporary(name: str) -> bool:
     """Whether this is the name of a temporary file of tlray, which a killed command leaves behind."""
-    return re.fullmatch(r"\.(part-|manifest\.|job\.|stopped\.|tlray-).*tmp", name) is not None
+    # `Folder.writing`, `nodes.check` and a listing that is stopped make such files.
+    return re.fullmatch(r"\.(.+\.[0-9a-f]{8}|tlray-.+|stopped)\.tmp", name) is not None
 
 
 @dataclass(frozen=True)

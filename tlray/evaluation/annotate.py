@@ -16,7 +16,7 @@ from tlray.cluster import session
 from tlray.core.errors import JobError, UserError
 from tlray.core.manifest import other_job
 from tlray.core.record import dump
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, is_temporary
 from tlray.features import feature_set, part_files
 from tlray.features.inference_tasks import InferenceJob
 from tlray.images import copies, sandbox
@@ -43,8 +43,7 @@ def check_target(source: Images, target: Folder, model: Model, *, begin: bool = 
     source.check_outside(target, "--annotate")
     job = {**model.identity, "images": source.root.uri}
     try:
-        # A killed command may leave a part of the marker under a temporary name.
-        names, written = [name for name in target.names() if not name.startswith(f".{_MARKER}.")], None
+        names, written = [name for name in target.names() if not is_temporary(name)], None
         if names:
             with suppress(ValueError, FileNotFoundError):
                 written = json.loads(target.read(_MARKER))

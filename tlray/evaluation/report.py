@@ -10,7 +10,7 @@ from typing import Any
 
 from tlray.core.errors import UserError
 from tlray.core.record import dump, plain
-from tlray.core.storage import Folder
+from tlray.core.storage import Folder, is_temporary
 from tlray.core.text import escaped
 from tlray.evaluation import plots
 from tlray.evaluation.scores import MAX_TILES, Evaluation
@@ -23,7 +23,7 @@ _KINDS = {"": 1, "_smoothed": plots.MIN_SMOOTHED_EPOCHS}
 
 def check_folder(folder: Folder) -> None:
     """Raise UserError if a folder holds files, but neither a report nor the work of an evaluation."""
-    others = [name for name in folder.names() if not name.startswith((".parts-", ".report.json."))]
+    others = [name for name in folder.names() if not (is_temporary(name) or name.startswith(".parts-"))]
     if others and not _files_in(folder):
         raise UserError(f"{folder.uri} is not empty and has no report by tlray: choose another --out")
 

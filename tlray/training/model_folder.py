@@ -56,8 +56,8 @@ def reserved(folder: Folder, job: Mapping[str, Any]) -> Iterator[None]:
         if is_begun and (begun := json.loads(work.read(_JOB))) != plain(job):
             raise other_job(folder, "another job, which is not finished", begun, plain(job))
         if not is_begun:
-            others = [name for name in folder.names() if not name.endswith(".tmp") and name != WORK]
-            others += [name for name in folder.walk(WORK) if not is_temporary(posixpath.basename(name))]
+            names = [*(name for name in folder.names() if name != WORK), *folder.walk(WORK)]
+            others = [name for name in names if not is_temporary(posixpath.basename(name))]
             if others:
                 raise UserError(
                     f"{folder.uri} is not empty and is no model of tlray (it holds {others[0]}): "
